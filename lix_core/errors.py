@@ -1,0 +1,31 @@
+"""The errors a user of lix meets: each says what was wrong, with the value, and what to do."""
+
+from __future__ import annotations
+
+
+class LixError(ValueError):
+    """Base of every error that lix raises on purpose."""
+
+
+class ImageError(LixError):
+    """An image cannot be segmented: wrong shape, dtype, size or values."""
+
+
+class BundleError(LixError):
+    """A model bundle is missing, damaged or does not describe its own graph."""
+
+
+class BackendError(LixError):
+    """An inference backend is unknown, not installed or cannot run the model."""
+
+
+class LabelError(LixError):
+    """A label set or a mapping between label sets is inconsistent."""
+
+
+class SourceError(LixError):
+    """An input (image, folder, video or bag) cannot be read."""
+
+
+class DataError(LixError):
+    """A data set on disk is incomplete or has values its format does not allow."""

@@ -1,0 +1,94 @@
+"""Inference backends behind one small interface. A new one is one new file here and one line in REGISTRY."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from dataclasses import dataclass
+from typing import Protocol, Sequence
+
+import numpy as np
+
+from lix_core.errors import BackendError
+
+REGISTRY = {
+    "onnxruntime": ("lix_core.runtime.backends.onnxruntime_backend", "OnnxRuntimeBackend", ("onnxruntime",)),
+    "openvino": ("lix_core.runtime.backends.openvino_backend", "OpenVinoBackend", ("openvino",)),
+    "torch": ("lix_core.runtime.backends.torch_backend", "TorchBackend", ("torch", "onnx", "onnx2torch")),
+}
+"""name -> (module, class, the packages it needs), in the order in which `auto` tries them."""
+INSTALL_HINT = {
+    "onnxruntime": "pip install onnxruntime",
+    "openvino": "pip install 'lix[openvino]'",
+    "torch": "pip install 'lix[train]'",
+}
+DEFAULT_BACKEND = "onnxruntime"
+PRECISIONS = ("auto", "f32", "bf16", "f16")
+
+
+@dataclass(frozen=True)
+class BackendOptions:
+    """How to run: CPU threads (0 = every core) and arithmetic precision (`auto` = the backend's own choice)."""
+
+    threads: int = 0
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.threads < 0:
+            raise BackendError(f"threads must be 0 (every core) or more, got {self.threads}")
+        if self.precision not in PRECISIONS:
+            raise BackendError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+
+
+class Backend(Protocol):
+    """A loaded graph. `outputs` maps output names to shapes, with None for sizes known only at run time."""
+
+    outputs: dict[str, tuple[int | None, ...]]
+    description: str
+
+    def run(self, image: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
+        """Feed the graph's one input; returns the named outputs, which stay valid until the next call."""
+        ...
+
+
+def available_backends() -> dict[str, list[str]]:
+    """name -> the packages it still lacks (an empty list: ready to use). Imports none of them."""
+    return {
+        name: [p for p in packages if importlib.util.find_spec(p) is None] for name, (_, _, packages) in REGISTRY.items()
+    }
+
+
+def resolve_backend(name: str) -> str:
+    """The backend to use for `name`, where `auto` takes the first of REGISTRY that is installed.
+
+    Raises:
+        BackendError: unknown, or not installed.
+    """
+    missing = available_backends()
+    if name == "auto":
+        ready = [candidate for candidate, lacking in missing.items() if not lacking]
+        if not ready:
+            raise BackendError(f"no inference backend is installed; try: {INSTALL_HINT[DEFAULT_BACKEND]}")
+        return ready[0]
+    if name not in REGISTRY:
+        raise BackendError(f"unknown backend {name!r}; there are auto, {', '.join(REGISTRY)}")
+    if missing[name]:
+        raise BackendError(f"backend {name!r} needs {', '.join(missing[name])}: {INSTALL_HINT[name]}")
+    return name
+
+
+def load_backend(name: str, graph: bytes, options: BackendOptions) -> Backend:
+    """Load a serialised ONNX graph into the backend `name` (or `auto`).
+
+    Raises:
+        BackendError: see `resolve_backend`; or the backend cannot load or run this graph.
+    """
+    resolved = resolve_backend(name)
+    module, class_name, _ = REGISTRY[resolved]
+    try:
+        return getattr(importlib.import_module(module), class_name)(graph, options)
+    except BackendError:
+        raise
+    except Exception as error:  # every library has its own exceptions for a graph it cannot load
+        reason = str(error).strip().splitlines()
+        raise BackendError(f"backend {resolved!r} cannot load the graph: {reason[0] if reason else error!r}") from error

@@ -1,0 +1,34 @@
+"""ONNX Runtime: the default; CPU, or CUDA where onnxruntime-gpu is installed."""
+
+from __future__ import annotations
+
+import os
+from typing import Sequence
+
+import numpy as np
+import onnxruntime
+
+from lix_core.errors import BackendError
+from lix_core.runtime.backends import BackendOptions
+
+
+class OnnxRuntimeBackend:
+    """Runs in float32: on CPUs ONNX Runtime computes float convolutions in no other precision."""
+
+    def __init__(self, graph: bytes, options: BackendOptions):
+        if options.precision not in ("auto", "f32"):
+            raise BackendError(f"onnxruntime runs in f32 only, not {options.precision}; try backend openvino")
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = options.threads or len(os.sched_getaffinity(0))
+        settings.log_severity_level = 3
+        providers = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in onnxruntime.get_available_providers()]
+        self._session = onnxruntime.InferenceSession(graph, settings, providers=providers)
+        self._input = self._session.get_inputs()[0].name
+        self.outputs = {
+            o.name: tuple(d if isinstance(d, int) else None for d in o.shape) for o in self._session.get_outputs()
+        }
+        device = self._session.get_providers()[0].removesuffix("ExecutionProvider")
+        self.description = f"onnxruntime {onnxruntime.__version__} {device} f32 {settings.intra_op_num_threads} threads"
+
+    def run(self, image: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
+        return self._session.run(list(outputs), {self._input: image})

@@ -1,0 +1,88 @@
+"""PyTorch: runs the bundle's ONNX graph as a torch module, on CUDA where there is a GPU, else on the CPU."""
+
+from __future__ import annotations
+
+import os
+from typing import Callable, Sequence
+
+import numpy as np
+import onnx
+import torch
+from onnx2torch import convert
+from onnx2torch.node_converters.registry import add_converter, get_converter
+from onnx2torch.onnx_graph import OnnxGraph
+from onnx2torch.onnx_node import OnnxNode
+from onnx2torch.utils.common import OnnxMapping, OperationConverterResult
+from torch import Tensor, nn
+
+from lix_core.runtime.backends import BackendOptions
+
+DTYPE = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+
+
+class Reduction(nn.Module):
+    """An ONNX reduction of opset 18, where the axes moved from an attribute to an input."""
+
+    def __init__(self, reduce: Callable[..., Tensor], axes: Sequence[int], keepdim: bool):
+        super().__init__()
+        self.reduce, self.axes, self.keepdim = reduce, tuple(axes), keepdim
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.reduce(x, dim=self.axes, keepdim=self.keepdim)
+
+
+def extend_onnx2torch() -> None:
+    """Teach onnx2torch 1.5 what it lacks of opset 18, through its own registry.
+
+    Resize is as in opset 13 for the attributes in use; reductions moved their (here constant) axes to an input.
+    """
+
+    def reduction(reduce: Callable[..., Tensor]) -> Callable[[OnnxNode, OnnxGraph], OperationConverterResult]:
+        def convert_node(node: OnnxNode, graph: OnnxGraph) -> OperationConverterResult:
+            axes = graph.initializers[node.input_values[1]].to_torch().tolist()
+            module = Reduction(reduce, axes, bool(node.attributes.get("keepdims", 1)))
+            return OperationConverterResult(module, OnnxMapping((node.input_values[0],), node.output_values))
+
+        return convert_node
+
+    converters = {
+        "ReduceMean": reduction(torch.mean),
+        "ReduceMax": reduction(torch.amax),
+        "Resize": get_converter("Resize", version=13),
+    }
+    for operation, converter in converters.items():
+        try:
+            get_converter(operation, version=18)
+        except NotImplementedError:
+            add_converter(operation_type=operation, version=18)(converter)
+
+
+extend_onnx2torch()
+
+
+class TorchBackend:
+    """Outputs come back to the host as NumPy arrays."""
+
+    def __init__(self, graph: bytes, options: BackendOptions):
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        threads = options.threads or len(os.sched_getaffinity(0))
+        torch.set_num_threads(threads)
+        precision = "f32" if options.precision == "auto" else options.precision
+        model = onnx.load_from_string(graph)
+        self.outputs = {
+            o.name: tuple(d.dim_value if d.HasField("dim_value") else None for d in o.type.tensor_type.shape.dim)
+            for o in model.graph.output
+        }
+        self._module = convert(model).eval().to(self._device)
+        self._dtype = DTYPE[precision]
+        where = torch.cuda.get_device_name() if self._device.type == "cuda" else f"CPU {threads} threads"
+        self.description = f"torch {torch.__version__} {precision} {where}"
+
+    @torch.inference_mode()
+    def run(self, image: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
+        tensor = torch.from_numpy(image).to(self._device)
+        with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
+            results = self._module(tensor)
+        results = [results] if isinstance(results, Tensor) else results
+        named = dict(zip(self.outputs, results, strict=True))
+        return [named[name].float().cpu().numpy() if named[name].is_floating_point() else named[name].cpu().numpy() for name in outputs]

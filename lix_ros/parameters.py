@@ -1,0 +1,149 @@
+"""Node parameters: one dataclass per node is the home of every name, default, range and description.
+
+Out of it come the ROS declarations, the check of every value that is set, config/*.yaml and the tables in docs/
+(`python -m lix_ros.parameters` rewrites the last two; a test compares them).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+
+from lix_core.errors import LixError
+
+if TYPE_CHECKING:
+    from rclpy.node import Node
+
+OUTPUTS = ("mask", "color", "overlay", "confidence")
+"""What the segmentation node can publish, by the name of the topic under `~/`."""
+RELIABILITY = ("best_effort", "reliable")
+
+
+class ParameterError(LixError):
+    """A parameter has a value that the node cannot take."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What ROS and the docs are told of a parameter beside its name, type and default."""
+
+    description: str
+    range: tuple[float, float] | None = None
+    choices: tuple[str, ...] | None = None
+    live: bool = False
+    """Whether it may be set while the node runs; others are read-only."""
+
+
+def parameter(default: Any, description: str, **spec: Any) -> Any:
+    extra: dict[str, Any] = {"default_factory": lambda: list(default)} if isinstance(default, list) else {"default": default}
+    return field(metadata={"spec": Spec(description, **spec)}, **extra)
+
+
+@dataclass
+class SegmentationParameters:
+    """The `segmentation` node."""
+
+    model: str = parameter(
+        "street", "Model bundle: a name that `lix models` lists, or a path. Set live, the node swaps models between two frames; "
+        "a bad bundle is refused and the old one goes on.", live=True)
+    backend: str = parameter(
+        "onnxruntime", "Inference backend. `openvino` is the fastest on x86 CPUs, `torch` uses CUDA; `auto` takes the first installed.",
+        choices=("auto", "onnxruntime", "openvino", "torch"))
+    threads: int = parameter(0, "CPU threads for inference; 0 uses every core. Fewer leave room for other nodes.", range=(0, 256))
+    precision: str = parameter(
+        "auto", "Arithmetic of the backend. bf16 nearly doubles the speed of `openvino` on CPUs that have it.", choices=("auto", "f32", "bf16", "f16"))
+    max_pixels: int = parameter(
+        0, "Largest number of pixels given to the network; larger images are scaled down. 0 keeps the bundle's own. More finds "
+        "smaller things and costs time in proportion.", range=(0, 16_777_216))
+    outputs: list[str] = parameter(
+        list(OUTPUTS), "Outputs that may be published. Those without a subscriber cost nothing even when listed.", choices=OUTPUTS, live=True)
+    overlay_alpha: float = parameter(0.5, "Opacity of the colours in the overlay: 0 shows the camera, 1 the classes.", range=(0.0, 1.0), live=True)
+    min_confidence: float = parameter(
+        0.0, "Pixels whose confidence is lower become 255 (unlabelled). 0 labels every pixel.", range=(0.0, 1.0), live=True)
+    max_rate: float = parameter(0.0, "Upper limit of segmented frames per second [Hz]; frames above it are skipped. 0: no limit.", range=(0.0, 1000.0), live=True)
+    class_remap: str = parameter(
+        "", "Path of a YAML file that renames and merges classes (config/remap_example.yaml); empty keeps the model's.", live=True)
+    autostart: bool = parameter(True, "Configure and activate at start. False waits for a lifecycle manager.")
+    image_transport: str = parameter("raw", "`raw` subscribes to `image`, `compressed` to `image/compressed` (JPEG or PNG).", choices=("raw", "compressed"))
+    image_reliability: str = parameter(
+        "best_effort", "Reliability asked of the camera. best_effort matches every camera and never waits for a late frame.", choices=RELIABILITY)
+    image_depth: int = parameter(1, "History depth of the image subscription [frames].", range=(1, 100))
+    output_reliability: str = parameter("reliable", "Reliability offered on the outputs; reliable matches every subscriber.", choices=RELIABILITY)
+    output_depth: int = parameter(1, "History depth of the outputs [frames].", range=(1, 100))
+    silence_timeout: float = parameter(3.0, "Without an image for this long [s], diagnostics say so and why.", range=(0.1, 3600.0))
+    diagnostics_period: float = parameter(1.0, "Time between two messages on /diagnostics [s].", range=(0.1, 60.0))
+
+
+@dataclass
+class ReplayParameters:
+    """The `replay` node."""
+
+    input: str = parameter("", "Folder of images, video file or rosbag2 bag to play; empty plays the clip that ships with the sources.")
+    topic: str = parameter("", "Image topic to read out of a bag; empty takes the only one.")
+    rate: float = parameter(
+        0.0, "Frames per second [Hz]. 0 keeps the source's own timing (a video's frame rate, a bag's stamps; 10 Hz for folders).", range=(0.0, 1000.0))
+    loop: bool = parameter(False, "Start again at the end.")
+    frame_id: str = parameter("camera_optical_frame", "frame_id of the messages (optical frame: z forward, x right).")
+    encoding: str = parameter("bgr8", "Encoding of the published images.", choices=("bgr8", "rgb8", "mono8", "bgra8", "rgba8"))
+    camera_info: str = parameter(
+        "", "Calibration YAML (the camera_calibration format) to publish on `camera_info`; empty takes camera_info.yaml beside the "
+        "images, or a bag's own topic, if there is one.")
+    compressed: bool = parameter(False, "Also publish JPEG on `image/compressed`.")
+    wait_for_subscriber: float = parameter(
+        10.0, "Hold the first frame until `image` has a subscriber, at most this long [s]; 0 starts at once.", range=(0.0, 3600.0))
+    reliability: str = parameter("reliable", "Reliability offered on the topics; reliable matches every subscriber.", choices=RELIABILITY)
+    depth: int = parameter(10, "History depth of the topics [frames].", range=(1, 1000))
+
+
+NODES: dict[str, type] = {"segmentation": SegmentationParameters, "replay": ReplayParameters}
+P = TypeVar("P")
+
+
+def spec_of(cls: type, name: str) -> Spec:
+    return next(f for f in dataclasses.fields(cls) if f.name == name).metadata["spec"]
+
+
+def validate(cls: type, name: str, value: Any) -> Any:
+    """The value, checked against the type, range and choices of `cls.name`.
+
+    Raises:
+        ParameterError: names the parameter, the value, and what it may be.
+    """
+    hint, spec = get_type_hints(cls)[name], spec_of(cls, name)
+    if hint == list[str]:
+        value = list(value or [])
+        unknown = [v for v in value if v not in spec.choices]
+        if unknown:
+            raise ParameterError(f"{name}: unknown {unknown}; it may hold {', '.join(spec.choices)}")
+        return value
+    if hint is float and type(value) is int:
+        value = float(value)
+    if type(value) is not hint:
+        raise ParameterError(f"{name} must be {hint.__name__}, got {value!r}")
+    if spec.choices and value not in spec.choices:
+        raise ParameterError(f"{name} must be one of {', '.join(spec.choices)}, got {value!r}")
+    if spec.range and not spec.range[0] <= value <= spec.range[1]:
+        raise ParameterError(f"{name} must be {spec.range[0]} to {spec.range[1]}, got {value!r}")
+    return value
+
+
+def declare(node: "Node", cls: type[P]) -> P:
+    """Declare every parameter of `cls` on `node`, with type, range, description and read-only flag; read them back."""
+    from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+
+    values = {}
+    hints = get_type_hints(cls)
+    defaults = dataclasses.asdict(cls())
+    for f in dataclasses.fields(cls):
+        spec: Spec = f.metadata["spec"]
+        descriptor = ParameterDescriptor(name=f.name, description=spec.description, read_only=not spec.live)
+        if spec.choices:
+            descriptor.additional_constraints = "one of: " + ", ".join(spec.choices)
+        if spec.range and hints[f.name] is float:
+            descriptor.floating_point_range = [FloatingPointRange(from_value=spec.range[0], to_value=spec.range[1])]
+        elif spec.range:
+            descriptor.integer_range = [IntegerRange(from_value=int(spec.range[0]), to_value=int(spec.range[1]), step=1)]
+        value = node.declare_parameter(f.name, defaults[f.name], descriptor).value
+        values[f.name] = validate(cls, f.name, value)
+    return cls(**values)
