@@ -1,0 +1,110 @@
+"""Raw pixel buffers, as camera drivers send them, to arrays: by views where the layout allows it.
+
+Encoding names are those of sensor_msgs/image_encodings; nothing here needs ROS.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import cv2
+import numpy as np
+
+from lix_core.errors import ImageError
+
+VIEWS = {
+    "rgb8": ("rgb", 3), "bgr8": ("bgr", 3), "rgba8": ("rgba", 4), "bgra8": ("bgra", 4), "mono8": ("gray", 1),
+    "8UC1": ("gray", 1), "8UC3": ("bgr", 3), "8UC4": ("bgra", 4),
+}
+"""8-bit encodings that are read in place -> (channel order, channels). OpenCV's type names mean OpenCV's order."""
+WIDE = {
+    "mono16": ("gray", 1), "16UC1": ("gray", 1), "rgb16": ("rgb", 3), "bgr16": ("bgr", 3), "rgba16": ("rgba", 4), "bgra16": ("bgra", 4),
+}
+"""16-bit encodings; their upper byte is what is shown."""
+FLOATS = {"32FC1": ("gray", 1), "32FC3": ("bgr", 3), "32FC4": ("bgra", 4)}
+"""Float encodings, of range 0..1."""
+BAYER = {
+    "bayer_rggb8": cv2.COLOR_BayerRGGB2RGB, "bayer_bggr8": cv2.COLOR_BayerBGGR2RGB,
+    "bayer_gbrg8": cv2.COLOR_BayerGBRG2RGB, "bayer_grbg8": cv2.COLOR_BayerGRBG2RGB,
+}
+YUV422 = {
+    "yuv422": cv2.COLOR_YUV2RGB_UYVY, "uyvy": cv2.COLOR_YUV2RGB_UYVY,
+    "yuv422_yuy2": cv2.COLOR_YUV2RGB_YUYV, "yuyv": cv2.COLOR_YUV2RGB_YUYV,
+}
+ENCODINGS = (*VIEWS, *WIDE, *FLOATS, *BAYER, *YUV422)
+
+
+def read_pixels(data: Any, height: int, width: int, step: int, encoding: str, is_bigendian: bool = False) -> tuple[np.ndarray, str]:
+    """Interpret a raw image buffer.
+
+    Args:
+        data: any buffer of at least `step * (height - 1)` + one row of bytes.
+        height, width: [pixels]. step: bytes from one row to the next.
+        encoding: one of ENCODINGS.
+
+    Returns:
+        (H, W, channels) or (H, W) array, and its channel order for `Segmenter.segment`. For the encodings of VIEWS
+        a read-only view of `data`, padded rows included; for others a converted copy.
+
+    Raises:
+        ImageError: zero-sized, truncated, a step that cannot hold a row, or an unknown encoding.
+    """
+    if height <= 0 or width <= 0:
+        raise ImageError(f"the image is empty: width {width}, height {height}")
+    order, channels, dtype = _layout(encoding, is_bigendian)
+    row_bytes = width * channels * dtype.itemsize
+    if step < row_bytes:
+        raise ImageError(f"step is {step} bytes, but a row of {width} pixels of {encoding} takes {row_bytes}")
+    buffer = np.frombuffer(data, np.uint8)
+    needed = step * (height - 1) + row_bytes
+    if buffer.size < needed:
+        raise ImageError(f"data has {buffer.size} bytes, but {width}x{height} {encoding} at step {step} takes {needed}; is it truncated?")
+    strides = (step, channels * dtype.itemsize, dtype.itemsize)
+    pixels = np.ndarray((height, width, channels), dtype, buffer, strides=strides)
+    pixels.flags.writeable = False
+    if channels == 1:
+        pixels = pixels[..., 0]
+    if encoding in WIDE:
+        pixels = (pixels >> 8).astype(np.uint8)
+    elif encoding in FLOATS:
+        pixels = pixels.astype(np.float32)
+    elif encoding in BAYER:
+        return cv2.cvtColor(np.ascontiguousarray(pixels), BAYER[encoding]), "rgb"
+    elif encoding in YUV422:
+        if width % 2:
+            raise ImageError(f"{encoding} needs an even width, got {width}")
+        return cv2.cvtColor(np.ascontiguousarray(pixels), YUV422[encoding]), "rgb"
+    return pixels, order
+
+
+def _layout(encoding: str, is_bigendian: bool) -> tuple[str, int, np.dtype]:
+    if encoding in VIEWS:
+        return *VIEWS[encoding], np.dtype(np.uint8)
+    if encoding in WIDE:
+        return *WIDE[encoding], np.dtype(np.uint16).newbyteorder(">" if is_bigendian else "<")
+    if encoding in FLOATS:
+        return *FLOATS[encoding], np.dtype(np.float32).newbyteorder(">" if is_bigendian else "<")
+    if encoding in BAYER:
+        return "gray", 1, np.dtype(np.uint8)
+    if encoding in YUV422:
+        return "yuv", 2, np.dtype(np.uint8)
+    raise ImageError(f"encoding {encoding!r} is not a colour image that lix reads; it reads {', '.join(ENCODINGS)}")
+
+
+def read_compressed(data: Any, name: str = "image") -> tuple[np.ndarray, str]:
+    """Decode a JPEG, PNG or other encoded image to (H, W, 3) uint8 and its order.
+
+    Raises:
+        ImageError: OpenCV cannot decode it.
+    """
+    buffer = np.frombuffer(data, np.uint8)
+    image = cv2.imdecode(buffer, cv2.IMREAD_COLOR) if buffer.size else None
+    if image is None:
+        raise ImageError(f"{name} ({buffer.size} bytes) cannot be decoded; is it truncated, or no image?")
+    return image, "bgr"
+
+
+def natural_key(text: str) -> list[Any]:
+    """Sort key by which frame2 comes before frame10."""
+    return [int(part) if part.isdigit() else part.lower() for part in re.split(r"(\d+)", text)]

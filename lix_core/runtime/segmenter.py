@@ -1,0 +1,220 @@
+"""From an image to its segmentation: fit to the network, run the backend, bring ids back to the image's size."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from lix_core.errors import BundleError, ImageError
+from lix_core.labels import UNLABELLED, LabelMapping, LabelSet
+from lix_core.runtime.backends import DEFAULT_BACKEND, BackendOptions, load_backend
+from lix_core.runtime.bundle import Bundle, Fit, find_bundle
+
+PADDING = 127
+"""Grey level of the letterbox; close to every ImageNet mean, so that the network sees next to nothing there."""
+TO_RGB = {
+    "rgb": None,
+    "bgr": cv2.COLOR_BGR2RGB,
+    "rgba": cv2.COLOR_RGBA2RGB,
+    "bgra": cv2.COLOR_BGRA2RGB,
+    "gray": cv2.COLOR_GRAY2RGB,
+}
+"""Channel orders an image may come in -> the OpenCV conversion to RGB."""
+CHANNELS = {"rgb": 3, "bgr": 3, "rgba": 4, "bgra": 4, "gray": 1}
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """The labels of one image.
+
+    mask: (H, W) uint8 ids of `labels`, 255 = unlabelled, at the image's own size.
+    coarse_confidence: (h, w) float32, 0..1, the winning class's probability at the network's output size.
+    """
+
+    mask: np.ndarray
+    labels: LabelSet
+    coarse_confidence: np.ndarray
+
+    @cached_property
+    def confidence(self) -> np.ndarray:
+        """(H, W) float32, 0..1: the probability of the winning class, interpolated to the image's size."""
+        return self._resize(self.coarse_confidence)
+
+    @cached_property
+    def confidence_u8(self) -> np.ndarray:
+        """(H, W) uint8: the confidence as 0..255; interpolated after rounding, three times faster."""
+        return self._resize(cv2.convertScaleAbs(self.coarse_confidence, alpha=255.0))
+
+    def _resize(self, values: np.ndarray) -> np.ndarray:
+        height, width = self.mask.shape
+        return cv2.resize(values, (width, height), interpolation=cv2.INTER_LINEAR)
+
+    def rejecting(self, min_confidence: float) -> "Segmentation":
+        """The same, with pixels below `min_confidence` unlabelled (255)."""
+        if min_confidence <= 0:
+            return self
+        mask = np.where(self.confidence < min_confidence, np.uint8(UNLABELLED), self.mask)
+        return dataclasses.replace(self, mask=mask)
+
+    def remapped(self, mapping: LabelMapping) -> "Segmentation":
+        """The same in another label set. Confidence stays that of the source class."""
+        if mapping.source != self.labels:
+            raise ImageError(f"the remap is from {mapping.source.name!r}, the segmentation is in {self.labels.name!r}")
+        return dataclasses.replace(self, mask=cv2.LUT(self.mask, mapping.lut), labels=mapping.target)
+
+
+class Segmenter:
+    """A model ready to run. Not for use by two threads at once: it keeps its canvas between calls.
+
+    Args:
+        model: a bundle, or a model's name or path.
+        backend: `auto` or a name in `lix_core.runtime.backends.REGISTRY`.
+        options: threads and precision.
+        max_pixels: largest image content given to the network; 0 = the bundle's own. No effect on a fixed canvas.
+
+    Raises:
+        BundleError: the bundle is missing or damaged, or its graph does not do what its manifest says.
+        BackendError: the backend is unknown, not installed, or cannot run the graph.
+    """
+
+    def __init__(
+        self,
+        model: Bundle | str | Path = "street",
+        backend: str = DEFAULT_BACKEND,
+        options: BackendOptions = BackendOptions(),
+        max_pixels: int = 0,
+    ):
+        self.bundle = model if isinstance(model, Bundle) else Bundle.load(find_bundle(model))
+        manifest = self.bundle.manifest
+        self.labels = manifest.labels
+        self._size = dataclasses.replace(manifest.size, max_pixels=max_pixels) if max_pixels else manifest.size
+        self._input = manifest.input
+        self._backend = load_backend(backend, self.bundle.graph, options)
+        self._fast = "mask" in manifest.outputs and "confidence" in manifest.outputs
+        self._shape: tuple[int, int] | None = None
+        self._check_graph()
+
+    @property
+    def description(self) -> str:
+        """What runs: model, backend, its version, device and precision."""
+        return f"{self.bundle.manifest.name} on {self._backend.description}"
+
+    def segment(self, image: np.ndarray, order: str = "rgb") -> Segmentation:
+        """Label every pixel of one image.
+
+        Args:
+            image: (H, W, 3) or (H, W, 4), or (H, W) for `gray`; uint8, or float of range 0..1. Rows may be padded
+                (any strides over whole pixels).
+            order: what the channels are: rgb, bgr, rgba, bgra or gray.
+
+        Raises:
+            ImageError: empty, of another shape or dtype, or with NaN or values out of range.
+        """
+        pixels = self._checked(image, order)
+        height, width = pixels.shape[:2]
+        if self._shape != (height, width):
+            self._prepare(height, width)
+        rows, columns = self._fit.content
+        target = self._canvas[:rows, :columns]
+        if (rows, columns) != (height, width):
+            # Area averaging only where linear interpolation would skip pixels.
+            method = cv2.INTER_AREA if rows * 2 < height else cv2.INTER_LINEAR
+            pixels = cv2.resize(pixels, (columns, rows), interpolation=method)
+        if TO_RGB[order] is None:
+            target[...] = pixels
+        else:
+            cv2.cvtColor(pixels, TO_RGB[order], dst=target)
+        mask, confidence = self._infer()
+        mask, confidence = self._crop(mask), self._crop(confidence)
+        if mask.shape != (height, width):
+            mask = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+        else:
+            mask = mask.copy()  # the backend may reuse its output at the next call
+        return Segmentation(mask, self.labels, confidence.copy())
+
+    @staticmethod
+    def _checked(image: np.ndarray, order: str) -> np.ndarray:
+        if order not in TO_RGB:
+            raise ImageError(f"channel order must be one of {', '.join(TO_RGB)}, got {order!r}")
+        if image.ndim == 3 and image.shape[2] == 1 and order == "gray":
+            image = image[..., 0]
+        if image.ndim != (2 if order == "gray" else 3) or (image.ndim == 3 and image.shape[2] != CHANNELS[order]):
+            raise ImageError(f"a {order} image must be (H, W{', ' + str(CHANNELS[order]) if CHANNELS[order] > 1 else ''}), got {image.shape}")
+        if 0 in image.shape:
+            raise ImageError(f"the image is empty: {image.shape}")
+        if image.dtype == np.uint8:
+            return image
+        if image.dtype not in (np.float32, np.float64):
+            raise ImageError(f"the image must be uint8, or float of range 0..1; got {image.dtype}")
+        if not np.isfinite(image).all():
+            raise ImageError(f"the image has {int((~np.isfinite(image)).sum())} values that are NaN or infinite")
+        if image.min() < 0 or image.max() > 1:
+            raise ImageError(f"a float image must be of range 0..1, got {image.min():.3g}..{image.max():.3g}")
+        return np.rint(image * 255).astype(np.uint8)
+
+    def _prepare(self, height: int, width: int) -> None:
+        self._fit: Fit = self._size.fit(height, width)
+        self._canvas = np.full((*self._fit.canvas, 3), PADDING, np.uint8)
+        self._shape = (height, width)
+
+    def _tensor(self) -> np.ndarray:
+        tensor = self._canvas[None]
+        if self._input.dtype == "float32":
+            mean, std = np.float32(self._input.mean), np.float32(self._input.std)
+            tensor = (tensor - mean) / std
+        return tensor if self._input.layout == "NHWC" else np.ascontiguousarray(tensor.transpose(0, 3, 1, 2))
+
+    def _infer(self) -> tuple[np.ndarray, np.ndarray]:
+        """(h, w) uint8 ids and (h', w') float32 confidence of the whole canvas, each at the graph's own size."""
+        if self._fast:
+            mask, confidence = self._backend.run(self._tensor(), ("mask", "confidence"))
+            return mask[0], confidence[0]
+        (logits,) = self._backend.run(self._tensor(), ("logits",))
+        return winner(logits[0], self._fit.canvas)
+
+    def _crop(self, values: np.ndarray) -> np.ndarray:
+        """The part of a canvas-wide array, at any resolution, that shows the image."""
+        (rows, columns), (canvas_rows, canvas_columns) = self._fit.content, self._fit.canvas
+        return values[
+            : max(1, -(-rows * values.shape[0] // canvas_rows)), : max(1, -(-columns * values.shape[1] // canvas_columns))
+        ]
+
+    def _check_graph(self) -> None:
+        """Run once: warms the backend up, and shows whether the graph does what the manifest says."""
+        manifest, outputs = self.bundle.manifest, self._backend.outputs
+        missing = [name for name in manifest.outputs if name not in outputs]
+        if missing:
+            raise BundleError(f"the graph of {manifest.name!r} lacks outputs {', '.join(missing)}; it has {', '.join(outputs)}")
+        self._prepare(480, 640)
+        try:
+            results = dict(zip(manifest.outputs, self._backend.run(self._tensor(), manifest.outputs), strict=True))
+        except Exception as error:  # every library has its own exceptions for inputs that do not fit
+            raise BundleError(f"the graph of {manifest.name!r} cannot take its input: {str(error).strip().splitlines()[0]}") from error
+        logits = results["logits"]
+        if logits.ndim != 4 or logits.shape[1] != len(self.labels):
+            raise BundleError(
+                f"bundle {manifest.name!r} names {len(self.labels)} classes, but its graph's logits are {logits.shape}, not (1, {len(self.labels)}, h, w)"
+            )
+        if self._fast and (results["mask"].shape != (1, *self._fit.canvas) or results["mask"].dtype != np.uint8):
+            raise BundleError(
+                f"mask of bundle {manifest.name!r} must be uint8 {(1, *self._fit.canvas)}, got {results['mask'].dtype} {results['mask'].shape}"
+            )
+
+
+def winner(logits: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """(C, h, w) logits -> (H, W) uint8 ids after bilinear upsampling to `size`, and (h, w) float32 confidence."""
+    height, width = size
+    top = logits.max(0)
+    confidence = 1 / np.exp(logits - top).sum(0)
+    best = cv2.resize(logits[0], (width, height), interpolation=cv2.INTER_LINEAR)
+    mask = np.zeros(size, np.uint8)
+    for index in range(1, len(logits)):
+        plane = cv2.resize(logits[index], (width, height), interpolation=cv2.INTER_LINEAR)
+        mask[plane > best] = index
+        np.maximum(best, plane, out=best)
+    return mask, confidence

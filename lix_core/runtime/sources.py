@@ -1,0 +1,213 @@
+"""Where frames come from: an image, a folder of images, a video file, or a rosbag2 bag (read without ROS)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Iterator, Protocol
+
+import cv2
+import numpy as np
+
+from lix_core.camera import Camera
+from lix_core.errors import DataError, ImageError, SourceError
+from lix_core.pixels import natural_key, read_compressed, read_pixels
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg")
+BAG_SUFFIXES = (".mcap", ".db3", ".bag")
+IMAGE_TYPE, COMPRESSED_TYPE, CAMERA_INFO_TYPE = (f"sensor_msgs/msg/{t}" for t in ("Image", "CompressedImage", "CameraInfo"))
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One image of a source, not yet decoded.
+
+    stem: a file name for what is made of it. time: [s] since the source's first frame.
+    load: returns the (H, W[, C]) array and its channel order; raises ImageError where it cannot be decoded.
+    """
+
+    stem: str
+    time: float
+    load: Callable[[], tuple[np.ndarray, str]]
+
+
+class Source(Protocol):
+    """An ordered set of frames; `rate` is its nominal frames per second [Hz], `len` may be an estimate for videos."""
+
+    name: str
+    rate: float
+    camera: Camera | None
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Frame]: ...
+
+
+class ImageSource:
+    """Image files, in the natural order of their names; 10 Hz, as files carry no time."""
+
+    rate = 10.0
+
+    def __init__(self, name: str, paths: list[Path]):
+        self.name, self._paths = name, paths
+        calibration = paths[0].parent / "camera_info.yaml"
+        self.camera = Camera.load(calibration) if calibration.exists() else None
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __iter__(self) -> Iterator[Frame]:
+        for index, path in enumerate(self._paths):
+            yield Frame(path.stem, index / self.rate, lambda path=path: self._load(path))
+
+    @staticmethod
+    def _load(path: Path) -> tuple[np.ndarray, str]:
+        try:
+            return read_compressed(path.read_bytes(), path.name)
+        except OSError as error:
+            raise ImageError(f"cannot read {path}: {error.strerror}") from None
+
+
+class VideoSource:
+    """A video file, through OpenCV. Frames must be loaded in order."""
+
+    camera = None
+
+    def __init__(self, path: Path):
+        self.name, self._path = path.stem, path
+        capture = self._open()
+        self.rate = capture.get(cv2.CAP_PROP_FPS) or 30.0
+        self._count = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+        readable, _ = capture.read()
+        capture.release()
+        if not readable:
+            raise SourceError(f"no frame of {path} can be decoded; is it a video that OpenCV's FFmpeg reads?")
+
+    def _open(self) -> cv2.VideoCapture:
+        capture = cv2.VideoCapture(str(self._path))
+        if not capture.isOpened():
+            raise SourceError(f"cannot open video {self._path}")
+        return capture
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Frame]:
+        capture = self._open()
+        try:
+            index = 0
+            while True:
+                readable, image = capture.read()
+                if not readable:
+                    return
+                yield Frame(f"{self.name}_{index:06d}", index / self.rate, lambda image=image: (image, "bgr"))
+                index += 1
+        finally:
+            capture.release()
+
+
+class BagSource:
+    """The image topic of a rosbag2 (MCAP or sqlite3) or ROS 1 bag, raw or compressed; through `rosbags`."""
+
+    def __init__(self, path: Path, topic: str = ""):
+        self.name, self._path = path.stem, path
+        with self._open() as reader:
+            topics = {c.topic: c.msgtype for c in reader.connections if c.msgtype in (IMAGE_TYPE, COMPRESSED_TYPE)}
+            self.topic = self._choose(topics, topic)
+            chosen = [c for c in reader.connections if c.topic == self.topic]
+            self._count = sum(c.msgcount for c in chosen)
+            if not self._count:
+                raise SourceError(f"topic {self.topic} of bag {path} has no messages")
+            stamps = [stamp for _, stamp, _ in reader.messages(chosen)]
+            self._start = stamps[0]
+            gaps = np.diff(stamps)
+            self.rate = 1e9 / float(np.median(gaps)) if len(gaps) and np.median(gaps) > 0 else 10.0
+            self.camera = self._read_camera(reader)
+
+    def _choose(self, topics: dict[str, str], wanted: str) -> str:
+        if wanted:
+            if wanted not in topics:
+                raise SourceError(f"bag {self._path} has no image topic {wanted}; it has {', '.join(topics) or 'none'}")
+            return wanted
+        if not topics:
+            raise SourceError(f"bag {self._path} has no topic of {IMAGE_TYPE} or {COMPRESSED_TYPE}")
+        # A camera recorded raw and compressed is one camera.
+        cameras = {t.removesuffix("/compressed") for t in topics}
+        if len(cameras) > 1:
+            raise SourceError(f"bag {self._path} has several image topics; choose one with --topic: {', '.join(topics)}")
+        camera = cameras.pop()
+        return camera if camera in topics else f"{camera}/compressed"
+
+    def _open(self) -> Any:
+        from rosbags.highlevel import AnyReader, AnyReaderError
+        from rosbags.typesys import Stores, get_typestore
+
+        path = self._path
+        if path.suffix in (".mcap", ".db3") and (path.parent / "metadata.yaml").exists():
+            path = path.parent
+        try:
+            reader = AnyReader([path], default_typestore=get_typestore(Stores.LATEST))
+            reader.open()
+            return reader
+        except (AnyReaderError, OSError, ValueError) as error:
+            raise SourceError(f"cannot read bag {self._path}: {error}") from None
+        except Exception as error:  # rosbags' storage readers have their own exceptions for damaged files
+            raise SourceError(f"cannot read bag {self._path}; is it damaged? ({error})") from None
+
+    def _read_camera(self, reader: Any) -> Camera | None:
+        namespace = self.topic.removesuffix("/compressed").rsplit("/", 1)[0]
+        chosen = [c for c in reader.connections if c.msgtype == CAMERA_INFO_TYPE and c.topic == f"{namespace}/camera_info"]
+        for connection, _, raw in reader.messages(chosen) if chosen else ():
+            info = reader.deserialize(raw, connection.msgtype)
+            k, d, r, p = (getattr(info, n, None) if hasattr(info, n) else getattr(info, n.upper()) for n in "kdrp")
+            try:
+                return Camera(info.width, info.height, k, info.distortion_model, d, r, p)
+            except DataError:  # an uncalibrated camera publishes zeros
+                return None
+        return None
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Frame]:
+        with self._open() as reader:
+            chosen = [c for c in reader.connections if c.topic == self.topic]
+            for connection, stamp, raw in reader.messages(chosen):
+
+                def load(raw: bytes = raw, msgtype: str = connection.msgtype) -> tuple[np.ndarray, str]:
+                    message = reader.deserialize(raw, msgtype)
+                    if msgtype == COMPRESSED_TYPE:
+                        return read_compressed(message.data, self.topic)
+                    return read_pixels(
+                        message.data, message.height, message.width, message.step, message.encoding, bool(message.is_bigendian)
+                    )
+
+                yield Frame(str(stamp), (stamp - self._start) / 1e9, load)
+
+
+def open_source(path: str | Path, topic: str = "") -> Source:
+    """Open an image, a folder of images, a video or a bag.
+
+    Args:
+        path: an image or video file, a folder of images, a bag folder (with metadata.yaml) or a .mcap, .db3 or .bag file.
+        topic: which image topic of a bag; may be left out where there is one camera.
+
+    Raises:
+        SourceError: nothing there, or nothing in it that can be read.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise SourceError(f"no such input: {path}")
+    if path.suffix.lower() in BAG_SUFFIXES or (path / "metadata.yaml").exists():
+        return BagSource(path, topic)
+    if path.is_dir():
+        paths = sorted((p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES), key=lambda p: natural_key(p.name))
+        if not paths:
+            raise SourceError(f"folder {path} holds no images ({', '.join(IMAGE_SUFFIXES)}) and is no bag (no metadata.yaml)")
+        return ImageSource(path.name, paths)
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return ImageSource(path.stem, [path])
+    if path.suffix.lower() in VIDEO_SUFFIXES:
+        return VideoSource(path)
+    raise SourceError(f"{path} is no image, video or bag that lix knows by its suffix {path.suffix!r}")

@@ -1,0 +1,68 @@
+"""Pictures for people: colour masks, overlays, legends and contact sheets. All images are RGB uint8."""
+
+from __future__ import annotations
+
+import math
+from typing import Sequence
+
+import cv2
+import numpy as np
+
+from lix_core.labels import UNLABELLED, LabelSet
+
+
+def colorize(mask: np.ndarray, labels: LabelSet) -> np.ndarray:
+    """(H, W) uint8 ids -> (H, W, 3) uint8 RGB; unlabelled pixels are black."""
+    return cv2.LUT(cv2.merge([mask, mask, mask]), labels.palette[None])
+
+
+def overlay(image: np.ndarray, mask: np.ndarray, labels: LabelSet, alpha: float = 0.5) -> np.ndarray:
+    """Blend class colours over an image, `alpha` of them; unlabelled pixels keep the camera's colour.
+
+    Shape:
+        image (H, W, 3) uint8 RGB, mask (H, W) uint8 -> (H, W, 3) uint8 RGB
+    """
+    blended = cv2.addWeighted(image, 1.0 - alpha, colorize(mask, labels), alpha, 0.0)
+    unlabelled = cv2.compare(mask, UNLABELLED, cv2.CMP_EQ)
+    if cv2.countNonZero(unlabelled):
+        cv2.copyTo(image, unlabelled, blended)
+    return blended
+
+
+def legend(labels: LabelSet, width: int, ids: Sequence[int] | None = None) -> np.ndarray:
+    """A strip of colour patches and names, `width` pixels wide, as many rows as it needs."""
+    ids = range(len(labels)) if ids is None else ids
+    font, scale, pad, patch, row_height = cv2.FONT_HERSHEY_SIMPLEX, 0.5, 8, 14, 24
+    cells = [(i, patch + 2 * pad + cv2.getTextSize(labels.names[i], font, scale, 1)[0][0] + pad) for i in ids]
+    rows: list[list[tuple[int, int]]] = [[]]
+    for cell in cells:
+        if rows[-1] and sum(w for _, w in rows[-1]) + cell[1] > width:
+            rows.append([])
+        rows[-1].append(cell)
+    strip = np.full((row_height * len(rows), width, 3), 24, np.uint8)
+    for r, row in enumerate(rows):
+        x, y = 0, r * row_height
+        for i, cell_width in row:
+            color = tuple(int(v) for v in labels.palette[i])
+            cv2.rectangle(strip, (x + pad, y + 5), (x + pad + patch, y + 5 + patch), color, -1)
+            cv2.putText(strip, labels.names[i], (x + 2 * pad + patch, y + 17), font, scale, (235, 235, 235), 1, cv2.LINE_AA)
+            x += cell_width
+    return strip
+
+
+def contact_sheet(images: Sequence[np.ndarray], labels: LabelSet, columns: int = 2, cell_width: int = 620) -> np.ndarray:
+    """Images side by side in rows, each scaled to `cell_width`, over a legend; for judging many frames at a glance."""
+    cells = []
+    for image in images:
+        height = max(1, round(image.shape[0] * cell_width / image.shape[1]))
+        cells.append(cv2.resize(image, (cell_width, height), interpolation=cv2.INTER_AREA))
+    columns = max(1, min(columns, len(cells)))
+    rows = []
+    for r in range(math.ceil(len(cells) / columns)):
+        row = cells[r * columns : (r + 1) * columns]
+        height = max(c.shape[0] for c in row)
+        row = [cv2.copyMakeBorder(c, 2, height - c.shape[0] + 2, 2, 2, cv2.BORDER_CONSTANT, value=(24, 24, 24)) for c in row]
+        row += [np.full_like(row[0], 24)] * (columns - len(row))
+        rows.append(np.hstack(row))
+    body = np.vstack(rows)
+    return np.vstack([body, legend(labels, body.shape[1])])
