@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Mapping
 
 import numpy as np
+import yaml
 
 from lix_core.errors import LabelError
 
@@ -144,7 +146,9 @@ class LabelMapping:
         for target_id, row in enumerate(data["classes"]):
             if not isinstance(row, Mapping) or "name" not in row or not row.get("from"):
                 raise LabelError(f"class {target_id} of the remap needs `name` and a non-empty `from`, got {row!r}")
-            sources = [row["from"]] if isinstance(row["from"], str) else list(row["from"])
+            sources = [row["from"]] if isinstance(row["from"], str) else row["from"]
+            if not isinstance(sources, (list, tuple)):
+                raise LabelError(f"class {target_id} of the remap needs a list of names in `from`, got {sources!r}")
             ids = [source.id_of(str(name)) for name in sources]
             for name, source_id in zip(sources, ids):
                 if lut[source_id] != UNLABELLED:
@@ -153,6 +157,18 @@ class LabelMapping:
             labels.append(Label(str(row["name"]), row.get("color", source.labels[ids[0]].color)))
         lut.flags.writeable = False
         return cls(source, LabelSet(str(data.get("name", f"{source.name}-remapped")), tuple(labels)), lut)
+
+    @classmethod
+    def load(cls, source: LabelSet, path: str | Path) -> "LabelMapping":
+        """Read `from_dict`'s data from a YAML file. Raises LabelError where there is none or it does not fit."""
+        try:
+            return cls.from_dict(source, yaml.safe_load(Path(path).expanduser().read_text()))
+        except OSError as error:
+            raise LabelError(f"cannot read class remap {path}: {error.strerror}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise LabelError(f"class remap {path} is not YAML: {error}") from None
+        except LabelError as error:
+            raise LabelError(f"class remap {path}: {error}") from None
 
 
 STREET = LabelSet(

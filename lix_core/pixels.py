@@ -99,7 +99,10 @@ def read_compressed(data: Any, name: str = "image") -> tuple[np.ndarray, str]:
         ImageError: OpenCV cannot decode it.
     """
     buffer = np.frombuffer(data, np.uint8)
-    image = cv2.imdecode(buffer, cv2.IMREAD_COLOR) if buffer.size else None
+    try:
+        image = cv2.imdecode(buffer, cv2.IMREAD_COLOR) if buffer.size else None
+    except cv2.error:  # a header that claims more pixels than OpenCV allows
+        image = None
     if image is None:
         raise ImageError(f"{name} ({buffer.size} bytes) cannot be decoded; is it truncated, or no image?")
     return image, "bgr"
@@ -107,4 +110,4 @@ def read_compressed(data: Any, name: str = "image") -> tuple[np.ndarray, str]:
 
 def natural_key(text: str) -> list[Any]:
     """Sort key by which frame2 comes before frame10."""
-    return [int(part) if part.isdigit() else part.lower() for part in re.split(r"(\d+)", text)]
+    return [int(part) if part.isdecimal() else part.lower() for part in re.split(r"(\d+)", text)]

@@ -7,7 +7,10 @@ Out of it come the ROS declarations, the check of every value that is set, confi
 from __future__ import annotations
 
 import dataclasses
+import json
+import textwrap
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from lix_core.errors import LixError
@@ -147,3 +150,57 @@ def declare(node: "Node", cls: type[P]) -> P:
         value = node.declare_parameter(f.name, defaults[f.name], descriptor).value
         values[f.name] = validate(cls, f.name, value)
     return cls(**values)
+
+
+def to_yaml(cls: type) -> str:
+    """The parameter file of a node with every default, each under its description."""
+    lines = ["# Defaults, written by `python -m lix_ros.parameters`; change a copy and give it as params_file.", "/**:", "  ros__parameters:"]
+    for f in dataclasses.fields(cls):
+        lines += [f"    # {line}" for line in textwrap.wrap(_described(f.metadata["spec"]), 110)]
+        lines.append(f"    {f.name}: {_yaml_value(getattr(cls(), f.name))}")
+    return "\n".join(lines) + "\n"
+
+
+def to_markdown(cls: type) -> str:
+    """The parameter table of a node."""
+    hints, rows = get_type_hints(cls), ["| parameter | type | default | live | meaning |", "| --- | --- | --- | --- | --- |"]
+    for f in dataclasses.fields(cls):
+        spec: Spec = f.metadata["spec"]
+        kind = "string list" if hints[f.name] == list[str] else {str: "string", int: "int", float: "double", bool: "bool"}[hints[f.name]]
+        default = _yaml_value(getattr(cls(), f.name))
+        rows.append(f"| `{f.name}` | {kind} | `{default}` | {'yes' if spec.live else 'no'} | {_described(spec)} |")
+    return "\n".join(rows) + "\n"
+
+
+def _described(spec: Spec) -> str:
+    text = spec.description
+    if spec.choices:
+        text += f" One of: {', '.join(spec.choices)}."
+    if spec.range:
+        text += f" Range {spec.range[0]:g} to {spec.range[1]:g}."
+    return text
+
+
+def _yaml_value(value: Any) -> str:
+    return json.dumps(value)
+
+
+def replace_table(page: str, name: str) -> str:
+    """The Markdown page with the table between its `<!-- parameters: name -->` markers rewritten."""
+    begin, end = f"<!-- parameters: {name} -->\n", f"<!-- end of parameters: {name} -->"
+    if begin not in page or end not in page:
+        raise ParameterError(f"the page has no markers {begin.strip()} and {end}")
+    head, rest = page.split(begin, 1)
+    return head + begin + to_markdown(NODES[name]) + end + rest.split(end, 1)[1]
+
+
+def write_generated(root: Path) -> None:
+    """Rewrite config/<node>.yaml and the tables of docs/<node>.md below `root`."""
+    for name, cls in NODES.items():
+        (root / "config" / f"{name}.yaml").write_text(to_yaml(cls))
+        page = root / "docs" / f"{name}.md"
+        page.write_text(replace_table(page.read_text(), name))
+
+
+if __name__ == "__main__":
+    write_generated(Path(__file__).resolve().parents[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Mapping
 
@@ -56,4 +57,19 @@ def transport_environment(profile: str = "lix", environ: Mapping[str, str] | Non
         path = Path(profile).expanduser().resolve()
         if not path.is_file():
             raise SourceError(f"no Fast DDS profile at {path}; give lix, default, or the path of an XML file")
-    return {v: str(path) for v in PROFILE_VARIABLES}
+    return {profile_variable(environ): str(path)}
+
+
+def profile_variable(environ: Mapping[str, str]) -> str:
+    """The variable that this ROS distribution's Fast DDS reads its profile from; each warns of the other's."""
+    legacy = environ.get("ROS_DISTRO") in ("humble", "iron", "jazzy") or find_distribution("ros-jazzy-rclpy")
+    return PROFILE_VARIABLES[1] if legacy else PROFILE_VARIABLES[0]
+
+
+def find_distribution(name: str) -> bool:
+    """Whether a Python distribution is installed; none of ROS's wheels sets ROS_DISTRO."""
+    try:
+        metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

@@ -97,8 +97,10 @@ class SizePolicy:
             scale = min(self.height / height, self.width / width)
             return Fit(canvas, (min(self.height, max(1, round(height * scale))), min(self.width, max(1, round(width * scale)))))
         scale = min(1.0, math.sqrt(self.max_pixels / (height * width)))
-        content = (max(1, round(height * scale)), max(1, round(width * scale)))
-        m = self.multiple_of
+        # Rounded down, so that the bound holds; 1e-9 forgives the root's last digit. A strip cannot keep its aspect below 1 pixel.
+        rows = min(max(1, math.floor(height * scale + 1e-9)), self.max_pixels)
+        columns = min(max(1, math.floor(width * scale + 1e-9)), self.max_pixels // rows)
+        content, m = (rows, columns), self.multiple_of
         canvas = (math.ceil(content[0] / m) * m, math.ceil(content[1] / m) * m)
         return Fit(canvas, canvas if self.policy == "stretch" else content)
 
@@ -125,6 +127,7 @@ class Manifest:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "outputs", tuple(self.outputs))
+        object.__setattr__(self, "data", tuple(self.data))
         if "logits" not in self.outputs or not set(self.outputs) <= {"logits", "mask", "confidence"}:
             raise BundleError(f"outputs must be logits and maybe mask and confidence, got {', '.join(self.outputs)}")
 
@@ -146,7 +149,7 @@ class Manifest:
             return cls(**fields)
         except (LabelError, BundleError):
             raise
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise BundleError(f"manifest is incomplete or has unknown fields: {error}") from None
 
 
@@ -200,9 +203,9 @@ class Bundle:
             data = json.loads(members[MANIFEST])
         except FileNotFoundError:
             raise BundleError(f"no bundle at {path}") from None
-        except OSError as error:
-            raise BundleError(f"cannot read bundle {path}: {error.strerror}") from None
-        except (zipfile.BadZipFile, KeyError, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
+        except Exception as error:  # zipfile lets through whatever its decompressors raise on damaged data
+            if isinstance(error, OSError) and error.strerror:
+                raise BundleError(f"cannot read bundle {path}: {error.strerror}") from None
             raise BundleError(f"{path} is damaged or not a bundle ({error}); copy or export it again") from None
         digests = data.get("sha256") if isinstance(data, dict) else None
         for name in (GRAPH, CARD):

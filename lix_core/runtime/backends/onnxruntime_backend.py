@@ -21,6 +21,8 @@ class OnnxRuntimeBackend:
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = options.threads or len(os.sched_getaffinity(0))
         settings.log_severity_level = 3
+        # Threads that wait for the next frame must not take the cores from the camera driver and the other nodes.
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         providers = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in onnxruntime.get_available_providers()]
         self._session = onnxruntime.InferenceSession(graph, settings, providers=providers)
         self._input = self._session.get_inputs()[0].name

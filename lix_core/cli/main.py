@@ -1,0 +1,60 @@
+"""The command `lix`. Commands of other packages (the ROS ones) come in through the entry point group `lix.commands`."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import entry_points
+
+import typer
+from rich.console import Console
+
+from lix_core import __version__
+from lix_core.cli import doctor, evaluate, models, predict
+from lix_core.errors import LixError
+
+app = typer.Typer(
+    name="lix", no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+    help="Camera perception for ROS 2: segments the street that one camera sees.",
+)
+app.command()(predict.predict)
+app.command()(models.models)
+app.command()(evaluate.evaluate)
+app.command()(doctor.doctor)
+
+
+def add_plugin_commands() -> None:
+    """Commands whose packages do not import here (no ROS) say so when they are called, not before."""
+    for point in entry_points(group="lix.commands"):
+        try:
+            app.command(name=point.name)(point.load())
+        except ImportError as error:
+            app.command(name=point.name, help=f"(not available: {error})", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
+                unavailable(point.name, str(error))
+            )
+
+
+def unavailable(name: str, reason: str):
+    def command(context: typer.Context) -> None:
+        raise LixError(f"lix {name} needs ROS 2: {reason}. Source a ROS 2 installation, or pip install 'lix[ros]'")
+
+    return command
+
+
+@app.callback(invoke_without_command=True)
+def common(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    add_plugin_commands()
+    try:
+        app()
+    except LixError as error:
+        Console(stderr=True).print(f"lix: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

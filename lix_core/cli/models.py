@@ -1,0 +1,33 @@
+"""`lix models`: which model bundles there are, and what one says of itself."""
+
+from __future__ import annotations
+
+import typer
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.table import Table
+
+from lix_core.errors import BundleError
+from lix_core.runtime.bundle import PATH_VARIABLE, Bundle, find_bundle, list_bundles
+
+
+def models(model: str = typer.Argument("", help="A model's name or path: prints its card.")) -> None:
+    """List the models that can be named, or print the card of one."""
+    console = Console()
+    if model:
+        bundle = Bundle.load(find_bundle(model))
+        console.print(Markdown(bundle.card or f"# {bundle.manifest.name}\n\n{bundle.manifest.description}\n\n(no card)"))
+        console.print(f"\nfile: {bundle.path}", highlight=False, soft_wrap=True)
+        return
+    table = Table("model", "classes", "size [MB]", "mIoU", "licence", "file")
+    for path in list_bundles():
+        try:
+            manifest = Bundle.load(path).manifest
+        except BundleError as error:
+            table.add_row(path.stem, "-", "-", "-", f"damaged: {error}", str(path))
+            continue
+        scores = [f"{m['miou']:.3f} ({name})" for name, m in manifest.metrics.items() if isinstance(m, dict) and "miou" in m]
+        size = f"{path.stat().st_size / 1e6:.1f}"
+        table.add_row(manifest.name, str(len(manifest.labels)), size, ", ".join(scores) or "-", manifest.licence, str(path))
+    console.print(table)
+    console.print(f"Folders of your own: ${PATH_VARIABLE}, ~/.local/share/lix/models. `lix models NAME` prints a card.", highlight=False)

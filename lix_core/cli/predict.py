@@ -1,0 +1,115 @@
+"""`lix predict`: segment an image, a folder, a video or a bag into files."""
+
+from __future__ import annotations
+
+import enum
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import typer
+
+from lix_core import viz
+from lix_core.cli.progress import progress_bar
+from lix_core.errors import ImageError, SourceError
+from lix_core.labels import LabelMapping
+from lix_core.runtime.backends import DEFAULT_BACKEND, BackendOptions
+from lix_core.runtime.segmenter import TO_RGB, Segmentation, Segmenter
+from lix_core.runtime.sources import open_source
+
+
+class Output(str, enum.Enum):
+    mask = "mask"
+    color = "color"
+    overlay = "overlay"
+    npz = "npz"
+
+
+def predict(
+    input: Path = typer.Argument(..., help="Image, folder of images, video file, or rosbag2 bag."),
+    out: Path = typer.Option(..., "--out", "-o", help="Folder for the results, one file per frame."),
+    output: Output = typer.Option(
+        Output.overlay, help="mask: 8-bit ids, 255 unlabelled (PNG); color: class colours (PNG); overlay: colours over the image "
+        "(JPEG); npz: arrays `mask` and `confidence`."),
+    model: str = typer.Option("street", help="Model name (see `lix models`) or path of a bundle."),
+    backend: str = typer.Option(DEFAULT_BACKEND, help="onnxruntime, openvino, torch or auto."),
+    threads: int = typer.Option(0, help="CPU threads; 0 uses every core."),
+    precision: str = typer.Option("auto", help="auto, f32, bf16 or f16."),
+    max_pixels: int = typer.Option(0, min=0, help="Largest image given to the network [pixels]; 0 keeps the model's own."),
+    min_confidence: float = typer.Option(0.0, min=0.0, max=1.0, help="Pixels below become unlabelled."),
+    alpha: float = typer.Option(0.5, min=0.0, max=1.0, help="Opacity of the colours in overlays."),
+    remap: Path | None = typer.Option(None, help="YAML file that renames and merges classes."),
+    topic: str = typer.Option("", help="Image topic of a bag that has several."),
+) -> None:
+    """Segment an image, a folder, a video or a bag into files `<stem>.png` (.jpg, .npz)."""
+    source = open_source(input, topic)
+    segmenter = Segmenter(model, backend, BackendOptions(threads, precision), max_pixels)
+    mapping = LabelMapping.load(segmenter.labels, remap) if remap else None
+    make_folder(out)
+    unreadable: list[str] = []
+    busy = 0.0
+    with progress_bar() as progress:
+        task = progress.add_task(source.name, total=len(source) or None, note="")
+        done = 0
+        for frame in source:
+            try:
+                image, order = frame.load()
+                started = time.perf_counter()
+                result = segmenter.segment(image, order).rejecting(min_confidence)
+                busy += time.perf_counter() - started
+            except ImageError as error:
+                unreadable.append(f"{frame.stem}: {error}")
+                progress.console.print(f"left out {unreadable[-1]}", markup=False)
+            else:
+                if mapping:
+                    result = result.remapped(mapping)
+                write(out, frame.stem, output, image, order, result, alpha)
+                done += 1
+            progress.update(task, advance=1, note=f"{1e3 * busy / max(1, done):.0f} ms/frame")
+        progress.update(task, total=done + len(unreadable))
+    print(f"{done} frames segmented into {out} ({segmenter.description})")
+    if unreadable:
+        raise SourceError(f"{len(unreadable)} of {done + len(unreadable)} frames could not be read; the others are done")
+
+
+def make_folder(path: Path) -> None:
+    """Create an output folder, and try whether it can be written, before any work is done."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise SourceError(f"cannot write to output folder {path}: {error.strerror}; name another with --out") from None
+
+
+def write(out: Path, stem: str, output: Output, image: np.ndarray, order: str, result: Segmentation, alpha: float) -> None:
+    """One result file, whole or not at all."""
+    if output is Output.mask:
+        save(out / f"{stem}.png", encode(".png", result.mask))
+    elif output is Output.color:
+        save(out / f"{stem}.png", encode(".png", viz.colorize(result.mask, result.labels)[..., ::-1]))
+    elif output is Output.overlay:
+        rgb = image if TO_RGB[order] is None else cv2.cvtColor(image, TO_RGB[order])
+        save(out / f"{stem}.jpg", encode(".jpg", viz.overlay(rgb, result.mask, result.labels, alpha)[..., ::-1]))
+    else:
+        with tempfile.SpooledTemporaryFile(max_size=1 << 28) as buffer:
+            np.savez_compressed(buffer, mask=result.mask, confidence=result.confidence.astype(np.float16))
+            buffer.seek(0)
+            save(out / f"{stem}.npz", buffer.read())
+
+
+def encode(suffix: str, image: np.ndarray) -> bytes:
+    return cv2.imencode(suffix, np.ascontiguousarray(image))[1].tobytes()
+
+
+def save(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise SourceError(f"cannot write {path}: {error.strerror}; what was written before is whole") from None

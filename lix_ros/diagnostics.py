@@ -1,0 +1,116 @@
+"""What a node tells of itself on /diagnostics: counts, rates and latencies of its frames. Counting needs no ROS."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Mapping
+
+import numpy as np
+from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+
+WINDOW = 300
+"""Frames over which latency percentiles are taken."""
+RATE_WINDOW_S = 5.0
+LATENCY_LIMIT_S = 3600.0
+"""A stamp further away than this from now comes from another clock, and says nothing of latency."""
+
+
+@dataclass
+class FrameStatistics:
+    """Thread-safe counts of what became of every frame.
+
+    received: taken from the subscription. lost: published by the camera but never taken (by its sequence numbers).
+    dropped: replaced by a newer frame while waiting. skipped: left out on purpose (max_rate, disabled, no subscriber).
+    failed: could not be segmented. published: went out.
+    """
+
+    received: int = 0
+    lost: int = 0
+    dropped: int = 0
+    skipped: int = 0
+    failed: int = 0
+    published: int = 0
+    last_error: str = ""
+    last_error_time: float = float("-inf")
+    last_received_time: float = float("-inf")
+    _arrivals: deque = field(default_factory=lambda: deque(maxlen=2000))
+    _departures: deque = field(default_factory=lambda: deque(maxlen=2000))
+    _latencies: deque = field(default_factory=lambda: deque(maxlen=WINDOW))
+    _processing: deque = field(default_factory=lambda: deque(maxlen=WINDOW))
+    _sequence: int | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def on_received(self, sequence: int | None = None) -> None:
+        """Count an arrival; `sequence` is the publisher's running number, where there is one publisher and it has one."""
+        with self._lock:
+            self.received += 1
+            self.last_received_time = time.monotonic()
+            self._arrivals.append(self.last_received_time)
+            if sequence is not None and self._sequence is not None and sequence > self._sequence:
+                self.lost += sequence - self._sequence - 1
+            self._sequence = sequence
+
+    def count(self, what: str) -> None:
+        """Add one to `dropped` or `skipped`."""
+        with self._lock:
+            setattr(self, what, getattr(self, what) + 1)
+
+    def on_failed(self, error: str) -> None:
+        with self._lock:
+            self.failed += 1
+            self.last_error, self.last_error_time = error, time.monotonic()
+
+    def on_published(self, latency: float, processing: float) -> None:
+        """Count a departure; `latency` [s] from stamp to publication, `processing` [s] from taking to publication."""
+        with self._lock:
+            self.published += 1
+            self._departures.append(time.monotonic())
+            self._processing.append(processing)
+            if abs(latency) < LATENCY_LIMIT_S:
+                self._latencies.append(latency)
+
+    def values(self) -> dict[str, str]:
+        """Name -> value, as /diagnostics shows them."""
+        with self._lock:
+            now = time.monotonic()
+            return {
+                "frames in": str(self.received),
+                "frames out": str(self.published),
+                "frames dropped (busy)": str(self.dropped),
+                "frames lost (transport)": str(self.lost),
+                "frames skipped (on purpose)": str(self.skipped),
+                "frames failed": str(self.failed),
+                "input rate [Hz]": f"{rate(self._arrivals, now):.1f}",
+                "output rate [Hz]": f"{rate(self._departures, now):.1f}",
+                "latency stamp to publication p50 [ms]": percentile(self._latencies, 50),
+                "latency stamp to publication p95 [ms]": percentile(self._latencies, 95),
+                "processing p50 [ms]": percentile(self._processing, 50),
+                "processing p95 [ms]": percentile(self._processing, 95),
+                "last error": self.last_error,
+            }
+
+
+def rate(times: deque, now: float) -> float:
+    """Events per second [Hz] over the last RATE_WINDOW_S."""
+    recent = [t for t in times if now - t <= RATE_WINDOW_S]
+    if len(recent) < 2:
+        return 0.0
+    return (len(recent) - 1) / (recent[-1] - recent[0]) if recent[-1] > recent[0] else 0.0
+
+
+def percentile(values: deque, q: float) -> str:
+    """[ms] of values in [s], as text; `unknown` where there are none."""
+    return f"{1e3 * float(np.percentile(values, q)):.1f}" if values else "unknown"
+
+
+def diagnostic_array(stamp: Time, name: str, hardware_id: str, level: bytes, message: str, values: Mapping[str, str]) -> DiagnosticArray:
+    status = DiagnosticStatus(
+        level=level, name=name, hardware_id=hardware_id, message=message, values=[KeyValue(key=k, value=v) for k, v in values.items()]
+    )
+    array = DiagnosticArray(status=[status])
+    array.header.stamp = stamp
+    return array

@@ -1,0 +1,58 @@
+"""Start and stop of a node's process: transport profile, executor, and signals that never end in a traceback."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Callable, Protocol
+
+import rclpy
+from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor, SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
+
+from lix_core.errors import LixError
+from lix_ros.paths import transport_environment
+
+
+class RunnableNode(Protocol):
+    """What `run` needs of a node beside rclpy's."""
+
+    exit_status: int | None
+    """Set by the node when its work is done: 0, or 1 where it failed."""
+
+    def close(self) -> None:
+        """End threads; called once, before the node is destroyed."""
+
+
+def run(make_node: Callable[[], Node], threads: int = 3) -> int:
+    """Spin a node until it has finished or SIGINT or SIGTERM comes; the exit status.
+
+    rclpy's own handlers raise KeyboardInterrupt wherever the program is, inside destroy_node too; these only set a flag,
+    so that a second signal changes nothing.
+    """
+    os.environ.update(transport_environment())
+    signalled: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda n, _: signalled.append(n))
+    rclpy.init(args=sys.argv, signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        node = make_node()
+    except LixError as error:
+        rclpy.logging.get_logger("lix").fatal(str(error))
+        rclpy.try_shutdown()
+        return 2
+    executor = MultiThreadedExecutor(threads) if threads > 1 else SingleThreadedExecutor()
+    executor.add_node(node)
+    try:
+        while rclpy.ok() and not signalled and node.exit_status is None:
+            executor.spin_once(timeout_sec=0.1)
+    except ExternalShutdownException:
+        pass
+    finally:
+        node.close()
+        executor.shutdown(timeout_sec=2.0)
+        node.destroy_node()
+        rclpy.try_shutdown()
+    return node.exit_status or 0

@@ -1,0 +1,135 @@
+"""Tiny bundles whose right answer is known: each pixel belongs to the class whose colour is nearest.
+
+Nearest colour c_k means the largest 2 c_k . x - |c_k|^2, which is linear in the pixel x: a 1x1 convolution. With mean 127 and
+std 128 every product and sum of it is exact in float32, so `nearest_colour` gives the same ids as the graph, ties included.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from lix_core.labels import Label, LabelSet
+from lix_core.runtime.bundle import Bundle, InputSpec, Manifest, SizePolicy
+
+COLOURS = LabelSet(
+    "colours",
+    (
+        Label("black", (0, 0, 0)),
+        Label("red", (255, 0, 0)),
+        Label("green", (0, 255, 0)),
+        Label("blue", (0, 0, 255)),
+        Label("white", (255, 255, 255)),
+    ),
+)
+MEAN, STD = (127.0, 127.0, 127.0), (128.0, 128.0, 128.0)
+PALETTE = np.array([label.color for label in COLOURS.labels], np.uint8)
+
+
+def normalised_palette() -> np.ndarray:
+    """(C, 3) float64 class colours as the network sees them."""
+    return (PALETTE.astype(float) - MEAN) / STD
+
+
+def colour_logits(image: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 RGB -> (C, H, W) float64 logits of the tiny graphs at stride 1."""
+    pixels, colours = (image.astype(float) - MEAN) / STD, normalised_palette()
+    return np.moveaxis(2 * pixels @ colours.T - (colours**2).sum(1), -1, 0)
+
+
+def nearest_colour(image: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 RGB -> (H, W) uint8 ids of `COLOURS`, by integer distances; the first of equals wins."""
+    difference = image[:, :, None].astype(np.int64) - PALETTE.astype(np.int64)
+    return (difference**2).sum(-1).argmin(-1).astype(np.uint8)
+
+
+def winner_probability(image: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 RGB -> (H, W) float64 softmax probability of the winning class."""
+    logits = colour_logits(image)
+    return np.exp(logits.max(0)) / np.exp(logits).sum(0)
+
+
+def random_image(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def blocks(ids: np.ndarray, size: int) -> np.ndarray:
+    """An RGB picture of squares of `size` pixels, each in the colour of its class."""
+    return PALETTE[np.repeat(np.repeat(ids, size, 0), size, 1)]
+
+
+def _constant(name: str, values: object, dtype: type = np.float32) -> onnx.TensorProto:
+    return numpy_helper.from_array(np.asarray(values, dtype), name)
+
+
+def _classifier() -> list[onnx.TensorProto]:
+    colours = normalised_palette()
+    return [
+        _constant("weight", (2 * colours).reshape(*colours.shape, 1, 1)),
+        _constant("bias", -(colours**2).sum(1)),
+    ]
+
+
+def _model(nodes: list, image: onnx.ValueInfoProto, outputs: list, constants: list[onnx.TensorProto]) -> bytes:
+    graph = helper.make_graph(nodes, "colours", [image], outputs, constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def _classify(stride: int) -> list[onnx.NodeProto]:
+    """x (1, 3, H, W), normalised -> logits (1, C, H / stride, W / stride), of the mean colour of each cell."""
+    pool = helper.make_node("AveragePool", ["x"], ["cells"], kernel_shape=[stride, stride], strides=[stride, stride])
+    return [pool, helper.make_node("Conv", ["cells", "weight", "bias"], ["logits"])]
+
+
+def logits_bundle(canvas: tuple[int, int] = (0, 0), stride: int = 1, size: SizePolicy | None = None, **manifest: object) -> Bundle:
+    """NCHW float32 in, logits alone out; on `canvas` (height, width), or on any size."""
+    size = size or SizePolicy(height=canvas[0], width=canvas[1])
+    height, width = (size.height or "height", size.width or "width")
+    coarse = (size.height // stride or "h", size.width // stride or "w")
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, (1, 3, height, width))
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, (1, len(COLOURS), *coarse))
+    nodes = [helper.make_node("Identity", ["image"], ["x"]), *_classify(stride)]
+    spec = InputSpec("NCHW", "float32", MEAN, STD)
+    given = {"name": "tiny-logits", "labels": COLOURS, "input": spec, "size": size, **manifest}
+    return Bundle(Manifest(**given), _model(nodes, image, [logits], _classifier()), "# tiny")
+
+
+def camera_bundle(canvas: tuple[int, int] = (0, 0), stride: int = 1, size: SizePolicy | None = None, **manifest: object) -> Bundle:
+    """NHWC uint8 in; mask, confidence and logits out, as exported students have them; on `canvas`, or on any size."""
+    size = size or SizePolicy(height=canvas[0], width=canvas[1])
+    height, width = (size.height or "height", size.width or "width")
+    coarse = (size.height // stride or "h", size.width // stride or "w")
+    image = helper.make_tensor_value_info("image", TensorProto.UINT8, (1, height, width, 3))
+    outputs = [
+        helper.make_tensor_value_info("mask", TensorProto.UINT8, (1, height, width)),
+        helper.make_tensor_value_info("confidence", TensorProto.FLOAT, (1, *coarse)),
+        helper.make_tensor_value_info("logits", TensorProto.FLOAT, (1, len(COLOURS), *coarse)),
+    ]
+    constants = [
+        *_classifier(),
+        _constant("mean", np.reshape(MEAN, (1, 3, 1, 1))),
+        _constant("scale", 1 / np.reshape(STD, (1, 3, 1, 1))),
+        _constant("channels", [1], np.int64),
+        _constant("factor", [1, 1, stride, stride]),
+    ]
+    nodes = [
+        helper.make_node("Transpose", ["image"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("Cast", ["planes"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Sub", ["float", "mean"], ["centred"]),
+        helper.make_node("Mul", ["centred", "scale"], ["x"]),
+        *_classify(stride),
+        helper.make_node("Resize", ["logits", "", "factor"], ["full"], mode="linear", coordinate_transformation_mode="half_pixel"),
+        helper.make_node("ArgMax", ["full"], ["ids"], axis=1, keepdims=0),
+        helper.make_node("Cast", ["ids"], ["mask"], to=TensorProto.UINT8),
+        helper.make_node("ReduceMax", ["logits", "channels"], ["top"], keepdims=1),
+        helper.make_node("Sub", ["logits", "top"], ["below"]),
+        helper.make_node("Exp", ["below"], ["odds"]),
+        helper.make_node("ReduceSum", ["odds", "channels"], ["total"], keepdims=0),
+        helper.make_node("Reciprocal", ["total"], ["confidence"]),
+    ]
+    names = ("logits", "mask", "confidence")
+    given = {"name": "tiny-camera", "labels": COLOURS, "size": size, "outputs": names, **manifest}
+    return Bundle(Manifest(**given), _model(nodes, image, outputs, constants), "# tiny")

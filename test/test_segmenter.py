@@ -1,0 +1,344 @@
+"""From an image to its labels, on tiny graphs whose right answer is known."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from bundles import COLOURS, PALETTE, blocks, camera_bundle, logits_bundle, nearest_colour, random_image, winner_probability
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from lix_core.errors import BundleError, ImageError, LixError
+from lix_core.labels import STREET, UNLABELLED, LabelMapping, LabelSet
+from lix_core.pixels import read_pixels
+from lix_core.runtime.backends import BackendOptions
+from lix_core.runtime.bundle import Bundle, InputSpec, SizePolicy
+from lix_core.runtime.segmenter import Segmenter, winner
+
+ONE_THREAD = BackendOptions(threads=1)
+SIZES = st.tuples(st.integers(1, 200), st.integers(1, 300))
+IDS = arrays.arrays(np.uint8, st.tuples(st.integers(1, 4), st.integers(1, 4)), elements=st.integers(0, len(COLOURS) - 1))
+
+
+def segmenter(bundle: Bundle, **options: object) -> Segmenter:
+    return Segmenter(bundle, options=ONE_THREAD, **options)
+
+
+KINDS = {
+    "camera": segmenter(camera_bundle()),
+    "camera at stride 4": segmenter(camera_bundle(stride=4)),
+    "logits": segmenter(logits_bundle()),
+    "logits at stride 4": segmenter(logits_bundle(stride=4)),
+}
+EXACT = ("camera", "logits")
+FIXED = {"camera": segmenter(camera_bundle((48, 64))), "logits": segmenter(logits_bundle((48, 64), stride=2))}
+
+
+def in_order(image: np.ndarray, order: str) -> np.ndarray:
+    """An RGB image with its channels in another order; alpha, where there is one, is junk."""
+    alpha = np.random.default_rng(1).integers(0, 256, (*image.shape[:2], 1), np.uint8)
+    channels = {"r": image[..., :1], "g": image[..., 1:2], "b": image[..., 2:], "a": alpha}
+    return np.ascontiguousarray(np.concatenate([channels[c] for c in order], -1))
+
+
+def assert_same(a, b) -> None:
+    assert np.array_equal(a.mask, b.mask) and np.array_equal(a.coarse_confidence, b.coarse_confidence)
+
+
+# Known answers.
+
+
+@pytest.mark.parametrize("kind", EXACT)
+@given(SIZES, st.integers(0, 2**32 - 1))
+@settings(max_examples=25)
+@example((1, 1), 0)
+@example((1, 300), 0)
+@example((200, 1), 0)
+@example((32, 64), 0)
+def test_each_pixel_gets_the_class_of_the_nearest_colour(kind, size, seed):
+    image = random_image(*size, seed)
+    result = KINDS[kind].segment(image)
+    assert result.mask.dtype == np.uint8 and np.array_equal(result.mask, nearest_colour(image))
+    assert result.coarse_confidence.dtype == np.float32
+    assert np.allclose(result.confidence, winner_probability(image), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(IDS)
+@settings(max_examples=15)
+def test_squares_of_one_colour_get_that_class_away_from_their_borders(kind, ids):
+    mask = KINDS[kind].segment(blocks(ids, 16)).mask
+    assert np.array_equal(mask[8::16, 8::16], ids) and np.array_equal(mask[5::16, 10::16], ids)
+
+
+@pytest.mark.parametrize("kind", FIXED)
+@pytest.mark.parametrize("factor", [0.5, 1, 2, 5])
+def test_a_fixed_canvas_labels_images_of_any_scale(kind, factor):
+    ids = np.array([[0, 1, 2, 3], [4, 3, 2, 1], [1, 0, 4, 2]])
+    size = int(16 * factor)
+    mask = FIXED[kind].segment(blocks(ids, size)).mask
+    assert mask.shape == (3 * size, 4 * size)
+    assert np.array_equal(mask[size // 2 :: size, size // 2 :: size], ids)
+
+
+@pytest.mark.parametrize("kind", FIXED)
+@pytest.mark.parametrize(("rows", "columns"), [(1, 5), (5, 1)])
+def test_a_fixed_canvas_is_letterboxed_and_the_padding_cut_off(kind, rows, columns):
+    ids = (np.arange(rows * columns) % len(COLOURS)).reshape(rows, columns)
+    mask = FIXED[kind].segment(blocks(ids, 40)).mask
+    assert mask.shape == (40 * rows, 40 * columns)
+    assert np.array_equal(mask[20::40, 20::40], ids)
+
+
+@pytest.mark.parametrize("make", [camera_bundle, logits_bundle])
+def test_stretch_uses_the_whole_canvas(make):
+    ids = np.array([[0, 1, 2, 3, 4]])
+    runner = segmenter(make(size=SizePolicy("stretch", 64, 160)))
+    assert runner.segment(blocks(ids, 50)).coarse_confidence.shape == (64, 160)
+    assert np.array_equal(runner.segment(blocks(ids, 50)).mask[25::50, 25::50], ids)
+
+
+def test_a_large_image_is_scaled_down_to_max_pixels_and_its_mask_back_up():
+    ids = np.arange(12).reshape(3, 4) % len(COLOURS)
+    image = blocks(ids, 100)
+    result = segmenter(camera_bundle(), max_pixels=30_000).segment(image)
+    assert result.coarse_confidence.shape == (150, 200)
+    assert result.mask.shape == (300, 400) and result.confidence.shape == (300, 400)
+    assert np.array_equal(result.mask[50::100, 50::100], ids)
+
+
+def test_max_pixels_of_the_caller_goes_before_the_bundles_own():
+    image = random_image(100, 100)
+    small = camera_bundle(size=SizePolicy(max_pixels=2500))
+    assert segmenter(small).segment(image).coarse_confidence.shape == (50, 50)
+    assert segmenter(small, max_pixels=6400).segment(image).coarse_confidence.shape == (80, 80)
+
+
+def test_scaling_down_averages_rather_than_skips_pixels():
+    stripes = np.zeros((256, 256, 3), np.uint8)
+    stripes[::8] = 255
+    result = segmenter(camera_bundle(), max_pixels=32 * 32).segment(stripes)
+    assert (result.mask == COLOURS.id_of("black")).all()
+
+
+# Invariances.
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(SIZES)
+@settings(max_examples=25)
+@example((1, 1))
+@example((200, 300))
+@example((3, 5))
+def test_the_mask_has_the_images_own_size(kind, size):
+    result = KINDS[kind].segment(random_image(*size))
+    assert result.mask.shape == result.confidence.shape == result.confidence_u8.shape == size
+    assert result.mask.max() < len(COLOURS)
+    assert 0 < result.confidence.min() and result.confidence.max() <= 1
+
+
+@pytest.mark.parametrize("runner", [*KINDS.values(), *FIXED.values()], ids=[*KINDS, "fixed camera", "fixed logits"])
+@pytest.mark.parametrize("size", [(33, 47), (1, 1), (64, 64)])
+def test_every_channel_order_of_one_picture_gives_the_same_labels(runner, size):
+    image = random_image(*size)
+    expected = runner.segment(image)
+    for order in ("rgb", "bgr", "rgba", "bgra"):
+        assert_same(runner.segment(in_order(image, order), order), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gray_image_is_the_colour_image_of_equal_channels(kind):
+    gray = random_image(21, 35)[..., 0]
+    expected = KINDS[kind].segment(np.dstack([gray] * 3))
+    assert_same(KINDS[kind].segment(gray, "gray"), expected)
+    assert_same(KINDS[kind].segment(gray[..., None], "gray"), expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_float_image_is_the_8_bit_image_over_255(dtype):
+    image = random_image(21, 35)
+    assert_same(KINDS["camera"].segment((image / 255).astype(dtype)), KINDS["camera"].segment(image))
+
+
+@pytest.mark.parametrize("encoding", ["rgb8", "bgr8", "rgba8", "bgra8", "8UC3", "8UC4"])
+@pytest.mark.parametrize("runner", [KINDS["camera"], FIXED["camera"]], ids=["dynamic", "fixed"])
+def test_a_camera_buffer_with_padded_rows_gives_the_same_labels(encoding, runner):
+    image = random_image(21, 35)
+    order = {"8UC3": "bgr", "8UC4": "bgra"}.get(encoding, encoding.removesuffix("8"))
+    rows = in_order(image, order).reshape(21, -1)
+    step = rows.shape[1] + 13
+    data = np.hstack([rows, np.full((21, 13), 99, np.uint8)]).tobytes()
+    assert_same(runner.segment(*read_pixels(data, 21, 35, step, encoding)), runner.segment(image))
+
+
+@pytest.mark.parametrize("view", [np.s_[::2, ::3], np.s_[::-1, ::-1], np.s_[3:20, 5:9], np.s_[:, 4:5], np.s_[6:7, :]])
+def test_any_view_is_read_like_its_copy(view):
+    image = random_image(40, 60)[view]
+    for runner in (KINDS["camera"], FIXED["camera"]):
+        assert_same(runner.segment(image), runner.segment(image.copy()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_picture_leaves_no_trace_in_the_next_result(kind):
+    images = [random_image(*size, seed) for seed, size in enumerate([(40, 50), (40, 50), (33, 65), (1, 1), (200, 100), (40, 50)])]
+    fresh = segmenter(KINDS[kind].bundle)
+    expected = [segmenter(KINDS[kind].bundle).segment(image) for image in images]
+    for image, result in zip(images, [fresh.segment(image) for image in images]):
+        assert_same(result, expected.pop(0))
+        assert_same(fresh.segment(image), result)
+
+
+def test_the_image_is_left_as_it_was():
+    image = random_image(40, 50)
+    before = image.copy()
+    image.flags.writeable = False
+    for runner in (KINDS["camera"], KINDS["logits"], FIXED["logits"]):
+        runner.segment(image)
+    assert np.array_equal(image, before)
+
+
+# Results.
+
+
+def test_confidence_in_8_bits_is_the_confidence_times_255():
+    for kind in KINDS.values():
+        result = kind.segment(random_image(50, 70))
+        assert result.confidence_u8.dtype == np.uint8
+        assert np.abs(result.confidence_u8 - 255.0 * result.confidence).max() <= 1.01
+
+
+@given(st.floats(0.01, 1))
+def test_rejecting_unlabels_exactly_the_pixels_below_the_threshold(threshold):
+    result = KINDS["camera at stride 4"].segment(random_image(40, 60))
+    kept = result.rejecting(threshold).mask
+    below = result.confidence < threshold
+    assert (kept[below] == UNLABELLED).all() and np.array_equal(kept[~below], result.mask[~below])
+
+
+def test_rejecting_at_zero_keeps_every_pixel():
+    result = KINDS["camera"].segment(random_image(4, 6))
+    assert result.rejecting(0.0) is result
+
+
+def test_remapped_labels_are_those_of_the_mapping():
+    mapping = LabelMapping.from_dict(COLOURS, {"name": "shade", "classes": [{"name": "dark", "from": ["black", "blue"]}, {"name": "light", "from": "white"}]})
+    result = KINDS["camera"].segment(PALETTE[None])
+    other = result.remapped(mapping)
+    assert other.mask.tolist() == [[0, UNLABELLED, UNLABELLED, 0, 1]]
+    assert other.labels.names == ("dark", "light") and np.array_equal(other.confidence, result.confidence)
+    assert result.rejecting(1.0).remapped(mapping).mask.tolist() == [[UNLABELLED] * 5]
+
+
+def test_a_mapping_of_another_label_set_is_refused():
+    mapping = LabelMapping.from_dict(STREET, {"classes": [{"name": "free", "from": "road"}]})
+    with pytest.raises(ImageError, match="remap is from 'street', the segmentation is in 'colours'"):
+        KINDS["camera"].segment(PALETTE[None]).remapped(mapping)
+
+
+@given(arrays.arrays(np.float32, (3, 4, 5), elements=st.floats(-5, 5, width=32)))
+def test_winner_at_the_logits_own_size_is_argmax_and_softmax(logits):
+    mask, confidence = winner(logits, (4, 5))
+    odds = np.exp(logits.astype(float))
+    assert np.array_equal(mask, logits.argmax(0))
+    assert np.allclose(confidence, odds.max(0) / odds.sum(0), atol=1e-6)
+
+
+def test_winner_interpolates_logits_and_not_ids():
+    logits = np.zeros((3, 1, 2), np.float32)
+    logits[:, 0, 0], logits[:, 0, 1] = (4, 3, 0), (0, 3, 4)
+    assert winner(logits, (1, 8))[0].tolist() == [[0, 0, 0, 1, 1, 2, 2, 2]]
+
+
+def test_huge_logits_do_not_overflow():
+    mask, confidence = winner(np.float32([[[-1000]], [[1000]]]), (1, 1))
+    assert mask.tolist() == [[1]] and confidence.tolist() == [[1.0]]
+
+
+def test_the_description_says_model_and_backend():
+    assert KINDS["camera"].description.startswith("tiny-camera on onnxruntime ") and "1 threads" in KINDS["camera"].description
+
+
+def test_a_model_is_found_by_name_and_by_path(model_folder):
+    path = camera_bundle().save(model_folder / "tiny.lix")
+    image = random_image(9, 9)
+    for model in ("tiny", path, str(path)):
+        assert np.array_equal(Segmenter(model, options=ONE_THREAD).segment(image).mask, nearest_colour(image))
+
+
+# Images that cannot be segmented.
+
+
+@pytest.mark.parametrize(
+    ("image", "order", "message"),
+    [
+        (np.zeros((4, 4, 3), np.uint8), "hsv", "channel order must be one of rgb, bgr, rgba, bgra, gray, got 'hsv'"),
+        (np.zeros((4, 4), np.uint8), "rgb", r"a rgb image must be \(H, W, 3\), got \(4, 4\)"),
+        (np.zeros((4, 4, 4), np.uint8), "bgr", r"a bgr image must be \(H, W, 3\), got \(4, 4, 4\)"),
+        (np.zeros((4, 4, 3), np.uint8), "rgba", r"a rgba image must be \(H, W, 4\), got \(4, 4, 3\)"),
+        (np.zeros((4, 4, 3), np.uint8), "gray", r"a gray image must be \(H, W\), got \(4, 4, 3\)"),
+        (np.zeros((1, 4, 4, 3), np.uint8), "rgb", r"got \(1, 4, 4, 3\)"),
+        (np.zeros((0, 4, 3), np.uint8), "rgb", r"the image is empty: \(0, 4, 3\)"),
+        (np.zeros((4, 0), np.uint8), "gray", r"the image is empty: \(4, 0\)"),
+        (np.zeros((4, 4, 3), np.uint16), "rgb", "must be uint8, or float of range 0..1; got uint16"),
+        (np.zeros((4, 4, 3), np.int64), "rgb", "must be uint8, or float of range 0..1; got int64"),
+        (np.zeros((4, 4, 3), bool), "rgb", "got bool"),
+        (np.full((4, 4, 3), np.nan, np.float32), "rgb", "48 values that are NaN or infinite"),
+        (np.full((2, 1, 3), np.inf), "rgb", "6 values that are NaN or infinite"),
+        (np.full((4, 4, 3), 128.0), "rgb", "float image must be of range 0..1, got 128..128"),
+        (np.full((4, 4, 3), -0.5), "rgb", "float image must be of range 0..1, got -0.5..-0.5"),
+    ],
+)
+def test_a_bad_image_is_refused_with_what_is_wrong(image, order, message):
+    with pytest.raises(ImageError, match=message):
+        KINDS["camera"].segment(image, order)
+
+
+@given(arrays.arrays(st.sampled_from(["u1", "u2", "i4", "f4", "f8", "?"]), arrays.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=5)))
+def test_any_array_is_segmented_or_refused(image):
+    for order in ("rgb", "gray", "bgra"):
+        try:
+            result = KINDS["camera"].segment(image, order)
+        except ImageError:
+            continue
+        assert result.mask.shape == image.shape[:2]
+
+
+def test_after_a_refused_image_the_segmenter_goes_on():
+    runner, image = segmenter(camera_bundle()), random_image(10, 10)
+    with pytest.raises(ImageError):
+        runner.segment(np.zeros((0, 4, 3), np.uint8))
+    assert np.array_equal(runner.segment(image).mask, nearest_colour(image))
+
+
+# Bundles whose graph is not what they say.
+
+
+def claiming(bundle: Bundle, **fields: object) -> Bundle:
+    return dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, **fields))
+
+
+FEWER = LabelSet("fewer", COLOURS.labels[:3])
+
+
+@pytest.mark.parametrize(
+    ("bundle", "message"),
+    [
+        (claiming(logits_bundle(), outputs=("logits", "mask", "confidence")), "graph of 'tiny-logits' lacks outputs mask, confidence; it has logits"),
+        (claiming(logits_bundle(), labels=FEWER), r"names 3 classes, but its graph's logits are \(1, 5, .*not \(1, 3, h, w\)"),
+        (claiming(camera_bundle(), labels=FEWER), "names 3 classes"),
+        (claiming(logits_bundle(), input=InputSpec()), "graph of 'tiny-logits' cannot take its input"),
+        (claiming(camera_bundle(), input=InputSpec("NCHW", "uint8")), "graph of 'tiny-camera' cannot take its input"),
+        (claiming(camera_bundle((48, 64)), size=SizePolicy()), "graph of 'tiny-camera' cannot take its input"),
+    ],
+)
+def test_a_graph_that_is_not_what_the_manifest_says_is_refused(bundle, message):
+    with pytest.raises(BundleError, match=message):
+        segmenter(bundle)
+
+
+def test_a_canvas_bound_below_one_cell_is_refused():
+    with pytest.raises(LixError, match="max_pixels >= its square, got 32 and 100"):
+        segmenter(camera_bundle(), max_pixels=100)
