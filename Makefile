@@ -55,7 +55,7 @@ clean:  ## remove .venv, out/ and all that building leaves
 
 $(BASE):
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || { \
-	  echo "lix needs Python 3.10 to 3.13, and $(PYTHON) is $(or $(PYTHON_VERSION),missing). Name another: make PYTHON=python3.12 ..."; exit 1; } >&2
+	  echo "lix needs Python 3.10 to 3.13; $(PYTHON) is $(or $(PYTHON_VERSION),missing). Name another: make PYTHON=python3.12 ..."; exit 1; } >&2
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "$(PYTHON) cannot make virtual environments. On Debian and Ubuntu: sudo apt install python3-venv"; exit 1; } >&2
 	$(PYTHON) -m venv --clear $(VENV_FLAGS) $(VENV)

@@ -23,7 +23,8 @@ def overlay(image: np.ndarray, mask: np.ndarray, labels: LabelSet, alpha: float 
         image (H, W, 3) uint8 RGB, mask (H, W) uint8 -> (H, W, 3) uint8 RGB
     """
     blended = cv2.addWeighted(image, 1.0 - alpha, colorize(mask, labels), alpha, 0.0)
-    unlabelled = cv2.compare(mask, UNLABELLED, cv2.CMP_EQ)
+    # Not cv2.compare: it cannot tell a scalar from a mask of one pixel.
+    unlabelled = (mask == UNLABELLED).view(np.uint8)
     if cv2.countNonZero(unlabelled):
         cv2.copyTo(image, unlabelled, blended)
     return blended

@@ -23,13 +23,14 @@ LATENCY_LIMIT_S = 3600.0
 class FrameStatistics:
     """Thread-safe counts of what became of every frame.
 
-    received: taken from the subscription. lost: published by the camera but never taken (by its sequence numbers).
+    received: taken from the subscription. missed: published by the camera but never taken (by its sequence numbers), lost in
+    transport or replaced in the subscription's queue.
     dropped: replaced by a newer frame while waiting. skipped: left out on purpose (max_rate, disabled, no subscriber).
     failed: could not be segmented. published: went out.
     """
 
     received: int = 0
-    lost: int = 0
+    missed: int = 0
     dropped: int = 0
     skipped: int = 0
     failed: int = 0
@@ -51,7 +52,7 @@ class FrameStatistics:
             self.last_received_time = time.monotonic()
             self._arrivals.append(self.last_received_time)
             if sequence is not None and self._sequence is not None and sequence > self._sequence:
-                self.lost += sequence - self._sequence - 1
+                self.missed += sequence - self._sequence - 1
             self._sequence = sequence
 
     def count(self, what: str) -> None:
@@ -81,7 +82,7 @@ class FrameStatistics:
                 "frames in": str(self.received),
                 "frames out": str(self.published),
                 "frames dropped (busy)": str(self.dropped),
-                "frames lost (transport)": str(self.lost),
+                "frames missed (transport)": str(self.missed),
                 "frames skipped (on purpose)": str(self.skipped),
                 "frames failed": str(self.failed),
                 "input rate [Hz]": f"{rate(self._arrivals, now):.1f}",

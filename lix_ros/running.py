@@ -31,6 +31,9 @@ def run(make_node: Callable[[], Node], threads: int = 3) -> int:
 
     rclpy's own handlers raise KeyboardInterrupt wherever the program is, inside destroy_node too; these only set a flag,
     so that a second signal changes nothing.
+
+    Args:
+        threads: of the executor; more than one where services must not hold up subscriptions.
     """
     os.environ.update(transport_environment())
     signalled: list[int] = []
@@ -51,6 +54,9 @@ def run(make_node: Callable[[], Node], threads: int = 3) -> int:
     except ExternalShutdownException:
         pass
     finally:
+        # Ignored from here on: while Python ends, it hands signals back to the system, whose default is to kill.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         node.close()
         executor.shutdown(timeout_sec=2.0)
         node.destroy_node()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lix_core.runtime import bundle as bundle_module  # noqa: E402
+from lix_core.runtime import bundle as bundle_module
 
 hypothesis.settings.register_profile(
     "lix", deadline=None, max_examples=50, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
@@ -27,3 +30,27 @@ def model_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data_home"))
     monkeypatch.setattr(bundle_module, "SHIPPED", tmp_path / "shipped")
     return folder
+
+
+@pytest.fixture(scope="session")
+def ros() -> Iterator[None]:
+    """One ROS context for the tests, on this machine only and in a domain of its own."""
+    from lix_ros.paths import transport_environment
+
+    os.environ.update(transport_environment())
+    os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
+    os.environ["ROS_DOMAIN_ID"] = str(1 + os.getpid() % 100)
+    import rclpy
+
+    rclpy.init(args=[])
+    yield
+    rclpy.try_shutdown()
+
+
+@pytest.fixture
+def peer(ros: None) -> Iterator[Any]:
+    from ros import Peer
+
+    peer = Peer()
+    yield peer
+    peer.close()

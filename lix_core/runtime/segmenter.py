@@ -123,7 +123,7 @@ class Segmenter:
         target = self._canvas[:rows, :columns]
         if (rows, columns) != (height, width):
             # Area averaging only where linear interpolation would skip pixels.
-            method = cv2.INTER_AREA if rows * 2 < height else cv2.INTER_LINEAR
+            method = cv2.INTER_AREA if rows * 2 < height or columns * 2 < width else cv2.INTER_LINEAR
             pixels = cv2.resize(pixels, (columns, rows), interpolation=method)
         if TO_RGB[order] is None:
             target[...] = pixels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterator, Protocol
@@ -10,7 +11,7 @@ import cv2
 import numpy as np
 
 from lix_core.camera import Camera
-from lix_core.errors import DataError, ImageError, SourceError
+from lix_core.errors import DataError, ImageError, LixError, SourceError
 from lix_core.pixels import natural_key, read_compressed, read_pixels
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
@@ -139,19 +140,20 @@ class BagSource:
         camera = cameras.pop()
         return camera if camera in topics else f"{camera}/compressed"
 
-    def _open(self) -> Any:
-        from rosbags.highlevel import AnyReader, AnyReaderError
+    @contextmanager
+    def _open(self) -> Iterator[Any]:
+        """The open reader; what it raises on a damaged file, then or later, becomes a SourceError."""
+        from rosbags.highlevel import AnyReader
         from rosbags.typesys import Stores, get_typestore
 
         path = self._path
         if path.suffix in (".mcap", ".db3") and (path.parent / "metadata.yaml").exists():
             path = path.parent
         try:
-            reader = AnyReader([path], default_typestore=get_typestore(Stores.LATEST))
-            reader.open()
-            return reader
-        except (AnyReaderError, OSError, ValueError) as error:
-            raise SourceError(f"cannot read bag {self._path}: {error}") from None
+            with AnyReader([path], default_typestore=get_typestore(Stores.LATEST)) as reader:
+                yield reader
+        except LixError:
+            raise
         except Exception as error:  # rosbags' storage readers have their own exceptions for damaged files
             raise SourceError(f"cannot read bag {self._path}; is it damaged? ({error})") from None
 
@@ -173,10 +175,15 @@ class BagSource:
     def __iter__(self) -> Iterator[Frame]:
         with self._open() as reader:
             chosen = [c for c in reader.connections if c.topic == self.topic]
+            typestore = reader.typestore  # kept, so that frames can be loaded when the reader is closed again
+            deserialize = typestore.deserialize_cdr if reader.is2 else typestore.deserialize_ros1
             for connection, stamp, raw in reader.messages(chosen):
 
                 def load(raw: bytes = raw, msgtype: str = connection.msgtype) -> tuple[np.ndarray, str]:
-                    message = reader.deserialize(raw, msgtype)
+                    try:
+                        message = deserialize(raw, msgtype)
+                    except Exception as error:  # struct, Unicode and rosbags' own errors, by where the damage is
+                        raise ImageError(f"a message of {self.topic} cannot be deserialised; is the bag damaged? ({error})") from None
                     if msgtype == COMPRESSED_TYPE:
                         return read_compressed(message.data, self.topic)
                     return read_pixels(

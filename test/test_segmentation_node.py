@@ -1,0 +1,451 @@
+"""The segmentation node, in a process of its own, spoken to over Fast DDS as a robot would."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Iterator
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="no ROS 2: neither an installation is sourced nor are the wheels installed")
+
+from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402
+from lifecycle_msgs.msg import State, Transition  # noqa: E402
+from lifecycle_msgs.srv import ChangeState, GetState  # noqa: E402
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image  # noqa: E402
+from std_msgs.msg import String  # noqa: E402
+from std_srvs.srv import SetBool, Trigger  # noqa: E402
+
+import bundles  # noqa: E402
+from lix_core import viz  # noqa: E402
+from lix_core.labels import LabelSet  # noqa: E402
+from lix_core.runtime.segmenter import Segmenter  # noqa: E402
+from lix_ros import messages, qos  # noqa: E402
+from ros import ROOT, NodeProcess, Peer, image_message, pixels_of, stamp_ns, wait_for  # noqa: E402
+
+NODE = "/segmentation"
+PICTURE = bundles.blocks(np.random.default_rng(3).integers(0, 5, (6, 8)), 20)
+"""(120, 160, 3) RGB: squares of the five class colours of the tiny model."""
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return bundles.camera_bundle().save(tmp_path / "tiny.lix")
+
+
+@pytest.fixture
+def start(tmp_path: Path, model: Path) -> Iterator[Any]:
+    """Starts segmentation nodes on the tiny model; every one must end cleanly."""
+    started: list[NodeProcess] = []
+
+    def start_node(**parameters: Any) -> NodeProcess:
+        given = {"model": str(model), "diagnostics_period": 0.1, **parameters}
+        started.append(NodeProcess("segmentation_node", tmp_path, given))
+        return started[-1]
+
+    yield start_node
+    for node in started:
+        if node.process.poll() is None:
+            assert node.stop() == 0, node.output
+        assert "Traceback" not in node.output, node.output
+
+
+def exchange(publisher: Any, received: list, message: Any) -> Any:
+    """Publish one message and wait for its answer, the one with its stamp.
+
+    Each side finds the other in its own time: until then a frame is not received, or not answered, and is sent again.
+    """
+    for _ in range(15):
+        publisher.publish(message)
+        end = time.monotonic() + 2
+        while time.monotonic() < end:
+            if answers := [m for m in received if stamp_ns(m) == stamp_ns(message)]:
+                return answers[0]
+            time.sleep(0.005)
+    raise AssertionError("no answer to the image")
+
+
+def as_encoding(rgb: np.ndarray, encoding: str) -> np.ndarray:
+    conversion = {"bgr8": cv2.COLOR_RGB2BGR, "rgba8": cv2.COLOR_RGB2RGBA, "bgra8": cv2.COLOR_RGB2BGRA}
+    return rgb if encoding == "rgb8" else cv2.cvtColor(rgb, conversion[encoding])
+
+
+@pytest.mark.parametrize("reliability", ["best_effort", "reliable"])
+def test_mask_is_the_segmenters_own_for_every_encoding(start: Any, peer: Peer, model: Path, reliability: str) -> None:
+    start()
+    image = bundles.random_image(375, 621)
+    expected = Segmenter(model).segment(image).mask
+    assert len(np.unique(expected)) == len(bundles.COLOURS)
+    masks = peer.listen(Image, f"{NODE}/mask")
+    camera = peer.publisher(Image, "/image", reliability)
+    for encoding in ("rgb8", "bgr8", "rgba8", "bgra8"):
+        for padding in (0, 13):
+            sent = image_message(as_encoding(image, encoding), encoding, frame_id=f"lens_{encoding}", padding=padding)
+            mask = exchange(camera, masks, sent)
+            assert (mask.header.frame_id, mask.encoding) == (f"lens_{encoding}", "mono8")
+            assert (mask.height, mask.width, mask.step) == (375, 621, 621)
+            np.testing.assert_array_equal(pixels_of(mask), expected, err_msg=f"{encoding}, {padding} bytes of padding")
+
+
+def test_outputs_agree_with_the_mask(start: Any, peer: Peer) -> None:
+    start(overlay_alpha=0.25)
+    topics = {name: peer.listen(Image, f"{NODE}/{name}") for name in ("mask", "color", "overlay", "confidence")}
+    camera = peer.publisher(Image, "/image")
+    image = bundles.random_image(90, 130)
+    sent = image_message(image, "rgb8")
+    mask = pixels_of(exchange(camera, topics["mask"], sent))
+    answers = {name: exchange(camera, received, sent) for name, received in topics.items() if name != "mask"}
+    np.testing.assert_array_equal(pixels_of(answers["color"]), bundles.PALETTE[mask])
+    blended = 0.75 * image + 0.25 * bundles.PALETTE[mask]
+    assert np.abs(pixels_of(answers["overlay"]) - blended).max() <= 1
+    assert [answers[n].encoding for n in ("color", "overlay", "confidence")] == ["rgb8", "rgb8", "mono8"]
+    assert np.abs(pixels_of(answers["confidence"]) - 255 * bundles.winner_probability(image)).max() <= 1
+
+
+def test_labels_are_latched_and_camera_info_takes_the_frames_stamp(start: Any, peer: Peer) -> None:
+    start()
+    masks = peer.listen(Image, f"{NODE}/mask")
+    infos = peer.listen(CameraInfo, f"{NODE}/camera_info")
+    camera = peer.publisher(Image, "/image")
+    calibration = peer.publisher(CameraInfo, "/camera_info")
+    stamps = []
+
+    def informed() -> bool:
+        calibration.publish(CameraInfo(width=160, height=120, k=[99.0] + [0.0] * 8))
+        stamps.append(stamp_ns(exchange(camera, masks, image_message(PICTURE, "rgb8"))))
+        return bool(infos)
+
+    wait_for(informed, "no camera_info beside the mask")
+    assert stamp_ns(infos[0]) in stamps
+    assert (infos[0].k[0], infos[0].header.frame_id) == (99.0, "camera_optical_frame")
+    late = peer.listen(String, f"{NODE}/labels", qos.latched())
+    wait_for(lambda: late, "labels are not latched")
+    assert LabelSet.from_dict(json.loads(late[0].data)) == bundles.COLOURS
+
+
+def test_nothing_is_computed_without_a_subscriber(start: Any, peer: Peer) -> None:
+    start()
+    diagnostics = peer.diagnostics("segmentation")
+    camera = peer.publisher(Image, "/image")
+
+    def skipped() -> bool:
+        camera.publish(image_message(PICTURE, "rgb8"))
+        return int(diagnostics.value("frames skipped (on purpose)") or 0) >= 5
+
+    wait_for(skipped, lambda: str(diagnostics.latest))
+    diagnostics.wait("nobody subscribes", DiagnosticStatus.OK)
+    assert diagnostics.value("frames out") == "0"
+
+
+def test_outputs_that_are_switched_off_stay_silent(start: Any, peer: Peer) -> None:
+    start(outputs=["mask"])
+    masks, overlays = peer.listen(Image, f"{NODE}/mask"), peer.listen(Image, f"{NODE}/overlay")
+    camera = peer.publisher(Image, "/image")
+    exchange(camera, masks, image_message(PICTURE, "rgb8"))
+    assert not overlays
+    assert peer.set_parameter(NODE, "outputs", ["mask", "overlay"]).successful
+    exchange(camera, overlays, image_message(PICTURE, "rgb8"))
+
+
+MALFORMED = {
+    "unknown encoding": (dict(encoding="nv99"), "nv99"),
+    "empty": (dict(width=0, height=0), "empty"),
+    "truncated": (dict(data=b"\x00" * 100), "truncated"),
+    "step": (dict(step=7), "step is 7"),
+    "not a number": (dict(encoding="32FC3", step=160 * 12, data=np.full(120 * 160 * 3, np.nan, np.float32).tobytes()), "NaN"),
+}
+
+
+@pytest.mark.parametrize("fault", MALFORMED)
+def test_a_malformed_image_is_reported_and_the_next_good_one_segmented(start: Any, peer: Peer, fault: str) -> None:
+    start()
+    diagnostics, masks = peer.diagnostics("segmentation"), peer.listen(Image, f"{NODE}/mask")
+    camera = peer.publisher(Image, "/image")
+    exchange(camera, masks, image_message(PICTURE, "rgb8"))
+    changes, words = MALFORMED[fault]
+    bad = image_message(PICTURE, "rgb8")
+    for name, value in changes.items():
+        setattr(bad, name, value)
+    camera.publish(bad)
+    assert words in diagnostics.wait(words, DiagnosticStatus.WARN).message
+    assert (diagnostics.value("frames failed"), words in diagnostics.value("last error")) == ("1", True)
+    mask = exchange(camera, masks, image_message(PICTURE, "rgb8"))
+    np.testing.assert_array_equal(pixels_of(mask), bundles.nearest_colour(PICTURE))
+
+
+def test_a_fault_that_repeats_is_logged_once_in_a_while(start: Any, peer: Peer) -> None:
+    node = start()
+    diagnostics = peer.diagnostics("segmentation")
+    peer.listen(Image, f"{NODE}/mask")
+    camera = peer.publisher(Image, "/image")
+    end = time.monotonic() + 2
+    while time.monotonic() < end:
+        camera.publish(image_message(PICTURE, "rgb8"))
+        bad = image_message(PICTURE, "rgb8")
+        bad.encoding = "nv99"
+        camera.publish(bad)
+        time.sleep(0.03)
+    wait_for(lambda: int(diagnostics.value("frames failed") or 0) > 5, lambda: str(diagnostics.latest))
+    assert node.output.count("nv99") == 1, node.output
+
+
+def test_the_camera_may_change_its_resolution(start: Any, peer: Peer) -> None:
+    start()
+    masks = peer.listen(Image, f"{NODE}/mask")
+    camera = peer.publisher(Image, "/image")
+    for height, width in ((120, 160), (64, 333), (1, 1), (120, 160)):
+        image = bundles.random_image(height, width, seed=height)
+        mask = exchange(camera, masks, image_message(image, "rgb8"))
+        np.testing.assert_array_equal(pixels_of(mask), bundles.nearest_colour(image))
+
+
+def test_compressed_images_and_gray_ones(start: Any, peer: Peer) -> None:
+    start(image_transport="compressed")
+    masks = peer.listen(Image, f"{NODE}/mask")
+    camera = peer.publisher(CompressedImage, "/image/compressed")
+    header = image_message(PICTURE, "rgb8").header
+    png = cv2.imencode(".png", PICTURE[..., ::-1])[1]
+    mask = exchange(camera, masks, messages.compressed_image(png, "png", header))
+    np.testing.assert_array_equal(pixels_of(mask), bundles.nearest_colour(PICTURE))
+
+
+def test_wide_and_gray_encodings(start: Any, peer: Peer) -> None:
+    start()
+    masks = peer.listen(Image, f"{NODE}/mask")
+    camera = peer.publisher(Image, "/image")
+    gray = bundles.random_image(40, 50)[..., 0]
+    expected = bundles.nearest_colour(np.dstack([gray] * 3))
+    mono = exchange(camera, masks, image_message(gray, "mono8"))
+    np.testing.assert_array_equal(pixels_of(mono), expected)
+    wide = image_message(np.dstack([np.zeros_like(gray), gray]), "mono16")  # little endian: the high byte comes second
+    np.testing.assert_array_equal(pixels_of(exchange(camera, masks, wide)), expected)
+
+
+def test_a_model_is_swapped_live_between_two_frames(start: Any, peer: Peer, tmp_path: Path) -> None:
+    start()
+    swapped = LabelSet("swapped", tuple(reversed(bundles.COLOURS.labels)))
+    other = bundles.camera_bundle(labels=swapped, name="other").save(tmp_path / "other.lix")
+    masks, labels = peer.listen(Image, f"{NODE}/mask"), peer.listen(String, f"{NODE}/labels", qos.latched())
+    camera = peer.publisher(Image, "/image")
+    exchange(camera, masks, image_message(PICTURE, "rgb8"))
+    assert peer.set_parameter(NODE, "model", str(other)).successful
+    exchange(camera, masks, image_message(PICTURE, "rgb8"))
+    wait_for(lambda: len(labels) == 2, "the new labels were not published")
+    assert [LabelSet.from_dict(json.loads(m.data)) for m in labels] == [bundles.COLOURS, swapped]
+
+
+def test_frames_go_on_while_a_model_is_loaded(start: Any, peer: Peer, tmp_path: Path) -> None:
+    start()
+    other = bundles.camera_bundle(name="other").save(tmp_path / "other.lix")
+    masks, diagnostics = peer.listen(Image, f"{NODE}/mask"), peer.diagnostics("segmentation")
+    camera = peer.publisher(Image, "/image")
+    exchange(camera, masks, image_message(PICTURE, "rgb8"))
+    sent = [stamp_ns(masks[0])]
+    for index in range(30):
+        message = image_message(PICTURE, "rgb8")
+        sent.append(stamp_ns(message))
+        camera.publish(message)
+        if index == 10:
+            assert peer.set_parameter(NODE, "model", str(other)).successful
+        wait_for(lambda: any(stamp_ns(m) == sent[-1] for m in masks), f"frame {index} did not come back")
+    assert [stamp_ns(m) for m in masks] == sent
+    wait_for(lambda: diagnostics.value("model") == str(other), lambda: str(diagnostics.latest))
+
+
+def corrupt(path: Path) -> Path:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+    return path
+
+
+def bad_bundles(folder: Path) -> dict[str, tuple[Path, str]]:
+    """What is wrong -> (bundle, words of the reason)."""
+    too_many = LabelSet("six", (*bundles.COLOURS.labels, bundles.Label("sixth", (1, 2, 3))))
+    return {
+        "missing": (folder / "missing.lix", "no bundle"),
+        "corrupt": (corrupt(bundles.camera_bundle().save(folder / "corrupt.lix")), "damaged"),
+        "wrong class count": (bundles.camera_bundle(labels=too_many).save(folder / "six.lix"), "names 6 classes"),
+    }
+
+
+@pytest.mark.parametrize("fault", ["missing", "corrupt", "wrong class count"])
+def test_a_bad_bundle_is_refused_and_the_old_model_goes_on(start: Any, peer: Peer, tmp_path: Path, fault: str) -> None:
+    node = start()
+    path, words = bad_bundles(tmp_path)[fault]
+    masks = peer.listen(Image, f"{NODE}/mask")
+    camera = peer.publisher(Image, "/image")
+    result = peer.set_parameter(NODE, "model", str(path))
+    assert not result.successful
+    assert words in result.reason
+    mask = exchange(camera, masks, image_message(PICTURE, "rgb8"))
+    np.testing.assert_array_equal(pixels_of(mask), bundles.nearest_colour(PICTURE))
+    assert words in node.output
+
+
+def test_a_node_that_starts_without_its_model_waits_for_a_good_one(start: Any, peer: Peer, model: Path, tmp_path: Path) -> None:
+    start(model=str(tmp_path / "missing.lix"))
+    diagnostics = peer.diagnostics("segmentation")
+    diagnostics.wait("no bundle", DiagnosticStatus.ERROR)
+    assert peer.set_parameter(NODE, "model", str(model)).successful
+    masks = peer.listen(Image, f"{NODE}/mask")
+    camera = peer.publisher(Image, "/image")
+    exchange(camera, masks, image_message(PICTURE, "rgb8"))
+    diagnostics.wait("segmenting", DiagnosticStatus.OK)
+
+
+def test_reload_reads_the_file_again(start: Any, peer: Peer, model: Path) -> None:
+    start()
+    labels = peer.listen(String, f"{NODE}/labels", qos.latched())
+    wait_for(lambda: labels, "no labels")
+    renamed = LabelSet("renamed", bundles.COLOURS.labels)
+    bundles.camera_bundle(labels=renamed).save(model)
+    answer = peer.call(Trigger, f"{NODE}/reload", Trigger.Request())
+    assert answer.success, answer.message
+    wait_for(lambda: len(labels) == 2, "the new labels were not published")
+    assert json.loads(labels[1].data)["name"] == "renamed"
+    corrupt(model)
+    answer = peer.call(Trigger, f"{NODE}/reload", Trigger.Request())
+    assert (answer.success, "damaged" in answer.message) == (False, True)
+
+
+def test_min_confidence_and_class_remap_are_live(start: Any, peer: Peer, tmp_path: Path) -> None:
+    start()
+    masks, labels = peer.listen(Image, f"{NODE}/mask"), peer.listen(String, f"{NODE}/labels", qos.latched())
+    camera = peer.publisher(Image, "/image")
+    image = bundles.random_image(60, 70)
+    full = bundles.nearest_colour(image)
+    assert peer.set_parameter(NODE, "min_confidence", 0.8).successful
+    mask = pixels_of(exchange(camera, masks, image_message(image, "rgb8")))
+    sure = bundles.winner_probability(image)
+    clear = np.abs(sure - 0.8) > 1e-4
+    np.testing.assert_array_equal(mask[clear], np.where(sure < 0.8, 255, full)[clear])
+    assert 0 < (mask == 255).mean() < 1
+    assert peer.set_parameter(NODE, "min_confidence", 0.0).successful
+    remap = tmp_path / "remap.yaml"
+    remap.write_text("{name: bright, classes: [{name: primary, from: [red, green, blue], color: [9, 9, 9]}, {name: white, from: white}]}")
+    assert peer.set_parameter(NODE, "class_remap", str(remap)).successful
+    mask = pixels_of(exchange(camera, masks, image_message(image, "rgb8")))
+    np.testing.assert_array_equal(mask, np.array([255, 0, 0, 0, 1], np.uint8)[full])
+    wait_for(lambda: json.loads(labels[-1].data)["name"] == "bright", "the labels of the remap were not published")
+    remap.write_text("classes: [{name: sea, from: [ocean]}]")
+    result = peer.set_parameter(NODE, "class_remap", str(remap))
+    assert (result.successful, "ocean" in result.reason) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("overlay_alpha", 1.5), ("min_confidence", -0.1), ("max_rate", -1.0), ("outputs", ["mask", "depth"]), ("threads", 4)]
+)
+def test_values_out_of_range_and_read_only_parameters_are_refused(start: Any, peer: Peer, name: str, value: Any) -> None:
+    start()
+    result = peer.set_parameter(NODE, name, value)
+    assert not result.successful
+    assert name in result.reason or "read-only" in result.reason or "range" in result.reason
+
+
+def test_max_rate_and_set_enabled_skip_frames(start: Any, peer: Peer) -> None:
+    start(image_depth=20, image_reliability="reliable")
+    masks, diagnostics = peer.listen(Image, f"{NODE}/mask"), peer.diagnostics("segmentation")
+    camera = peer.publisher(Image, "/image")
+    exchange(camera, masks, image_message(PICTURE, "rgb8"))
+    assert peer.call(SetBool, f"{NODE}/set_enabled", SetBool.Request(data=False)).success
+    diagnostics.wait("disabled")
+    count, into, skipped = len(masks), *(int(diagnostics.value(k)) for k in ("frames in", "frames skipped (on purpose)"))
+    for _ in range(5):
+        camera.publish(image_message(PICTURE, "rgb8"))
+        time.sleep(0.02)
+    wait_for(lambda: int(diagnostics.value("frames skipped (on purpose)")) == skipped + 5, lambda: str(diagnostics.latest))
+    assert len(masks) == count
+    assert peer.call(SetBool, f"{NODE}/set_enabled", SetBool.Request(data=True)).success
+    assert peer.set_parameter(NODE, "max_rate", 1.0).successful
+    for _ in range(10):
+        camera.publish(image_message(PICTURE, "rgb8"))
+        time.sleep(0.02)
+    wait_for(lambda: int(diagnostics.value("frames in")) == into + 15, lambda: str(diagnostics.latest))
+    assert len(masks) - count in (1, 2)  # two where the ten take longer than the second
+
+
+def test_the_newest_frame_wins(start: Any, peer: Peer) -> None:
+    start(image_depth=20, image_reliability="reliable")
+    masks, diagnostics = peer.listen(Image, f"{NODE}/mask"), peer.diagnostics("segmentation")
+    camera = peer.publisher(Image, "/image")
+    exchange(camera, masks, image_message(PICTURE, "rgb8"))
+    burst = [image_message(bundles.random_image(720, 1280, seed), "rgb8") for seed in range(8)]
+    for message in burst:
+        camera.publish(message)
+    wait_for(lambda: any(stamp_ns(m) == stamp_ns(burst[-1]) for m in masks), "the newest frame was not segmented")
+    stamps = [stamp_ns(m) for m in masks]
+    assert stamps == sorted(stamps)
+
+    def accounted() -> bool:
+        names = ("frames in", "frames out", "frames dropped (busy)", "frames skipped (on purpose)")
+        into, out, dropped, skipped = (int(diagnostics.value(k) or 0) for k in names)
+        return into == out + dropped + skipped and out == len(masks) and dropped > 0
+
+    wait_for(accounted, lambda: str(diagnostics.latest))
+
+
+def test_silence_is_explained(start: Any, peer: Peer) -> None:
+    start(silence_timeout=0.5, image_reliability="reliable")
+    diagnostics = peer.diagnostics("segmentation")
+    diagnostics.wait("nobody publishes it", DiagnosticStatus.WARN)
+    publisher = peer.node.create_publisher(Image, "/image", qos.stream("best_effort", 1))
+    diagnostics.wait("QoS incompatible", DiagnosticStatus.WARN)
+    peer.node.destroy_publisher(publisher)
+
+
+def test_a_lifecycle_manager_may_drive_the_node(start: Any, peer: Peer) -> None:
+    start(autostart=False)
+    masks = peer.listen(Image, f"{NODE}/mask")
+
+    def transition(which: int) -> int:
+        request = ChangeState.Request(transition=Transition(id=which))
+        assert peer.call(ChangeState, f"{NODE}/change_state", request).success
+        return peer.call(GetState, f"{NODE}/get_state", GetState.Request()).current_state.id
+
+    assert peer.call(GetState, f"{NODE}/get_state", GetState.Request()).current_state.id == State.PRIMARY_STATE_UNCONFIGURED
+    assert transition(Transition.TRANSITION_CONFIGURE) == State.PRIMARY_STATE_INACTIVE
+    assert transition(Transition.TRANSITION_ACTIVATE) == State.PRIMARY_STATE_ACTIVE
+    camera = peer.publisher(Image, "/image")
+    exchange(camera, masks, image_message(PICTURE, "rgb8"))
+    assert transition(Transition.TRANSITION_DEACTIVATE) == State.PRIMARY_STATE_INACTIVE
+    wait_for(lambda: camera.get_subscription_count() == 0, "an inactive node still subscribes")
+    assert transition(Transition.TRANSITION_ACTIVATE) == State.PRIMARY_STATE_ACTIVE
+    wait_for(lambda: camera.get_subscription_count() == 1, "the node does not subscribe again")
+    exchange(camera, masks, image_message(PICTURE, "rgb8"))
+    assert transition(Transition.TRANSITION_DEACTIVATE) == State.PRIMARY_STATE_INACTIVE
+    assert transition(Transition.TRANSITION_CLEANUP) == State.PRIMARY_STATE_UNCONFIGURED
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_sigint_once_or_twice_ends_the_node_cleanly(start: Any, peer: Peer, signals: int) -> None:
+    node = start()
+    peer.publisher(Image, "/image")
+    assert node.stop(signals) == 0
+    assert "Traceback" not in node.output
+
+
+def test_the_node_loads_no_training_library() -> None:
+    script = (
+        "import sys, lix_ros.segmentation_node; from lix_core.runtime.segmenter import Segmenter; import numpy;"
+        "Segmenter('street').segment(numpy.zeros((9, 9, 3), numpy.uint8));"
+        "print([m for m in ('torch', 'torchvision', 'timm', 'lightning', 'onnx', 'openvino') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_the_overlay_of_bgr_and_rgb_input_is_the_same(start: Any, peer: Peer) -> None:
+    start()
+    overlays = peer.listen(Image, f"{NODE}/overlay")
+    camera = peer.publisher(Image, "/image")
+    image = bundles.random_image(50, 60)
+    expected = viz.overlay(image, bundles.nearest_colour(image), bundles.COLOURS, 0.5)
+    for encoding in ("rgb8", "bgra8"):
+        np.testing.assert_array_equal(pixels_of(exchange(camera, overlays, image_message(as_encoding(image, encoding), encoding))), expected)

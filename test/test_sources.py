@@ -1,0 +1,345 @@
+"""Where frames come from: images, folders, videos and bags."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lix_core.errors import ImageError, LixError, SourceError
+from lix_core.runtime.sources import ImageSource, VideoSource, open_source
+
+bags = pytest.importorskip("bags", reason="needs rosbags", exc_type=ImportError)
+MS = bags.MS
+
+
+def picture(seed: int = 0, height: int = 6, width: int = 8) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def write_images(folder: Path, names: list[str]) -> dict[str, np.ndarray]:
+    """Files of random pictures; stem -> BGR array."""
+    folder.mkdir(exist_ok=True)
+    written = {}
+    for seed, name in enumerate(names):
+        written[Path(name).stem] = picture(seed)
+        assert cv2.imwrite(str(folder / name), written[Path(name).stem])
+    return written
+
+
+def write_video(path: Path, grays: list[int], rate: float = 25.0) -> Path:
+    """A video of plain gray frames."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), rate, (64, 48))
+    assert writer.isOpened()
+    for gray in grays:
+        writer.write(np.full((48, 64, 3), gray, np.uint8))
+    writer.release()
+    return path
+
+
+def raw(index: int, topic: str = "/camera/image_raw") -> tuple:
+    return topic, 10**18 + index * 50 * MS, bags.image_message(10**18 + index * 50 * MS, picture(index))
+
+
+def compressed(index: int, topic: str = "/camera/image_raw/compressed") -> tuple:
+    return topic, 10**18 + index * 50 * MS, bags.compressed_message(10**18 + index * 50 * MS, picture(index))
+
+
+def info(index: int = 0, topic: str = "/camera/camera_info", focal: float = 5.0) -> tuple:
+    return topic, 10**18 + index * 50 * MS, bags.camera_info_message(10**18 + index * 50 * MS, 8, 6, focal)
+
+
+# Images and folders.
+
+
+def test_a_folder_gives_its_images_in_natural_order(tmp_path):
+    written = write_images(tmp_path / "clip", ["frame10.png", "frame9.png", "frame1.BMP", "frame2.png"])
+    (tmp_path / "clip" / "notes.txt").write_text("no image")
+    source = open_source(tmp_path / "clip")
+    frames = list(source)
+    assert [frame.stem for frame in frames] == ["frame1", "frame2", "frame9", "frame10"]
+    assert [frame.time for frame in frames] == pytest.approx([0, 0.1, 0.2, 0.3])
+    assert (source.name, len(source), source.rate, source.camera) == ("clip", 4, 10.0, None)
+    for frame in frames:
+        image, order = frame.load()
+        assert order == "bgr" and np.array_equal(image, written[frame.stem])
+
+
+def test_one_image_is_a_source_of_one_frame(tmp_path):
+    written = write_images(tmp_path, ["street.png", "other.png"])
+    source = open_source(str(tmp_path / "street.png"))
+    (frame,) = source
+    assert (source.name, len(source), frame.stem, frame.time) == ("street", 1, "street", 0)
+    assert np.array_equal(frame.load()[0], written["street"])
+
+
+def test_a_source_can_be_read_again(tmp_path):
+    write_images(tmp_path, ["a.png", "b.png"])
+    source = open_source(tmp_path)
+    assert [f.stem for f in source] == [f.stem for f in source] == ["a", "b"]
+
+
+def test_a_calibration_beside_the_images_is_read(tmp_path):
+    write_images(tmp_path, ["a.png"])
+    (tmp_path / "camera_info.yaml").write_text(
+        "{image_width: 8, image_height: 6, distortion_model: plumb_bob, camera_matrix: {data: [5, 0, 4, 0, 5, 3, 0, 0, 1]},"
+        " distortion_coefficients: {data: [0, 0, 0, 0, 0]}, rectification_matrix: {data: [1, 0, 0, 0, 1, 0, 0, 0, 1]},"
+        " projection_matrix: {data: [5, 0, 4, 0, 0, 5, 3, 0, 0, 0, 1, 0]}}"
+    )
+    camera = open_source(tmp_path).camera
+    assert (camera.width, camera.height, camera.k[0], camera.p[2]) == (8, 6, 5, 4)
+
+
+def test_a_damaged_calibration_is_an_error_and_not_ignored(tmp_path):
+    write_images(tmp_path, ["a.png"])
+    (tmp_path / "camera_info.yaml").write_text("nothing")
+    with pytest.raises(LixError, match="camera_info.yaml is not a camera_calibration YAML file"):
+        open_source(tmp_path)
+
+
+def test_a_corrupt_image_fails_alone_and_by_name(tmp_path):
+    write_images(tmp_path, ["a.png", "c.png"])
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:20])
+    (tmp_path / "d.png").write_bytes(b"")
+    (tmp_path / "e.png").mkdir()
+    good, cut, other, empty, folder = open_source(tmp_path)
+    for frame, message in ((cut, r"b.png \(20 bytes\) cannot be decoded"), (empty, r"d.png \(0 bytes\)"), (folder, "cannot read .*e.png: Is a dir")):
+        with pytest.raises(ImageError, match=message):
+            frame.load()
+    assert good.load()[0].shape == other.load()[0].shape == (6, 8, 3)
+
+
+def test_an_image_that_vanished_meanwhile_is_named(tmp_path):
+    write_images(tmp_path, ["a.png"])
+    (frame,) = open_source(tmp_path)
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(ImageError, match="cannot read .*a.png: No such file"):
+        frame.load()
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    with pytest.raises(SourceError, match=r"holds no images \(.jpg, .*\) and is no bag \(no metadata.yaml\)"):
+        open_source(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["none", "none.mp4", "none.mcap", "none.png"])
+def test_a_missing_input_is_refused(tmp_path, name):
+    with pytest.raises(SourceError, match=f"no such input: .*{name}"):
+        open_source(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "noextension", "weights.onnx"])
+def test_a_file_of_another_kind_is_refused_with_its_suffix(tmp_path, name):
+    (tmp_path / name).write_text("x")
+    with pytest.raises(SourceError, match=f"{name} is no image, video or bag that lix knows by its suffix '{Path(name).suffix}'"):
+        open_source(tmp_path / name)
+
+
+# Videos.
+
+
+def test_a_video_gives_its_frames_in_order_at_its_rate(tmp_path):
+    source = open_source(write_video(tmp_path / "drive.avi", [20, 90, 160, 230], rate=25))
+    assert isinstance(source, VideoSource) and (source.name, len(source), source.rate) == ("drive", 4, 25)
+    frames = [(frame.stem, frame.time, *frame.load()) for frame in source]
+    assert [f[0] for f in frames] == [f"drive_{i:06d}" for i in range(4)]
+    assert [f[1] for f in frames] == pytest.approx([0, 0.04, 0.08, 0.12])
+    for (_, _, image, order), gray in zip(frames, [20, 90, 160, 230]):
+        assert order == "bgr" and image.shape == (48, 64, 3)
+        assert np.abs(image.astype(int) - gray).max() <= 3
+
+
+def test_a_frame_of_a_video_stays_what_it_was(tmp_path):
+    frames = list(open_source(write_video(tmp_path / "drive.avi", [20, 230])))
+    assert frames[0].load()[0].mean() < 40 and frames[1].load()[0].mean() > 200
+
+
+def test_a_cut_video_gives_the_frames_it_has(tmp_path):
+    path = write_video(tmp_path / "drive.avi", [20] * 20)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    assert 5 < len(list(open_source(path))) < 20
+
+
+@pytest.mark.parametrize("data", [b"", b"not a video", bytes(5000)])
+def test_what_is_no_video_is_refused(tmp_path, data):
+    path = tmp_path / "drive.mp4"
+    path.write_bytes(data)
+    with pytest.raises(SourceError, match="drive.mp4"):
+        open_source(path)
+
+
+# Bags.
+
+
+@pytest.mark.parametrize("storage", bags.STORAGES)
+@pytest.mark.parametrize("message", [raw, compressed])
+def test_a_bag_gives_images_stamps_rate_and_camera(tmp_path, storage, message):
+    path = bags.write_bag(tmp_path / "bag", [info(), *(message(i) for i in range(4))], storage)
+    source = open_source(path)
+    assert (source.name, len(source), source.rate) == ("bag", 4, pytest.approx(20))
+    assert (source.camera.width, source.camera.height, source.camera.k[0], source.camera.d[0]) == (8, 6, 5, -0.3)
+    assert source.camera.p[:3] == (5, 0, 4)
+    frames = list(source)
+    assert [frame.time for frame in frames] == pytest.approx([0, 0.05, 0.1, 0.15])
+    assert [frame.stem for frame in frames] == [str(10**18 + i * 50 * MS) for i in range(4)]
+
+
+@pytest.mark.parametrize("storage", bags.STORAGES)
+@pytest.mark.parametrize("message", [raw, compressed])
+def test_images_of_a_bag_can_be_loaded_while_it_is_read(tmp_path, storage, message):
+    source = open_source(bags.write_bag(tmp_path / "bag", [message(i) for i in range(3)], storage))
+    for index, frame in enumerate(source):
+        image, order = frame.load()
+        assert order == "bgr" and np.array_equal(image, picture(index))
+
+
+@pytest.mark.parametrize(("encoding", "order"), [("rgb8", "rgb"), ("bgra8", "bgra"), ("mono8", "gray")])
+def test_a_bag_keeps_the_encoding_and_skips_the_padding_of_rows(tmp_path, encoding, order):
+    channels = {"rgb": 3, "bgra": 4, "gray": 1}[order]
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, channels), np.uint8)
+    path = bags.write_bag(tmp_path / "bag", [("/image", 0, bags.image_message(0, image, encoding, padding=11))])
+    (loaded,) = [frame.load() for frame in open_source(path)]
+    assert loaded[1] == order and np.array_equal(loaded[0].reshape(image.shape), image)
+
+
+@pytest.mark.parametrize("storage", bags.STORAGES)
+def test_the_file_in_a_bag_folder_opens_like_the_folder(tmp_path, storage):
+    path = bags.write_bag(tmp_path / "bag", [raw(0), raw(1)], storage)
+    (data,) = (p for p in path.iterdir() if p.suffix in (".mcap", ".db3"))
+    assert [frame.time for frame in open_source(data)] == pytest.approx([0, 0.05])
+
+
+@pytest.mark.parametrize("storage", bags.STORAGES)
+def test_a_data_file_without_its_folder_is_a_bag(tmp_path, storage):
+    path = bags.write_bag(tmp_path / "bag", [raw(0), raw(1)], storage)
+    (data,) = (p for p in path.iterdir() if p.suffix in (".mcap", ".db3"))
+    alone = data.rename(tmp_path / f"alone{data.suffix}")
+    source = open_source(alone)
+    assert source.name == "alone" and [np.array_equal(f.load()[0], picture(i)) for i, f in enumerate(source)] == [True, True]
+
+
+def test_a_ros_1_bag_is_read_too(tmp_path):
+    messages = [("/camera/camera_info", 0, bags.ros1_camera_info(8, 6, 5.0))]
+    messages += [("/camera/image_raw", i * 50 * MS, bags.ros1_image(picture(i))) for i in range(3)]
+    source = open_source(bags.write_ros1_bag(tmp_path / "old.bag", messages))
+    assert (source.name, len(source), source.rate, source.camera.k[0]) == ("old", 3, pytest.approx(20), 5)
+    assert all(np.array_equal(frame.load()[0], picture(i)) for i, frame in enumerate(source))
+
+
+def test_images_of_a_bag_can_be_loaded_after_it_was_read(tmp_path):
+    frames = list(open_source(bags.write_bag(tmp_path / "bag", [raw(0), compressed(1, "/camera/image_raw/compressed"), raw(2)])))
+    assert [np.array_equal(frame.load()[0], picture(i)) for frame, i in zip(frames, (0, 2), strict=True)] == [True, True]
+
+
+def test_other_topics_of_a_bag_are_passed_over(tmp_path):
+    others = [("/chat", 10**18, bags.text_message("hello")), info(), info(topic="/other/camera_info", focal=9.0)]
+    source = open_source(bags.write_bag(tmp_path / "bag", [*others, raw(0), raw(1)]))
+    assert source.topic == "/camera/image_raw" and len(source) == len(list(source)) == 2
+    assert source.camera.k[0] == 5
+
+
+def test_one_camera_recorded_raw_and_compressed_is_read_raw(tmp_path):
+    path = bags.write_bag(tmp_path / "bag", [compressed(0), raw(0)])
+    assert open_source(path).topic == "/camera/image_raw"
+    assert open_source(path, "/camera/image_raw/compressed").topic == "/camera/image_raw/compressed"
+
+
+def test_two_cameras_ask_for_a_choice_and_take_it(tmp_path):
+    path = bags.write_bag(tmp_path / "bag", [raw(0, "/left/image_raw"), raw(1, "/right/image_raw"), info(topic="/right/camera_info")])
+    with pytest.raises(SourceError, match="several image topics; choose one with --topic: /left/image_raw, /right/image_raw"):
+        open_source(path)
+    assert np.array_equal(next(iter(open_source(path, "/right/image_raw"))).load()[0], picture(1))
+    assert open_source(path, "/left/image_raw").camera is None and open_source(path, "/right/image_raw").camera
+
+
+def test_a_topic_that_is_not_there_is_refused_with_those_that_are(tmp_path):
+    path = bags.write_bag(tmp_path / "bag", [raw(0), info()])
+    for topic in ("/nothing", "/camera/camera_info"):
+        with pytest.raises(SourceError, match=f"no image topic {topic}; it has /camera/image_raw"):
+            open_source(path, topic)
+
+
+def test_a_bag_without_images_is_refused(tmp_path):
+    path = bags.write_bag(tmp_path / "bag", [info()])
+    with pytest.raises(SourceError, match="no topic of sensor_msgs/msg/Image or sensor_msgs/msg/CompressedImage"):
+        open_source(path)
+
+
+def test_an_uncalibrated_camera_in_a_bag_is_none(tmp_path):
+    assert open_source(bags.write_bag(tmp_path / "bag", [info(focal=0.0), raw(0)])).camera is None
+
+
+def test_one_message_has_the_rate_of_a_folder(tmp_path):
+    assert open_source(bags.write_bag(tmp_path / "bag", [raw(0)])).rate == 10
+
+
+def test_a_bad_image_in_a_bag_fails_alone(tmp_path):
+    topic, stamp, message = raw(1)
+    message.data = message.data[:10]
+    first, cut, last = [], [], []
+    source = open_source(bags.write_bag(tmp_path / "bag", [raw(0), (topic, stamp, message), raw(2)]))
+    for frame, results in zip(source, (first, cut, last)):
+        try:
+            results.append(frame.load()[0].shape)
+        except ImageError as error:
+            results.append(str(error))
+    assert first == last == [(6, 8, 3)]
+    assert cut == ["data has 10 bytes, but 8x6 bgr8 at step 24 takes 144; is it truncated?"]
+
+
+@pytest.mark.parametrize("name", ["drive.mcap", "drive.db3", "drive.bag"])
+@pytest.mark.parametrize("data", [b"", b"not a bag", bytes(3000)])
+def test_what_is_no_bag_is_refused(tmp_path, name, data):
+    path = tmp_path / name
+    path.write_bytes(data)
+    with pytest.raises(SourceError, match=f"cannot read bag .*{name}"):
+        open_source(path)
+
+
+def test_a_bag_folder_without_its_data_or_with_bad_metadata_is_refused(tmp_path):
+    path = bags.write_bag(tmp_path / "bag", [raw(0)])
+    (path / "bag.mcap").rename(path / "elsewhere")
+    with pytest.raises(SourceError, match="cannot read bag .*bag"):
+        open_source(path)
+    (path / "metadata.yaml").write_text("nothing: [")
+    with pytest.raises(SourceError, match="cannot read bag .*bag"):
+        open_source(path)
+
+
+def read_all(path: Path) -> None:
+    """Read a bag to its end; errors of lix are fine, others are not."""
+    try:
+        for frame in open_source(path):
+            try:
+                frame.load()
+            except ImageError:
+                pass
+    except LixError as error:
+        assert "bag" in str(error)
+
+
+@pytest.fixture(params=bags.STORAGES)
+def bag_data(request, tmp_path) -> tuple[Path, bytes]:
+    """The data file of a small bag, and what is in it."""
+    folder = bags.write_bag(tmp_path / "bag", [info(), raw(0), compressed(1)], request.param)
+    (path,) = (p for p in folder.iterdir() if p.suffix in (".mcap", ".db3"))
+    return path, path.read_bytes()
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_a_damaged_bag_is_read_or_refused_but_never_ends_in_a_foreign_error(bag_data, data):
+    path, good = bag_data
+    start = data.draw(st.integers(0, len(good)))
+    end = data.draw(st.integers(start, min(len(good), start + 100)) | st.just(len(good)))
+    path.write_bytes(good[:start] + data.draw(st.binary(max_size=20)) + good[end:])
+    read_all(path)
+
+
+def test_kinds_of_sources_are_told_apart(tmp_path):
+    write_images(tmp_path / "clip", ["a.png"])
+    assert isinstance(open_source(tmp_path / "clip"), ImageSource)
