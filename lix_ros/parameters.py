@@ -100,6 +100,8 @@ class ReplayParameters:
 
 
 NODES: dict[str, type] = {"segmentation": SegmentationParameters, "replay": ReplayParameters}
+PAGES = {"docs/segmentation.md": "segmentation", "docs/replay.md": "replay", "README.md": "segmentation"}
+"""Page -> the node whose parameters it lists."""
 P = TypeVar("P")
 
 
@@ -195,11 +197,11 @@ def replace_table(page: str, name: str) -> str:
 
 
 def write_generated(root: Path) -> None:
-    """Rewrite config/<node>.yaml and the tables of docs/<node>.md below `root`."""
+    """Rewrite config/<node>.yaml and the parameter tables of the PAGES below `root`."""
     for name, cls in NODES.items():
         (root / "config" / f"{name}.yaml").write_text(to_yaml(cls))
-        page = root / "docs" / f"{name}.md"
-        page.write_text(replace_table(page.read_text(), name))
+    for page, name in PAGES.items():
+        (root / page).write_text(replace_table((root / page).read_text(), name))
 
 
 if __name__ == "__main__":

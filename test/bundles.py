@@ -7,7 +7,10 @@ std 128 every product and sum of it is exact in float32, so `nearest_colour` giv
 from __future__ import annotations
 
 import numpy as np
-import onnx
+import pytest
+
+onnx = pytest.importorskip("onnx", reason="the tiny bundles are made with onnx")
+
 from onnx import TensorProto, helper, numpy_helper
 
 from lix_core.labels import Label, LabelSet

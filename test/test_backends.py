@@ -7,8 +7,8 @@ import os
 
 import numpy as np
 import pytest
-from bundles import camera_bundle, colour_logits, logits_bundle, nearest_colour, random_image, winner_probability
 
+from bundles import camera_bundle, colour_logits, logits_bundle, nearest_colour, random_image, winner_probability
 from lix_core.errors import BackendError
 from lix_core.runtime import backends
 from lix_core.runtime.backends import REGISTRY, BackendOptions, available_backends, load_backend, resolve_backend
@@ -136,7 +136,8 @@ def test_an_unknown_backend_is_refused_with_the_known_ones():
 
 
 @pytest.mark.parametrize(
-    ("packages", "chosen"), [(("openvino",), "openvino"), (("openvino", "onnxruntime"), "onnxruntime"), (("torch", "onnx", "onnx2torch"), "torch")]
+    ("packages", "chosen"),
+    [(("openvino",), "openvino"), (("openvino", "onnxruntime"), "onnxruntime"), (("torch", "onnx", "onnx2torch"), "torch")],
 )
 def test_auto_takes_the_first_that_is_installed(monkeypatch, packages, chosen):
     installed_packages(monkeypatch, *packages)

@@ -9,10 +9,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from bundles import COLOURS, camera_bundle
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from bundles import COLOURS, camera_bundle
 from lix_core.errors import BundleError, LixError
 from lix_core.labels import Label, LabelSet
 from lix_core.runtime.bundle import CARD, GRAPH, MANIFEST, Bundle, Fit, InputSpec, Manifest, SizePolicy, find_bundle, list_bundles
@@ -31,7 +31,11 @@ LABELS = st.lists(st.text(min_size=1, max_size=8).filter(str.strip), min_size=1,
     lambda names: LabelSet("set", tuple(Label(name, (i, 2 * i, 3 * i)) for i, name in enumerate(names)))
 )
 SPECS = st.builds(
-    InputSpec, st.sampled_from(["NHWC", "NCHW"]), st.sampled_from(["uint8", "float32"]), st.tuples(*[POSITIVE] * 3), st.tuples(*[POSITIVE] * 3)
+    InputSpec,
+    layout=st.sampled_from(["NHWC", "NCHW"]),
+    dtype=st.sampled_from(["uint8", "float32"]),
+    mean=st.tuples(*[POSITIVE] * 3),
+    std=st.tuples(*[POSITIVE] * 3),
 )
 POLICIES = st.builds(
     lambda policy, canvas, multiple, extra: SizePolicy(policy, *canvas, multiple, multiple**2 + extra),

@@ -99,7 +99,8 @@ def test_ids_out_of_order_are_refused(ids):
 
 
 @pytest.mark.parametrize(
-    "data", [None, 3, "labels", [], {}, {"name": "x"}, {"name": "x", "labels": 3}, {"name": "x", "labels": [1]}, {"name": "x", "labels": [{"id": 0}]}]
+    "data",
+    [None, 3, "labels", [], {}, {"name": "x"}, *({"name": "x", "labels": rows} for rows in (3, [1], [{"id": 0}], None))],
 )
 def test_what_is_no_label_set_is_refused(data):
     with pytest.raises(LabelError, match="not a label set"):
@@ -141,7 +142,9 @@ def test_a_remap_without_a_list_of_classes_is_refused(data):
         LabelMapping.from_dict(STREET, data)
 
 
-@pytest.mark.parametrize("row", ["free", {"name": "free"}, {"from": ["road"]}, {"name": "free", "from": []}, {"name": "free", "from": None}])
+@pytest.mark.parametrize(
+    "row", ["free", {"name": "free"}, {"from": ["road"]}, {"name": "free", "from": []}, {"name": "free", "from": None}]
+)
 def test_a_remap_row_without_name_or_sources_is_refused(row):
     with pytest.raises(LabelError, match="class 0 of the remap needs `name` and a non-empty `from`, got"):
         LabelMapping.from_dict(STREET, {"classes": [row]})

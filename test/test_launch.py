@@ -25,7 +25,7 @@ FILES = sorted((ROOT / "launch").glob("*.launch.py"))
 LAUNCH_TIMEOUT_S = 60.0
 
 needs_launch = pytest.mark.skipif(
-    importlib.util.find_spec("launch_ros") is None, reason="launch_ros is not installed; it comes with a ROS 2 installation, not with the wheels"
+    importlib.util.find_spec("launch_ros") is None, reason="no launch_ros: a ROS 2 installation has it, the wheels do not"
 )
 
 RUN = """
@@ -206,7 +206,8 @@ def test_demo_plays_what_segmentation_listens_to(launches: Launches) -> None:
 @needs_launch
 def test_rviz_follows_the_names_of_the_node(launches: Launches) -> None:
     launches.install("rviz2", "rviz2")
-    rviz, node = launches.calls("segmentation.launch.py", namespace="robot", name="front", image="/cam/image", rviz="true", rviz_frame="cam")
+    arguments = {"namespace": "robot", "name": "front", "image": "/cam/image", "rviz_frame": "cam"}
+    rviz, node = launches.calls("segmentation.launch.py", rviz="true", **arguments)
     assert rviz["rest"][:4] == ["-d", str(ROOT / "config" / "lix.rviz"), "-f", "cam"]
     assert rviz["remaps"] == {
         "__ns": "/robot", "/camera/image_raw": "/cam/image", "/segmentation/overlay": "front/overlay",

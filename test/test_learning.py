@@ -309,7 +309,7 @@ def test_camvid_with_sizes_or_ids_that_do_not_fit_says_which(tmp_path):
 def test_class_weights_are_inverse_frequency_to_the_power_and_of_mean_one_over_pixels():
     class TwoClasses:
         labels = ("a", "b")
-        samples = [(None, np.repeat(np.uint8([0, 1, UNLABELLED]), [6, 2, 5]))]
+        samples = ((None, np.repeat(np.uint8([0, 1, UNLABELLED]), [6, 2, 5])),)
 
     frequency = np.array([0.75, 0.25])
     for power in (0.0, 0.5, 1.0):

@@ -6,11 +6,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-from bundles import COLOURS, PALETTE, blocks, camera_bundle, logits_bundle, nearest_colour, random_image, winner_probability
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from bundles import COLOURS, PALETTE, blocks, camera_bundle, logits_bundle, nearest_colour, random_image, winner_probability
 from lix_core.errors import BundleError, ImageError, LixError
 from lix_core.labels import STREET, UNLABELLED, LabelMapping, LabelSet
 from lix_core.pixels import read_pixels
@@ -235,7 +235,8 @@ def test_rejecting_at_zero_keeps_every_pixel():
 
 
 def test_remapped_labels_are_those_of_the_mapping():
-    mapping = LabelMapping.from_dict(COLOURS, {"name": "shade", "classes": [{"name": "dark", "from": ["black", "blue"]}, {"name": "light", "from": "white"}]})
+    shades = [{"name": "dark", "from": ["black", "blue"]}, {"name": "light", "from": "white"}]
+    mapping = LabelMapping.from_dict(COLOURS, {"name": "shade", "classes": shades})
     result = KINDS["camera"].segment(PALETTE[None])
     other = result.remapped(mapping)
     assert other.mask.tolist() == [[0, UNLABELLED, UNLABELLED, 0, 1]]
@@ -308,7 +309,9 @@ def test_a_bad_image_is_refused_with_what_is_wrong(image, order, message):
         KINDS["camera"].segment(image, order)
 
 
-@given(arrays.arrays(st.sampled_from(["u1", "u2", "i4", "f4", "f8", "?"]), arrays.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=5)))
+@given(
+    arrays.arrays(st.sampled_from(["u1", "u2", "i4", "f4", "f8", "?"]), arrays.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=5))
+)
 def test_any_array_is_segmented_or_refused(image):
     for order in ("rgb", "gray", "bgra"):
         try:
@@ -332,13 +335,14 @@ def claiming(bundle: Bundle, **fields: object) -> Bundle:
     return dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, **fields))
 
 
+ALL = ("logits", "mask", "confidence")
 FEWER = LabelSet("fewer", COLOURS.labels[:3])
 
 
 @pytest.mark.parametrize(
     ("bundle", "message"),
     [
-        (claiming(logits_bundle(), outputs=("logits", "mask", "confidence")), "graph of 'tiny-logits' lacks outputs mask, confidence; it has logits"),
+        (claiming(logits_bundle(), outputs=ALL), "graph of 'tiny-logits' lacks outputs mask, confidence; it has logits"),
         (claiming(logits_bundle(), labels=FEWER), r"names 3 classes, but its graph's logits are \(1, 5, .*not \(1, 3, h, w\)"),
         (claiming(camera_bundle(), labels=FEWER), "names 3 classes"),
         (claiming(logits_bundle(), input=InputSpec()), "graph of 'tiny-logits' cannot take its input"),

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from bundles import COLOURS, PALETTE, random_image
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from bundles import COLOURS, PALETTE, random_image
 from lix_core.labels import STREET, UNLABELLED
 from lix_core.viz import colorize, contact_sheet, legend, overlay
 
-MASKS = arrays.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.sampled_from([*range(len(COLOURS)), UNLABELLED]))
+IDS = st.sampled_from([*range(len(COLOURS)), UNLABELLED])
+MASKS = arrays.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=IDS)
 
 
 @given(MASKS)

@@ -15,6 +15,7 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from lix_core import __version__
 from lix_core.errors import LixError
@@ -44,7 +45,7 @@ def doctor() -> None:
     with console.status("checking") as status:
         for check in all_checks():
             faults += check.status == FAULT
-            table.add_row(check.subject, f"[{STYLE[check.status]}]{check.status}", check.finding, check.remedy)
+            table.add_row(check.subject, Text(check.status, STYLE[check.status]), Text(check.finding), Text(check.remedy))
             status.update(f"checked {check.subject}")
     console.print(table)
     if faults:

@@ -6,6 +6,7 @@ import typer
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
+from rich.text import Text
 
 from lix_core.errors import BundleError
 from lix_core.runtime.bundle import PATH_VARIABLE, Bundle, find_bundle, list_bundles
@@ -24,7 +25,7 @@ def models(model: str = typer.Argument("", help="A model's name or path: prints 
         try:
             manifest = Bundle.load(path).manifest
         except BundleError as error:
-            table.add_row(path.stem, "-", "-", "-", f"damaged: {error}", str(path))
+            table.add_row(path.stem, "-", "-", "-", Text(f"damaged: {error}"), str(path))
             continue
         scores = [f"{m['miou']:.3f} ({name})" for name, m in manifest.metrics.items() if isinstance(m, dict) and "miou" in m]
         size = f"{path.stat().st_size / 1e6:.1f}"

@@ -60,6 +60,25 @@ def extend_onnx2torch() -> None:
 extend_onnx2torch()
 
 
+def fold_weight_casts(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Replace each weight that is stored in one type and cast to another by the weight in that other type.
+
+    Bundles store float16 and cast to float32; onnx2torch wants the weights of a convolution to be constants.
+    """
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    kept = []
+    for node in model.graph.node:
+        if node.op_type != "Cast" or node.input[0] not in weights:
+            kept.append(node)
+            continue
+        to = onnx.helper.tensor_dtype_to_np_dtype(node.attribute[0].i)
+        values = onnx.numpy_helper.to_array(weights[node.input[0]]).astype(to)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(values, node.output[0]))
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    return model
+
+
 class TorchBackend:
     """Outputs come back to the host as NumPy arrays."""
 
@@ -68,7 +87,7 @@ class TorchBackend:
         threads = options.threads or len(os.sched_getaffinity(0))
         torch.set_num_threads(threads)
         precision = "f32" if options.precision == "auto" else options.precision
-        model = onnx.load_from_string(graph)
+        model = fold_weight_casts(onnx.load_from_string(graph))
         self.outputs = {
             o.name: tuple(d.dim_value if d.HasField("dim_value") else None for d in o.type.tensor_type.shape.dim)
             for o in model.graph.output

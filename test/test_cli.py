@@ -1,0 +1,148 @@
+"""The command line, started as users start it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import bundles
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def lix(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, "-m", "lix_core.cli.main", *map(str, arguments)], capture_output=True, text=True, timeout=240,
+        env={**os.environ, "PYTHONPATH": path, "COLUMNS": "200", **environment},
+    )
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return bundles.camera_bundle(metrics={"test": {"miou": 0.5}}).save(tmp_path / "models" / "tiny.lix")
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for index in range(3):
+        cv2.imwrite(str(folder / f"frame{index}.png"), bundles.random_image(30, 40, index)[..., ::-1])
+    return folder
+
+
+def read(path: Path) -> np.ndarray:
+    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    return image if image.ndim == 2 else image[..., ::-1]
+
+
+def test_predict_writes_masks_by_stem(model: Path, images: Path, tmp_path: Path) -> None:
+    done = lix("predict", images, "--out", tmp_path / "out", "--output", "mask", "--model", model)
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["frame0.png", "frame1.png", "frame2.png"]
+    for index in range(3):
+        mask = read(tmp_path / "out" / f"frame{index}.png")
+        assert mask.dtype == np.uint8
+        np.testing.assert_array_equal(mask, bundles.nearest_colour(bundles.random_image(30, 40, index)))
+
+
+def test_predict_color_npz_and_overlay(model: Path, images: Path, tmp_path: Path) -> None:
+    image = images / "frame0.png"
+    expected = bundles.nearest_colour(bundles.random_image(30, 40, 0))
+    for output in ("color", "npz", "overlay"):
+        assert lix("predict", image, "-o", tmp_path / output, "--output", output, "--model", model).returncode == 0
+    np.testing.assert_array_equal(read(tmp_path / "color" / "frame0.png"), bundles.PALETTE[expected])
+    with np.load(tmp_path / "npz" / "frame0.npz") as arrays:
+        np.testing.assert_array_equal(arrays["mask"], expected)
+        np.testing.assert_allclose(arrays["confidence"], bundles.winner_probability(bundles.random_image(30, 40, 0)), atol=1e-3)
+    assert read(tmp_path / "overlay" / "frame0.jpg").shape == (30, 40, 3)
+
+
+def test_predict_with_remap_and_threshold(model: Path, images: Path, tmp_path: Path) -> None:
+    remap = tmp_path / "remap.yaml"
+    remap.write_text("classes: [{name: dark, from: [black]}, {name: rest, from: [red, green, blue, white]}]")
+    given = ("--output", "mask", "--model", model, "--remap", remap, "--min-confidence", 0.9)
+    assert lix("predict", images / "frame1.png", "-o", tmp_path / "out", *given).returncode == 0
+    image = bundles.random_image(30, 40, 1)
+    sure = bundles.winner_probability(image)
+    expected = np.where(sure < 0.9, 255, np.array([0, 1, 1, 1, 1])[bundles.nearest_colour(image)])
+    clear = np.abs(sure - 0.9) > 1e-4
+    np.testing.assert_array_equal(read(tmp_path / "out" / "frame1.png")[clear], expected[clear])
+
+
+def test_predict_leaves_out_what_it_cannot_read_and_says_so(model: Path, images: Path, tmp_path: Path) -> None:
+    (images / "frame1.png").write_bytes(b"broken")
+    done = lix("predict", images, "-o", tmp_path / "out", "--model", model)
+    assert done.returncode == 2
+    assert "1 of 3 frames could not be read" in done.stderr and "frame1" in done.stderr
+    assert sorted(p.stem for p in (tmp_path / "out").iterdir()) == ["frame0", "frame2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("predict", "/no/such/input", "-o", "out"), "no such input: /no/such/input"),
+        (("predict", "IMAGES", "-o", "/proc/out"), "cannot write to output folder /proc/out"),
+        (("predict", "IMAGES", "-o", "out", "--model", "nobody"), "no model 'nobody'; known are"),
+        (("predict", "IMAGES", "-o", "out", "--backend", "tensorrt"), "unknown backend 'tensorrt'"),
+        (("predict", "IMAGES", "-o", "out", "--remap", "/no/remap.yaml"), "cannot read class remap /no/remap.yaml"),
+        (("models", "nobody"), "no model 'nobody'"),
+        (("evaluate", "IMAGES", "/no/labels"), "label /no/labels/frame0.png of image frame0 is missing"),
+    ],
+)
+def test_errors_are_one_line_and_no_traceback(model: Path, images: Path, tmp_path: Path, arguments: tuple, words: str) -> None:
+    given = [str(images) if a == "IMAGES" else a for a in arguments]
+    done = subprocess.run(
+        [sys.executable, "-m", "lix_core.cli.main", *given], capture_output=True, text=True, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "LIX_MODEL_PATH": str(model.parent)},
+    )
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_models_lists_and_prints_cards(model: Path) -> None:
+    listed = lix("models", LIX_MODEL_PATH=str(model.parent))
+    assert "tiny-camera" in listed.stdout and "0.500 (test)" in listed.stdout
+    assert "tiny" in lix("models", "tiny", LIX_MODEL_PATH=str(model.parent)).stdout
+
+
+def test_evaluate_scores_one_confusion_matrix(model: Path, images: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    hits = np.zeros(5)
+    total = np.zeros(5)
+    for index in range(3):
+        truth = bundles.nearest_colour(bundles.random_image(30, 40, index))
+        wrong = np.where(truth == 1, 2, truth).astype(np.uint8)  # red is called green in the truth
+        wrong[:3] = 11  # beyond the classes: not counted
+        cv2.imwrite(str(labels / f"frame{index}.png"), wrong)
+        for c in range(5):
+            seen, said = wrong[3:] == c, truth[3:] == c
+            hits[c] += (seen & said).sum()
+            total[c] += (seen | said).sum()
+    done = lix("evaluate", images, labels, "--model", model, "--json", tmp_path / "score.json")
+    assert done.returncode == 0, done.stderr
+    score = json.loads((tmp_path / "score.json").read_text())
+    assert list(score["iou"].values()) == pytest.approx(list(hits / total), abs=1e-4)
+    assert score["miou"] == pytest.approx((hits / total).mean(), abs=1e-4)
+
+
+def test_doctor_reports_and_is_well_here() -> None:
+    done = lix("doctor")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "onnxruntime" in done.stdout and "street" in done.stdout
+
+
+def test_help_names_every_command() -> None:
+    text = lix("--help").stdout
+    for command in ("predict", "models", "evaluate", "doctor"):
+        assert command in text
