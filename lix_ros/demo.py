@@ -23,6 +23,7 @@ from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
@@ -248,7 +249,7 @@ def report(record: Recording, out: Path) -> None:
     summary = {
         "frames published by the camera": published,
         "frames segmented and received": record.frames,
-        "frames lost in transport": int(segmentation.get("frames missed (transport)", 0)),
+        "frames lost in transport": int(segmentation.get("frames missed (never taken)", 0)),
         "frames dropped (a newer one came)": int(segmentation.get("frames dropped (busy)", 0)),
         "frames per second": round(frames_per_second(record), 1),
         "latency stamp to overlay received p50 [ms]": round(p50, 1),
@@ -258,7 +259,7 @@ def report(record: Recording, out: Path) -> None:
     save(out / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
     table = Table(show_header=False)
     for name, value in summary.items():
-        table.add_row(name, str(value))
+        table.add_row(Text(name), Text(str(value)))
     for name, file in (("video", "overlay.mp4"), ("contact sheet", "sheet.png"), ("these figures", "summary.json")):
-        table.add_row(name, str(out / file))
+        table.add_row(name, Text(str(out / file), no_wrap=True))
     Console().print(table)

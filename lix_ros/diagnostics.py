@@ -82,7 +82,7 @@ class FrameStatistics:
                 "frames in": str(self.received),
                 "frames out": str(self.published),
                 "frames dropped (busy)": str(self.dropped),
-                "frames missed (transport)": str(self.missed),
+                "frames missed (never taken)": str(self.missed),
                 "frames skipped (on purpose)": str(self.skipped),
                 "frames failed": str(self.failed),
                 "input rate [Hz]": f"{rate(self._arrivals, now):.1f}",

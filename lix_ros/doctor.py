@@ -40,7 +40,7 @@ def checks() -> Iterator[Check]:
     try:
         rclpy.init(args=[])
     except Exception as error:  # rclpy reports a missing middleware by exceptions of several kinds
-        yield Check("ROS 2", FAULT, f"{distribution}: rclpy does not start: {error}", "install an RMW: ros-<distro>-rmw-fastrtps-cpp, or pip install 'lix[ros]'")
+        yield Check("ROS 2", FAULT, f"{distribution}: rclpy does not start: {error}", "install an RMW: ros-<distro>-rmw-fastrtps-cpp, or pip install '.[ros]' in the sources of lix")
         return
     try:
         yield Check("ROS 2", OK, f"{distribution}, domain {os.environ.get('ROS_DOMAIN_ID', '0')}")

@@ -51,11 +51,11 @@ class SegmentationParameters:
         "street", "Model bundle: a name that `lix models` lists, or a path. Set live, the node swaps models between two frames; "
         "a bad bundle is refused and the old one goes on.", live=True)
     backend: str = parameter(
-        "onnxruntime", "Inference backend. `openvino` is the fastest on x86 CPUs, `torch` uses CUDA; `auto` takes the first installed.",
+        "onnxruntime", "Inference backend; `lix doctor` times those that are installed. `torch` uses CUDA; `auto` takes the first installed.",
         choices=("auto", "onnxruntime", "openvino", "torch"))
     threads: int = parameter(0, "CPU threads for inference; 0 uses every core. Fewer leave room for other nodes.", range=(0, 256))
     precision: str = parameter(
-        "auto", "Arithmetic of the backend. bf16 nearly doubles the speed of `openvino` on CPUs that have it.", choices=("auto", "f32", "bf16", "f16"))
+        "auto", "Arithmetic of the backend. `auto` is its own choice: bf16 for `openvino` on CPUs that have it, f32 for the others.", choices=("auto", "f32", "bf16", "f16"))
     max_pixels: int = parameter(
         0, "Largest number of pixels given to the network; larger images are scaled down. 0 keeps the bundle's own. More finds "
         "smaller things and costs time in proportion.", range=(0, 16_777_216))
@@ -136,6 +136,7 @@ def validate(cls: type, name: str, value: Any) -> Any:
 def declare(node: "Node", cls: type[P]) -> P:
     """Declare every parameter of `cls` on `node`, with type, range, description and read-only flag; read them back."""
     from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+    from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
 
     values = {}
     hints = get_type_hints(cls)
@@ -149,9 +150,20 @@ def declare(node: "Node", cls: type[P]) -> P:
             descriptor.floating_point_range = [FloatingPointRange(from_value=spec.range[0], to_value=spec.range[1])]
         elif spec.range:
             descriptor.integer_range = [IntegerRange(from_value=int(spec.range[0]), to_value=int(spec.range[1]), step=1)]
-        value = node.declare_parameter(f.name, defaults[f.name], descriptor).value
+        # Whole numbers for doubles, and the empty list, come as other types; `validate` sees to them.
+        descriptor.dynamic_typing = hints[f.name] in (float, list[str])
+        try:
+            value = node.declare_parameter(f.name, defaults[f.name], descriptor).value
+        except (InvalidParameterTypeException, InvalidParameterValueException) as error:
+            raise ParameterError(f"{f.name} cannot be {node_override(node, f.name)!r}: {error}") from None
         values[f.name] = validate(cls, f.name, value)
     return cls(**values)
+
+
+def node_override(node: "Node", name: str) -> Any:
+    """The value that the command line or a parameter file gives, or None."""
+    override = node._parameter_overrides.get(name)  # rclpy tells it in no other way
+    return override.value if override else None
 
 
 def to_yaml(cls: type) -> str:
@@ -179,7 +191,7 @@ def _described(spec: Spec) -> str:
     if spec.choices:
         text += f" One of: {', '.join(spec.choices)}."
     if spec.range:
-        text += f" Range {spec.range[0]:g} to {spec.range[1]:g}."
+        text += f" Range {spec.range[0]:.15g} to {spec.range[1]:.15g}."
     return text
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Mapping
@@ -14,16 +13,17 @@ PACKAGE = "lix_ros"
 PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
 """Fast DDS reads the first from Kilted on, the second up to Jazzy."""
 USER_CHOICES = (*PROFILE_VARIABLES, "FASTDDS_BUILTIN_TRANSPORTS")
+TRANSPORT_VARIABLE = "LIX_TRANSPORT"
+"""Chooses the profile for every lix process: `lix`, `default`, or the path of a Fast DDS XML file."""
 
 
 def share_directory() -> Path:
-    """The folder that holds config/ and launch/: the source tree, or share/lix_ros of the installation."""
-    prefixes = [*os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep), sys.prefix]
-    candidates = [Path(__file__).resolve().parents[1], *(Path(p) / "share" / PACKAGE for p in prefixes if p)]
-    for folder in candidates:
+    """The folder that holds config/ and launch/: the source tree, or share/lix_ros of the prefix this package is installed in."""
+    package = Path(__file__).resolve().parent
+    for folder in (package.parent, *(prefix / "share" / PACKAGE for prefix in package.parents)):
         if (folder / "config" / "fastdds.xml").exists():
             return folder
-    raise SourceError(f"config/fastdds.xml of {PACKAGE} is in none of {', '.join(map(str, candidates))}; install the package again")
+    raise SourceError(f"share/{PACKAGE}/config/fastdds.xml is missing beside {package}; install the package again")
 
 
 def sample_clip() -> Path:
@@ -34,19 +34,25 @@ def sample_clip() -> Path:
     return folder
 
 
-def transport_environment(profile: str = "lix", environ: Mapping[str, str] | None = None) -> dict[str, str]:
+def transport_environment(profile: str = "", environ: Mapping[str, str] | None = None) -> dict[str, str]:
     """The variables to set, so that Fast DDS carries images: see docs/transport.md.
 
     Args:
-        profile: `lix` (config/fastdds.xml), `default` (set nothing), or the path of a Fast DDS XML file.
+        profile: `lix` (config/fastdds.xml), `default` (leave Fast DDS as it is), or the path of a Fast DDS XML file; empty
+            takes $LIX_TRANSPORT, and `lix` where that is unset.
         environ: the environment to look at; the process's own when None.
 
     Returns:
-        Nothing to set where the user chose a profile, built-in transports or another RMW, unless `profile` is a path.
+        Nothing to set where the user chose a profile, built-in transports or another RMW, unless `profile` is a path. For
+        `default` the choice itself, so that nodes started with it keep to it.
+
+    Raises:
+        SourceError: the file of the profile is not there.
     """
     environ = os.environ if environ is None else environ
+    profile = profile or environ.get(TRANSPORT_VARIABLE) or "lix"
     if profile == "default":
-        return {}
+        return {TRANSPORT_VARIABLE: "default"}
     if profile == "lix":
         if any(environ.get(v) for v in USER_CHOICES):
             return {}

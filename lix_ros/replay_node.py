@@ -83,6 +83,7 @@ class ReplayNode(Node):
             status = 1
         self.get_logger().info(f"played {self._published} frames" + (f", {self._failed} could not be read" if self._failed else ""))
         self._publish_diagnostics()
+        self._diagnostics.wait_for_all_acked(Duration(seconds=1.0))
         self.exit_status = status
 
     def _wait_for_subscriber(self) -> None:
@@ -94,13 +95,14 @@ class ReplayNode(Node):
             self._stopping.wait(0.02)
 
     def _play_once(self) -> None:
-        start = time.monotonic()
+        start: float | None = None
         failed = self._failed
         for index, frame in enumerate(self._source):
             # Decoded before it is due, so that the time of publication is even.
             pixels = self._decode(frame)
-            due = start + (index * self._period if self._period else frame.time)
-            if self._stopping.wait(max(0.0, due - time.monotonic())):
+            offset = index * self._period if self._period else frame.time
+            start = start or time.monotonic() - offset
+            if self._stopping.wait(max(0.0, start + offset - time.monotonic())):
                 return
             if pixels is not None:
                 self._publish(pixels)

@@ -35,12 +35,12 @@ def run(make_node: Callable[[], Node], threads: int = 3) -> int:
     Args:
         threads: of the executor; more than one where services must not hold up subscriptions.
     """
-    os.environ.update(transport_environment())
     signalled: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda n, _: signalled.append(n))
-    rclpy.init(args=sys.argv, signal_handler_options=SignalHandlerOptions.NO)
     try:
+        os.environ.update(transport_environment())
+        rclpy.init(args=sys.argv, signal_handler_options=SignalHandlerOptions.NO)
         node = make_node()
     except LixError as error:
         rclpy.logging.get_logger("lix").fatal(str(error))

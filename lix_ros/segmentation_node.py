@@ -184,9 +184,9 @@ class SegmentationNode(LifecycleNode):
             values = {name: validate(SegmentationParameters, name, value) for name, value in changes.items()}
             settings = dataclasses.replace(self._settings, **values)
             pipeline = None
-            if "model" in changes:
+            if "model" in changes or ("class_remap" in changes and self._pipeline is None):
                 pipeline = self._load(settings)
-            elif "class_remap" in changes and self._pipeline:
+            elif "class_remap" in changes:
                 pipeline = self._pipeline_of(self._pipeline.segmenter, settings)
         except LixError as error:
             self.get_logger().error(f"parameter refused: {error}")
@@ -310,8 +310,8 @@ class SegmentationNode(LifecycleNode):
         statistics = self._statistics
         if self._pipeline is None:
             if self._model_error:
-                return DiagnosticStatus.ERROR, f"no model: {self._model_error}"
-            return DiagnosticStatus.OK, "waiting for a lifecycle manager to configure the node"
+                return DiagnosticStatus.ERROR, f"not configured: {self._model_error}"
+            return DiagnosticStatus.OK, "not configured: waiting for a lifecycle manager"
         if self._active_since is None:
             return DiagnosticStatus.OK, "inactive"
         if not self._enabled:
@@ -323,7 +323,7 @@ class SegmentationNode(LifecycleNode):
         if now - statistics.last_error_time < ERROR_MEMORY_S:
             return DiagnosticStatus.WARN, f"a frame failed {now - statistics.last_error_time:.0f} s ago: {statistics.last_error}"
         if statistics.received and not self._wanted():
-            return DiagnosticStatus.OK, "idle: nobody subscribes to an output"
+            return DiagnosticStatus.OK, "idle: nobody subscribes to an output that is switched on"
         return DiagnosticStatus.OK, "segmenting" if statistics.published else "ready"
 
     def _explain_silence(self, silent: float) -> str:

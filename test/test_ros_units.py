@@ -174,7 +174,8 @@ def test_the_transport_profile_is_set_unless_the_user_chose() -> None:
     for chosen in ({v: "x"} for v in paths.USER_CHOICES):
         assert paths.transport_environment("lix", chosen) == {}
     assert paths.transport_environment("lix", {"RMW_IMPLEMENTATION": "rmw_cyclonedds_cpp"}) == {}
-    assert paths.transport_environment("default", {}) == {}
+    assert paths.transport_environment("default", {}) == {"LIX_TRANSPORT": "default"}
+    assert paths.transport_environment("", {"LIX_TRANSPORT": "default"}) == {"LIX_TRANSPORT": "default"}
     assert paths.transport_environment(profile, {"FASTDDS_BUILTIN_TRANSPORTS": "UDPv4"}) == {"FASTDDS_DEFAULT_PROFILES_FILE": profile}
     with pytest.raises(SourceError, match="no Fast DDS profile at /no/such.xml"):
         paths.transport_environment("/no/such.xml", {})

@@ -151,6 +151,8 @@ def test_outputs_that_are_switched_off_stay_silent(start: Any, peer: Peer) -> No
     assert not overlays
     assert peer.set_parameter(NODE, "outputs", ["mask", "overlay"]).successful
     exchange(camera, overlays, image_message(PICTURE, "rgb8"))
+    assert peer.set_parameter(NODE, "outputs", ["overlay"]).successful
+    assert peer.set_parameter(NODE, "max_rate", 1000).successful
 
 
 MALFORMED = {
@@ -182,8 +184,9 @@ def test_a_malformed_image_is_reported_and_the_next_good_one_segmented(start: An
 def test_a_fault_that_repeats_is_logged_once_in_a_while(start: Any, peer: Peer) -> None:
     node = start()
     diagnostics = peer.diagnostics("segmentation")
-    peer.listen(Image, f"{NODE}/mask")
+    masks = peer.listen(Image, f"{NODE}/mask")
     camera = peer.publisher(Image, "/image")
+    exchange(camera, masks, image_message(PICTURE, "rgb8"))
     end = time.monotonic() + 2
     while time.monotonic() < end:
         camera.publish(image_message(PICTURE, "rgb8"))

@@ -61,7 +61,7 @@ def all_checks() -> Iterator[Check]:
         try:
             checks = point.load()
         except ImportError as error:
-            yield Check(point.name, ABSENT, str(error), "source a ROS 2 installation, or pip install 'lix[ros]'; `lix predict` works without")
+            yield Check(point.name, ABSENT, str(error), "source a ROS 2 installation, or pip install '.[ros]' in the sources of lix; `lix predict` works without")
             continue
         yield from checks()
 

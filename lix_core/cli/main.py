@@ -35,7 +35,7 @@ def add_plugin_commands() -> None:
 
 def unavailable(name: str, reason: str):
     def command(context: typer.Context) -> None:
-        raise LixError(f"lix {name} needs ROS 2: {reason}. Source a ROS 2 installation, or pip install 'lix[ros]'")
+        raise LixError(f"lix {name} needs ROS 2: {reason}. Source a ROS 2 installation, or pip install '.[ros]' in the sources of lix")
 
     return command
 

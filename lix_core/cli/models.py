@@ -29,6 +29,6 @@ def models(model: str = typer.Argument("", help="A model's name or path: prints 
             continue
         scores = [f"{m['miou']:.3f} ({name})" for name, m in manifest.metrics.items() if isinstance(m, dict) and "miou" in m]
         size = f"{path.stat().st_size / 1e6:.1f}"
-        table.add_row(manifest.name, str(len(manifest.labels)), size, ", ".join(scores) or "-", manifest.licence, str(path))
+        table.add_row(path.stem, str(len(manifest.labels)), size, ", ".join(scores) or "-", manifest.licence, str(path))
     console.print(table)
     console.print(f"Folders of your own: ${PATH_VARIABLE}, ~/.local/share/lix/models. `lix models NAME` prints a card.", highlight=False)

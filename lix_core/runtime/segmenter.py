@@ -47,7 +47,7 @@ class Segmentation:
 
     @cached_property
     def confidence_u8(self) -> np.ndarray:
-        """(H, W) uint8: the confidence as 0..255; interpolated after rounding, three times faster."""
+        """(H, W) uint8: the confidence as 0..255; interpolated after rounding, which is cheaper."""
         return self._resize(cv2.convertScaleAbs(self.coarse_confidence, alpha=255.0))
 
     def _resize(self, values: np.ndarray) -> np.ndarray:

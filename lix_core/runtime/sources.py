@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterator, Protocol
@@ -52,6 +53,9 @@ class ImageSource:
 
     def __init__(self, name: str, paths: list[Path]):
         self.name, self._paths = name, paths
+        stems = Counter(p.stem for p in paths)
+        # a.jpg and a.png beside each other: their results must not take the same name.
+        self._stems = [p.stem if stems[p.stem] == 1 else p.name for p in paths]
         calibration = paths[0].parent / "camera_info.yaml"
         self.camera = Camera.load(calibration) if calibration.exists() else None
 
@@ -59,8 +63,8 @@ class ImageSource:
         return len(self._paths)
 
     def __iter__(self) -> Iterator[Frame]:
-        for index, path in enumerate(self._paths):
-            yield Frame(path.stem, index / self.rate, lambda path=path: self._load(path))
+        for index, (stem, path) in enumerate(zip(self._stems, self._paths)):
+            yield Frame(stem, index / self.rate, lambda path=path: self._load(path))
 
     @staticmethod
     def _load(path: Path) -> tuple[np.ndarray, str]:

@@ -2,7 +2,7 @@
 
 Supervised training of a `Student` from ImageNet weights: cross-entropy with mild class weights plus a soft Dice
 term, AdamW with a warm-up and a cosine, an exponential moving average of the weights, the best epoch chosen by mIoU
-on `val`. Writes `best.pt` (weights and the record of the run) and `log.csv`; `lix_core.export` makes a bundle of it.
+on `val`. Writes `best.pt` (weights and the record of the run) and `log.csv`; `lix_core.training.street_bundle` makes a bundle of it.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dice", type=float, default=0.5, help="weight of the Dice term")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--compile", action="store_true", help="torch.compile the training step (1.9x on CPUs)")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the network: a slow first step, faster ones after")
     return parser.parse_args(argv)
 
 

@@ -19,8 +19,8 @@ REGISTRY = {
 """name -> (module, class, the packages it needs), in the order in which `auto` tries them."""
 INSTALL_HINT = {
     "onnxruntime": "pip install onnxruntime",
-    "openvino": "pip install 'lix[openvino]'",
-    "torch": "pip install 'lix[train]'",
+    "openvino": "pip install openvino",
+    "torch": "pip install torch torchvision onnx onnx2torch",
 }
 DEFAULT_BACKEND = "onnxruntime"
 PRECISIONS = ("auto", "f32", "bf16", "f16")
