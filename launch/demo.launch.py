@@ -30,7 +30,8 @@ SHARED_ARGUMENTS = [
     DeclareLaunchArgument(
         "params_file", default_value=str(SHARE / "config" / "segmentation.yaml"), description="Parameter file of the segmentation node."),
     DeclareLaunchArgument(
-        "transport", default_value="lix", description="How Fast DDS carries images: lix, default, or the path of a profile."),
+        "transport", default_value="", description="How Fast DDS carries images: lix, default, or the path of a profile; empty: "
+        "$LIX_TRANSPORT, or else lix."),
     DeclareLaunchArgument("log_level", default_value="info", description="Log level of both nodes: debug, info, warn, error or fatal."),
     DeclareLaunchArgument("rviz", default_value="true", choices=["true", "false"], description="Show image, classes and overlay in rviz."),
 ]

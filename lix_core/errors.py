@@ -7,6 +7,11 @@ class LixError(ValueError):
     """Base of every error that lix raises on purpose."""
 
 
+def first_line(error: Exception) -> str:
+    """What a library's exception says, without its stack; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class ImageError(LixError):
     """An image cannot be segmented: wrong shape, dtype, size or values."""
 

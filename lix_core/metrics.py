@@ -79,11 +79,16 @@ class ConfusionMatrix:
         return float(np.nansum(self.truth_pixels / total * self.iou)) if total else float("nan")
 
     def summary(self, names: tuple[str, ...]) -> dict:
-        """Plain data for JSON: the means, and IoU per class by name (None where a class is absent)."""
+        """Plain data for JSON: the means, and IoU per class by name (None where there was nothing to measure)."""
         return {
-            "miou": round(self.miou, 4),
-            "pixel_accuracy": round(self.pixel_accuracy, 4),
-            "mean_accuracy": round(self.mean_accuracy, 4),
-            "frequency_weighted_iou": round(self.frequency_weighted_iou, 4),
-            "iou": {n: None if np.isnan(v) else round(float(v), 4) for n, v in zip(names, self.iou, strict=True)},
+            "miou": rounded(self.miou),
+            "pixel_accuracy": rounded(self.pixel_accuracy),
+            "mean_accuracy": rounded(self.mean_accuracy),
+            "frequency_weighted_iou": rounded(self.frequency_weighted_iou),
+            "iou": {n: rounded(v) for n, v in zip(names, self.iou, strict=True)},
         }
+
+
+def rounded(value: float) -> float | None:
+    """Four digits, as JSON has them; None for NaN."""
+    return None if np.isnan(value) else round(float(value), 4)

@@ -70,6 +70,8 @@ def read_pixels(data: Any, height: int, width: int, step: int, encoding: str, is
     elif encoding in FLOATS:
         pixels = pixels.astype(np.float32)
     elif encoding in BAYER:
+        if min(height, width) < 3:
+            raise ImageError(f"{encoding} needs 3 pixels each way, got {width}x{height}")
         return cv2.cvtColor(np.ascontiguousarray(pixels), BAYER[encoding]), "rgb"
     elif encoding in YUV422:
         if width % 2:

@@ -18,11 +18,12 @@ import pytest
 import yaml
 
 from lix_ros.parameters import ReplayParameters
-from lix_ros.paths import USER_CHOICES
+from lix_ros.paths import TRANSPORT_VARIABLE, USER_CHOICES, profile_variable
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "launch").glob("*.launch.py"))
 LAUNCH_TIMEOUT_S = 60.0
+PROFILE = profile_variable(os.environ)
 
 needs_launch = pytest.mark.skipif(
     importlib.util.find_spec("launch_ros") is None, reason="no launch_ros: a ROS 2 installation has it, the wheels do not"
@@ -114,7 +115,7 @@ class Launches:
     def start(self, file: Path, **arguments: str) -> subprocess.Popen:
         calls = self._folder / "calls"
         calls.mkdir(exist_ok=True)
-        inherited = {k: v for k, v in os.environ.items() if k not in USER_CHOICES}
+        inherited = {k: v for k, v in os.environ.items() if k not in (*USER_CHOICES, TRANSPORT_VARIABLE)}
         environment = {
             **inherited,
             "AMENT_PREFIX_PATH": str(self.prefix),
@@ -150,7 +151,7 @@ def test_defaults_leave_the_parameters_to_the_file(launches: Launches) -> None:
     assert node["remaps"]["__node"] == "segmentation"
     assert node["remaps"]["image"] == "camera/image_raw"
     assert node["remaps"]["camera_info"] == "camera/camera_info"
-    assert node["environment"]["FASTDDS_DEFAULT_PROFILES_FILE"] == str(ROOT / "config" / "fastdds.xml")
+    assert node["environment"][PROFILE] == str(ROOT / "config" / "fastdds.xml")
     assert node["rest"] == ["--log-level", "info"]
 
 
@@ -183,12 +184,13 @@ def test_default_transport_sets_no_profile_and_a_path_sets_that_profile(launches
     profile = tmp_path / "mine.xml"
     profile.write_text("<dds/>")
     replay, node = launches.calls("demo.launch.py", transport=str(profile), rviz="false")
-    assert replay["environment"]["FASTDDS_DEFAULT_PROFILES_FILE"] == str(profile)
-    assert node["environment"]["FASTDDS_DEFAULT_PROFILES_FILE"] == str(profile)
+    assert replay["environment"][PROFILE] == str(profile)
+    assert node["environment"][PROFILE] == str(profile)
     for file in (tmp_path / "calls").iterdir():
         file.unlink()
     (node,) = launches.calls("segmentation.launch.py", transport="default")
-    assert "FASTDDS_DEFAULT_PROFILES_FILE" not in node["environment"]
+    assert PROFILE not in node["environment"]
+    assert node["environment"][TRANSPORT_VARIABLE] == "default"
 
 
 @needs_launch
@@ -213,8 +215,7 @@ def test_rviz_follows_the_names_of_the_node(launches: Launches) -> None:
         "__ns": "/robot", "/camera/image_raw": "/cam/image", "/segmentation/overlay": "front/overlay",
         "/segmentation/color": "front/color", "/segmentation/camera_info": "front/camera_info",
     }
-    profile = "FASTDDS_DEFAULT_PROFILES_FILE"
-    assert rviz["environment"][profile] == node["environment"][profile]
+    assert rviz["environment"][PROFILE] == node["environment"][PROFILE]
 
 
 @needs_launch

@@ -64,12 +64,20 @@ def yuv_of(red: float, green: float, blue: float) -> tuple[int, int, int]:
 @given(height=st.integers(1, 9), width=st.integers(1, 8), padding=st.integers(1, 9), last=st.booleans())
 def test_padded_rows_give_the_same_picture_as_unpadded_ones(encoding, height, width, padding, last):
     width *= 2
+    if encoding in BAYER:
+        height, width = height + 2, width + 2
     rows = random_rows(height, width, encoding, seed=height)
     data = padded(rows, padding, last)
     image, order = read_pixels(data, height, width, rows.shape[1] + padding, encoding)
     expected, expected_order = read_pixels(rows.tobytes(), height, width, rows.shape[1], encoding)
     assert order == expected_order and image.dtype == expected.dtype and np.array_equal(image, expected)
     assert image.shape[:2] == (height, width)
+
+
+@pytest.mark.parametrize(("height", "width"), [(2, 4), (4, 2)])
+def test_a_bayer_image_too_small_to_interpolate_is_refused(height, width):
+    with pytest.raises(ImageError, match="needs 3 pixels each way"):
+        read_pixels(bytes(height * width), height, width, width, "bayer_rggb8")
 
 
 @pytest.mark.parametrize(("encoding", "order", "channels"), [(name, *layout) for name, layout in VIEWS.items()])

@@ -50,7 +50,7 @@ def evaluate(
         table.add_row(name, "absent" if value is None else f"{value:.3f}")
     Console().print(table)
     Console().print(
-        f"mIoU {summary['miou']:.4f}  pixel accuracy {summary['pixel_accuracy']:.4f}  over {len(source)} images ({segmenter.description})",
+        f"mIoU {matrix.miou:.4f}  pixel accuracy {matrix.pixel_accuracy:.4f}  over {len(source)} images ({segmenter.description})",
         highlight=False, soft_wrap=True,
     )
     if json_file:

@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from lix_core.errors import BundleError, ImageError
+from lix_core.errors import BundleError, ImageError, first_line
 from lix_core.labels import UNLABELLED, LabelMapping, LabelSet
 from lix_core.runtime.backends import DEFAULT_BACKEND, BackendOptions, load_backend
 from lix_core.runtime.bundle import Bundle, Fit, find_bundle
@@ -194,16 +194,19 @@ class Segmenter:
         try:
             results = dict(zip(manifest.outputs, self._backend.run(self._tensor(), manifest.outputs), strict=True))
         except Exception as error:  # every library has its own exceptions for inputs that do not fit
-            raise BundleError(f"the graph of {manifest.name!r} cannot take its input: {str(error).strip().splitlines()[0]}") from error
+            raise BundleError(f"the graph of {manifest.name!r} cannot take its input: {first_line(error)}") from error
         logits = results["logits"]
         if logits.ndim != 4 or logits.shape[1] != len(self.labels):
             raise BundleError(
                 f"bundle {manifest.name!r} names {len(self.labels)} classes, but its graph's logits are {logits.shape}, not (1, {len(self.labels)}, h, w)"
             )
-        if self._fast and (results["mask"].shape != (1, *self._fit.canvas) or results["mask"].dtype != np.uint8):
-            raise BundleError(
-                f"mask of bundle {manifest.name!r} must be uint8 {(1, *self._fit.canvas)}, got {results['mask'].dtype} {results['mask'].shape}"
-            )
+        if not self._fast:
+            return
+        mask, confidence = results["mask"], results["confidence"]
+        if mask.shape != (1, *self._fit.canvas) or mask.dtype != np.uint8:
+            raise BundleError(f"mask of bundle {manifest.name!r} must be uint8 {(1, *self._fit.canvas)}, got {mask.dtype} {mask.shape}")
+        if confidence.ndim != 3 or confidence.dtype != np.float32:
+            raise BundleError(f"confidence of bundle {manifest.name!r} must be float32 (1, h, w), got {confidence.dtype} {confidence.shape}")
 
 
 def winner(logits: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

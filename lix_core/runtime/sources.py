@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from collections import Counter
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Callable, Iterator, Protocol
 
@@ -124,7 +125,8 @@ class BagSource:
             self._count = sum(c.msgcount for c in chosen)
             if not self._count:
                 raise SourceError(f"topic {self.topic} of bag {path} has no messages")
-            stamps = [stamp for _, stamp, _ in reader.messages(chosen)]
+            # The first hundred tell the rate; reading them all would read the whole bag.
+            stamps = [stamp for _, stamp, _ in islice(reader.messages(chosen), 100)]
             self._start = stamps[0]
             gaps = np.diff(stamps)
             self.rate = 1e9 / float(np.median(gaps)) if len(gaps) and np.median(gaps) > 0 else 10.0

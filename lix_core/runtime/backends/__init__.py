@@ -9,7 +9,7 @@ from typing import Protocol, Sequence
 
 import numpy as np
 
-from lix_core.errors import BackendError
+from lix_core.errors import BackendError, first_line
 
 REGISTRY = {
     "onnxruntime": ("lix_core.runtime.backends.onnxruntime_backend", "OnnxRuntimeBackend", ("onnxruntime",)),
@@ -90,5 +90,4 @@ def load_backend(name: str, graph: bytes, options: BackendOptions) -> Backend:
     except BackendError:
         raise
     except Exception as error:  # every library has its own exceptions for a graph it cannot load
-        reason = str(error).strip().splitlines()
-        raise BackendError(f"backend {resolved!r} cannot load the graph: {reason[0] if reason else error!r}") from error
+        raise BackendError(f"backend {resolved!r} cannot load the graph: {first_line(error)}") from error
