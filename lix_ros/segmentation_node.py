@@ -67,6 +67,8 @@ class SegmentationNode(LifecycleNode):
         self._camera_info: CameraInfo | None = None
         self._frame_lock = Lock()
         """Held while a frame is worked on; whoever holds it may swap the pipeline between two frames."""
+        self._arrival_lock = Lock()
+        """Held while an arrival is looked at; who has it may take the stream down."""
         self._image_group = MutuallyExclusiveCallbackGroup()
         self._outputs: dict[str, Publisher] = {}
         self._info_out: Publisher | None = None
@@ -132,12 +134,13 @@ class SegmentationNode(LifecycleNode):
 
     def _stop_stream(self) -> None:
         self._active_since = None
+        with self._arrival_lock:
+            worker, self._worker = self._worker, None
         for subscription in self._subscriptions_held:
             self.destroy_subscription(subscription)
         self._subscriptions_held = []
-        if self._worker:
-            self._worker.stop()
-            self._worker = None
+        if worker:
+            worker.stop()
 
     def _release(self) -> None:
         for publisher in (*self._outputs.values(), self._info_out, self._labels_out, self._label_info_out):
@@ -235,11 +238,11 @@ class SegmentationNode(LifecycleNode):
         # Sequence numbers run per publisher; with several they say nothing.
         sequence = info.get("publication_sequence_number") if self._image_in.get_publisher_count() == 1 else None
         self._statistics.on_received(sequence)
-        worker = self._worker
-        if not self._enabled or worker is None or not self._limit.admits(time.monotonic()) or not self._wanted():
-            self._statistics.count("skipped")
-        elif not worker.offer(message):
-            self._statistics.count("dropped")
+        with self._arrival_lock:
+            if not self._enabled or self._worker is None or not self._wanted() or not self._limit.admits(time.monotonic()):
+                self._statistics.count("skipped")
+            elif not self._worker.offer(message):
+                self._statistics.count("dropped")
 
     def _wanted(self) -> set[str]:
         """Outputs that are switched on and that somebody listens to."""
