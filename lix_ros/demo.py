@@ -249,7 +249,7 @@ def report(record: Recording, out: Path) -> None:
     summary = {
         "frames published by the camera": published,
         "frames segmented and received": record.frames,
-        "frames lost in transport": int(segmentation.get("frames missed (never taken)", 0)),
+        "frames lost in transport": published - int(segmentation.get("frames in", published)),
         "frames dropped (a newer one came)": int(segmentation.get("frames dropped (busy)", 0)),
         "frames per second": round(frames_per_second(record), 1),
         "latency stamp to overlay received p50 [ms]": round(p50, 1),

@@ -27,6 +27,8 @@ FROM_RGB = {
     "rgb8": None, "bgr8": cv2.COLOR_RGB2BGR, "mono8": cv2.COLOR_RGB2GRAY, "rgba8": cv2.COLOR_RGB2RGBA, "bgra8": cv2.COLOR_RGB2BGRA,
 }
 JPEG_QUALITY = 90
+DISCOVERY_S = 0.5
+"""Each side finds the other in its own time: a subscriber seen here may need this long before it can receive."""
 
 
 def encode(image: np.ndarray, order: str, encoding: str) -> np.ndarray:
@@ -91,6 +93,7 @@ class ReplayNode(Node):
         listened = (self._image_out, self._compressed_out) if self._compressed_out else (self._image_out,)
         while time.monotonic() < end and not self._stopping.is_set():
             if any(p.get_subscription_count() for p in listened):
+                self._stopping.wait(DISCOVERY_S)
                 return
             self._stopping.wait(0.02)
 

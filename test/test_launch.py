@@ -269,8 +269,8 @@ def demo(launches: Launches, model: Path) -> Iterator[subprocess.Popen]:
     process = launches.start(ROOT / "launch" / "demo.launch.py", rviz="false", rate="5", model=str(model), namespace="launched")
     yield process
     if process.poll() is None:
-        process.kill()
-        process.communicate()
+        process.send_signal(signal.SIGINT)  # killed, it would leave its nodes behind
+        process.communicate(timeout=LAUNCH_TIMEOUT_S)
 
 
 @needs_launch
