@@ -95,7 +95,11 @@ def listener(topics: list[str]) -> None:
 
 def percentiles(seconds: list[float]) -> dict[str, float]:
     values = 1e3 * np.array(seconds[WARM_UP:])
-    return {"p50_ms": round(float(np.percentile(values, 50)), 2), "p95_ms": round(float(np.percentile(values, 95)), 2), "frames": len(values)}
+    return {
+        "p50_ms": round(float(np.percentile(values, 50)), 2),
+        "p95_ms": round(float(np.percentile(values, 95)), 2),
+        "frames": len(values),
+    }
 
 
 def side_by_side(frames: list[np.ndarray], model: str, backend: str, count: int) -> dict[str, dict[str, float]]:
@@ -194,11 +198,14 @@ def write(path: Path, record: dict) -> None:
     path.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     rows = [f"| {name} | {v['p50_ms']:.1f} | {v['p95_ms']:.1f} | {v['frames']} |" for name, v in record["ways"].items()]
     trip = record["two processes over DDS"]
-    rows.append(f"| lix, image published to mask received by another process | {trip['p50_ms']:.1f} | {trip['p95_ms']:.1f} | {trip['frames']} |")
+    rows.append(
+        f"| lix, image published to mask received by another process | {trip['p50_ms']:.1f} | {trip['p95_ms']:.1f} | {trip['frames']} |"
+    )
     ratios = ", ".join(f"{name} = {value}" for name, value in record["ratios"].items())
     text = (
         f"`{record['command']}`\n\n{record['model']}; {record['image']}; {record['machine']}\n\n"
-        f"| message in to messages out (mask and overlay) | p50 [ms] | p95 [ms] | frames |\n| --- | --- | --- | --- |\n" + "\n".join(rows)
+        f"| message in to messages out (mask and overlay) | p50 [ms] | p95 [ms] | frames |\n| --- | --- | --- | --- |\n"
+        + "\n".join(rows)
         + f"\n\nRatios of medians: {ratios}. Ready {trip['ready_s']} s after its start; {trip['resident_mb']} MB resident.\n"
     )
     path.with_suffix(".md").write_text(text)

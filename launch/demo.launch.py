@@ -1,6 +1,6 @@
 """Play images, a video or a bag as if a camera saw them, segment them and show it all in rviz.
 
-    ros2 launch lix_ros demo.launch.py input:=/data/street.mp4 rate:=10.0
+ros2 launch lix_ros demo.launch.py input:=/data/street.mp4 rate:=10.0
 """
 
 from launch import LaunchContext, LaunchDescription
@@ -17,21 +17,26 @@ REPLAY_TYPES = {"input": str, "rate": float, "loop": bool}
 
 REPLAY_ARGUMENTS = [
     DeclareLaunchArgument(
-        "input", default_value="", description="Folder of images, video or rosbag2 bag; empty: the clip that ships with the sources."),
+        "input", default_value="", description="Folder of images, video or rosbag2 bag; empty: the clip that ships with the sources."
+    ),
     DeclareLaunchArgument("rate", default_value="", description="Frames per second; empty: the source's own timing."),
     DeclareLaunchArgument("loop", default_value="true", description="Start again at the end."),
     DeclareLaunchArgument(
-        "replay_params_file", default_value=str(SHARE / "config" / "replay.yaml"), description="Parameter file of the replay node."),
+        "replay_params_file", default_value=str(SHARE / "config" / "replay.yaml"), description="Parameter file of the replay node."
+    ),
 ]
 SHARED_ARGUMENTS = [
     DeclareLaunchArgument("namespace", default_value="", description="Namespace of both nodes and of all topics."),
     DeclareLaunchArgument("model", default_value="", description="Model bundle: a name that `lix models` lists, or a path."),
     DeclareLaunchArgument("backend", default_value="", description="Inference backend: auto, onnxruntime, openvino or torch."),
     DeclareLaunchArgument(
-        "params_file", default_value=str(SHARE / "config" / "segmentation.yaml"), description="Parameter file of the segmentation node."),
+        "params_file", default_value=str(SHARE / "config" / "segmentation.yaml"), description="Parameter file of the segmentation node."
+    ),
     DeclareLaunchArgument(
-        "transport", default_value="", description="How Fast DDS carries images: lix, default, or the path of a profile; empty: "
-        "$LIX_TRANSPORT, or else lix."),
+        "transport",
+        default_value="",
+        description="How Fast DDS carries images: lix, default, or the path of a profile; empty: $LIX_TRANSPORT, or else lix.",
+    ),
     DeclareLaunchArgument("log_level", default_value="info", description="Log level of both nodes: debug, info, warn, error or fatal."),
     DeclareLaunchArgument("rviz", default_value="true", choices=["true", "false"], description="Show image, classes and overlay in rviz."),
 ]
@@ -65,5 +70,4 @@ def generate_launch_description() -> LaunchDescription:
         PythonLaunchDescriptionSource(str(SHARE / "launch" / "segmentation.launch.py")),
         launch_arguments={"image": "camera/image_raw", **{a.name: LaunchConfiguration(a.name) for a in SHARED_ARGUMENTS}}.items(),
     )
-    return LaunchDescription(
-        [*REPLAY_ARGUMENTS, *SHARED_ARGUMENTS, GroupAction([segmentation]), OpaqueFunction(function=make_replay)])
+    return LaunchDescription([*REPLAY_ARGUMENTS, *SHARED_ARGUMENTS, GroupAction([segmentation]), OpaqueFunction(function=make_replay)])

@@ -26,8 +26,11 @@ ARGUMENTS = [
     DeclareLaunchArgument("params_file", default_value=str(CONFIG / "segmentation.yaml"), description="Parameter file of the node."),
     DeclareLaunchArgument("use_sim_time", default_value="", description="true: time comes from /clock, as in simulation."),
     DeclareLaunchArgument(
-        "transport", default_value="", description="How Fast DDS carries images: lix (config/fastdds.xml, unless the environment has "
-        "another profile), default, or the path of a profile; empty: $LIX_TRANSPORT, or else lix."),
+        "transport",
+        default_value="",
+        description="How Fast DDS carries images: lix (config/fastdds.xml, unless the environment has "
+        "another profile), default, or the path of a profile; empty: $LIX_TRANSPORT, or else lix.",
+    ),
     DeclareLaunchArgument("log_level", default_value="info", description="Log level of the node: debug, info, warn, error or fatal."),
     DeclareLaunchArgument("rviz", default_value="false", choices=["true", "false"], description="Show image, classes and overlay in rviz."),
     DeclareLaunchArgument("rviz_frame", default_value="camera_optical_frame", description="Fixed frame of rviz: frame_id of the images."),

@@ -85,8 +85,14 @@ def export_student(network: Student, mean: tuple[float, ...], std: tuple[float, 
     # Sizes are given as multiples, so that every halving in the network is exact.
     rows, columns = torch.export.Dim("rows", min=1, max=512), torch.export.Dim("columns", min=1, max=512)
     program = torch.onnx.export(
-        graph, (example,), dynamo=True, verbose=False, opset_version=opset, input_names=["image"],
-        output_names=list(OUTPUTS), dynamic_shapes={"image": {1: stride * rows, 2: stride * columns}},
+        graph,
+        (example,),
+        dynamo=True,
+        verbose=False,
+        opset_version=opset,
+        input_names=["image"],
+        output_names=list(OUTPUTS),
+        dynamic_shapes={"image": {1: stride * rows, 2: stride * columns}},
     )
     model = store_as_float16(program.model_proto)
     onnx.checker.check_model(model)

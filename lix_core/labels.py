@@ -32,9 +32,7 @@ class Label:
         except (TypeError, ValueError):
             color = ()
         if len(color) != 3 or any(not 0 <= v <= 255 for v in color):
-            raise LabelError(
-                f"colour of label {self.name!r} must be three numbers 0..255, got {self.color!r}"
-            )
+            raise LabelError(f"colour of label {self.name!r} must be three numbers 0..255, got {self.color!r}")
         object.__setattr__(self, "color", color)
 
 
@@ -52,9 +50,7 @@ class LabelSet:
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", tuple(self.labels))
         if not 1 <= len(self.labels) <= UNLABELLED:
-            raise LabelError(
-                f"label set {self.name!r} has {len(self.labels)} labels; 1 to {UNLABELLED} fit 8-bit masks"
-            )
+            raise LabelError(f"label set {self.name!r} has {len(self.labels)} labels; 1 to {UNLABELLED} fit 8-bit masks")
         repeated = sorted({n for n in self.names if self.names.count(n) > 1})
         if repeated:
             raise LabelError(f"label set {self.name!r} names {repeated} more than once")
@@ -71,9 +67,7 @@ class LabelSet:
         try:
             return self.names.index(name)
         except ValueError:
-            raise LabelError(
-                f"no class {name!r} in label set {self.name!r}; it has {', '.join(self.names)}"
-            ) from None
+            raise LabelError(f"no class {name!r} in label set {self.name!r}; it has {', '.join(self.names)}") from None
 
     @cached_property
     def palette(self) -> np.ndarray:
@@ -88,10 +82,7 @@ class LabelSet:
         return {
             "name": self.name,
             "unlabelled": UNLABELLED,
-            "labels": [
-                {"id": i, "name": label.name, "color": list(label.color)}
-                for i, label in enumerate(self.labels)
-            ],
+            "labels": [{"id": i, "name": label.name, "color": list(label.color)} for i, label in enumerate(self.labels)],
         }
 
     def to_json(self) -> str:
@@ -138,9 +129,7 @@ class LabelMapping:
             LabelError: not of that form, an unknown source class, or one used twice.
         """
         if not isinstance(data, Mapping) or not isinstance(data.get("classes"), (list, tuple)):
-            raise LabelError(
-                "a class remap needs a list `classes` of {name, from, color}; see config/remap_example.yaml"
-            )
+            raise LabelError("a class remap needs a list `classes` of {name, from, color}; see config/remap_example.yaml")
         lut = np.full(256, UNLABELLED, np.uint8)
         labels: list[Label] = []
         for target_id, row in enumerate(data["classes"]):

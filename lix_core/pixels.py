@@ -14,23 +14,38 @@ import numpy as np
 from lix_core.errors import ImageError
 
 VIEWS = {
-    "rgb8": ("rgb", 3), "bgr8": ("bgr", 3), "rgba8": ("rgba", 4), "bgra8": ("bgra", 4), "mono8": ("gray", 1),
-    "8UC1": ("gray", 1), "8UC3": ("bgr", 3), "8UC4": ("bgra", 4),
+    "rgb8": ("rgb", 3),
+    "bgr8": ("bgr", 3),
+    "rgba8": ("rgba", 4),
+    "bgra8": ("bgra", 4),
+    "mono8": ("gray", 1),
+    "8UC1": ("gray", 1),
+    "8UC3": ("bgr", 3),
+    "8UC4": ("bgra", 4),
 }
 """8-bit encodings that are read in place -> (channel order, channels). OpenCV's type names mean OpenCV's order."""
 WIDE = {
-    "mono16": ("gray", 1), "16UC1": ("gray", 1), "rgb16": ("rgb", 3), "bgr16": ("bgr", 3), "rgba16": ("rgba", 4), "bgra16": ("bgra", 4),
+    "mono16": ("gray", 1),
+    "16UC1": ("gray", 1),
+    "rgb16": ("rgb", 3),
+    "bgr16": ("bgr", 3),
+    "rgba16": ("rgba", 4),
+    "bgra16": ("bgra", 4),
 }
 """16-bit encodings; their upper byte is what is shown."""
 FLOATS = {"32FC1": ("gray", 1), "32FC3": ("bgr", 3), "32FC4": ("bgra", 4)}
 """Float encodings, of range 0..1."""
 BAYER = {
-    "bayer_rggb8": cv2.COLOR_BayerRGGB2RGB, "bayer_bggr8": cv2.COLOR_BayerBGGR2RGB,
-    "bayer_gbrg8": cv2.COLOR_BayerGBRG2RGB, "bayer_grbg8": cv2.COLOR_BayerGRBG2RGB,
+    "bayer_rggb8": cv2.COLOR_BayerRGGB2RGB,
+    "bayer_bggr8": cv2.COLOR_BayerBGGR2RGB,
+    "bayer_gbrg8": cv2.COLOR_BayerGBRG2RGB,
+    "bayer_grbg8": cv2.COLOR_BayerGRBG2RGB,
 }
 YUV422 = {
-    "yuv422": cv2.COLOR_YUV2RGB_UYVY, "uyvy": cv2.COLOR_YUV2RGB_UYVY,
-    "yuv422_yuy2": cv2.COLOR_YUV2RGB_YUYV, "yuyv": cv2.COLOR_YUV2RGB_YUYV,
+    "yuv422": cv2.COLOR_YUV2RGB_UYVY,
+    "uyvy": cv2.COLOR_YUV2RGB_UYVY,
+    "yuv422_yuy2": cv2.COLOR_YUV2RGB_YUYV,
+    "yuyv": cv2.COLOR_YUV2RGB_YUYV,
 }
 ENCODINGS = (*VIEWS, *WIDE, *FLOATS, *BAYER, *YUV422)
 

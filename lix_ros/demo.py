@@ -42,6 +42,8 @@ SHEET_FRAMES = 8
 START_TIMEOUT_S = 60.0
 QUIET_S = 3.0
 """Without a frame for this long after the replay has ended, the run is over."""
+LAST_WORD_S = 1.5
+"""Time for a last message of diagnostics after the last frame."""
 
 
 class DemoError(LixError):
@@ -94,7 +96,6 @@ class Recording:
     last_time: float = 0.0
     sheet: list[np.ndarray] = field(default_factory=list)
     diagnostics: dict[str, dict[str, str]] = field(default_factory=dict)
-    messages: dict[str, str] = field(default_factory=dict)
 
 
 class Recorder(Node):
@@ -133,29 +134,91 @@ class Recorder(Node):
             if status.name.startswith(NAMESPACE.strip("/")):
                 node = status.name.split("/")[-1].split(":")[0]
                 self.recording.diagnostics[node] = {v.key: v.value for v in status.values}
-                self.recording.messages[node] = status.message
 
     def close(self) -> None:
         if self._video:
             self._video.close()
 
 
-def start_node(module: str, folder: Path, **parameters: object) -> subprocess.Popen:
-    """A node in a process of its own, under NAMESPACE; its output goes to <folder>/<module>.log."""
-    arguments = ["--ros-args", "-r", f"__ns:={NAMESPACE}"]
-    for name, value in parameters.items():
-        arguments += ["-p", f"{name}:={json.dumps(value)}"]
-    with (folder / f"{module}.log").open("w") as log:
-        return subprocess.Popen([sys.executable, "-m", f"lix_ros.{module}", *arguments], stdout=log, stderr=subprocess.STDOUT)
+class Run:
+    """The processes of one demo and what is recorded of them. SIGINT and SIGTERM end it early, with a report of what came."""
 
+    def __init__(self, out: Path, expected: int, rate: float):
+        self._out, self._expected = out, expected
+        self._signals: list[int] = []
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda n, _: self._signals.append(n))
+        # On this machine only, and not in the way of a robot's own nodes.
+        os.environ.update(transport_environment())
+        os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+        rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
+        self._recorder = Recorder(out, expected, rate)
+        self.recording = self._recorder.recording
+        self._executor = SingleThreadedExecutor()
+        self._executor.add_node(self._recorder)
+        self._processes: dict[str, subprocess.Popen] = {}
 
-def stop_node(process: subprocess.Popen) -> None:
-    if process.poll() is None:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            process.kill()
+    def start(self, module: str, **parameters: object) -> None:
+        """Start a node in a process of its own, under NAMESPACE; its output goes to <out>/<module>.log."""
+        arguments = ["--ros-args", "-r", f"__ns:={NAMESPACE}"]
+        for name, value in parameters.items():
+            arguments += ["-p", f"{name}:={json.dumps(value)}"]
+        with self._log(module).open("w") as log:
+            command = [sys.executable, "-m", f"lix_ros.{module}", *arguments]
+            self._processes[module] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+
+    def wait_until_ready(self) -> None:
+        """Until the labels have come: the model is loaded and the outputs are there."""
+        end = time.monotonic() + START_TIMEOUT_S
+        while self.recording.labels is None or self._recorder.count_publishers("segmentation/overlay") == 0:
+            self._executor.spin_once(timeout_sec=0.05)
+            self._check("segmentation_node")
+            if time.monotonic() > end or self._signals:
+                raise DemoError(f"the segmentation node did not get ready\n{self._tail('segmentation_node')}")
+
+    def record(self) -> None:
+        """Until every frame has come, or the replay has ended and no more come."""
+        record, ended = self.recording, None
+        with progress_bar() as progress:
+            task = progress.add_task("segmenting", total=self._expected or None, note="")
+            while not self._signals:
+                self._executor.spin_once(timeout_sec=0.05)
+                progress.update(task, completed=record.frames, note=f"{frames_per_second(record):.1f} frames/s")
+                self._check("segmentation_node")
+                if self._check("replay_node") is None:
+                    continue
+                ended = ended or time.monotonic()
+                # One more round of diagnostics after the last frame tells the final counts.
+                if time.monotonic() - max(ended, record.last_time) > (LAST_WORD_S if record.frames >= self._expected else QUIET_S):
+                    return
+
+    def close(self) -> None:
+        for process in self._processes.values():
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+        for process in self._processes.values():
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        self._recorder.close()
+        self._executor.shutdown()
+        self._recorder.destroy_node()
+        rclpy.try_shutdown()
+
+    def _check(self, module: str) -> int | None:
+        """The exit status of a node that has ended well, None while it runs; DemoError where it failed."""
+        status = self._processes[module].poll()
+        if status is not None and (status != 0 or module == "segmentation_node"):
+            raise DemoError(f"{module} ended with status {status}\n{self._tail(module)}")
+        return status
+
+    def _log(self, module: str) -> Path:
+        return self._out / f"{module}.log"
+
+    def _tail(self, module: str, lines: int = 6) -> str:
+        path = self._log(module)
+        return "\n".join([f"the end of its log, {path}:", *path.read_text(errors="replace").splitlines()[-lines:]])
 
 
 def demo(
@@ -169,72 +232,20 @@ def demo(
     source = open_source(input or sample_clip())
     find_bundle(model)
     make_folder(out)
-    # On this machine only, and not in the way of a robot's own nodes.
-    os.environ.update(transport_environment())
-    os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    signalled: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda n, _: signalled.append(n))
-    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
-    recorder = Recorder(out, len(source), rate or source.rate)
-    executor = SingleThreadedExecutor()
-    executor.add_node(recorder)
-    processes: list[subprocess.Popen] = []
+    run = Run(out, len(source), rate or source.rate)
     try:
-        processes.append(start_node("segmentation_node", out, model=model, backend=backend, output_depth=20, image_depth=5))
-        wait_until_ready(recorder, executor, processes[0], out, signalled)
-        processes.append(start_node("replay_node", out, input=str(input), rate=rate))
-        record_run(recorder, executor, processes, out, len(source), signalled)
+        run.start("segmentation_node", model=model, backend=backend, output_depth=20, image_depth=5)
+        run.wait_until_ready()
+        run.start("replay_node", input=input, rate=rate)
+        run.record()
     finally:
-        for process in reversed(processes):
-            stop_node(process)
-        recorder.close()
-        executor.shutdown()
-        recorder.destroy_node()
-        rclpy.try_shutdown()
-    report(recorder.recording, out)
-
-
-def wait_until_ready(recorder: Recorder, executor: SingleThreadedExecutor, process: subprocess.Popen, out: Path, signalled: list[int]) -> None:
-    """Until the labels have come: the model is loaded and the outputs are there."""
-    end = time.monotonic() + START_TIMEOUT_S
-    while recorder.recording.labels is None or recorder.count_publishers("segmentation/overlay") == 0:
-        executor.spin_once(timeout_sec=0.05)
-        if process.poll() is not None or time.monotonic() > end or signalled:
-            raise DemoError(f"the segmentation node did not get ready; its log is {out / 'segmentation_node.log'}\n{tail(out / 'segmentation_node.log')}")
-
-
-def record_run(
-    recorder: Recorder, executor: SingleThreadedExecutor, processes: list[subprocess.Popen], out: Path, expected: int, signalled: list[int]
-) -> None:
-    """Until every frame has come, or the replay has ended and no more come."""
-    segmentation, replay = processes
-    record = recorder.recording
-    with progress_bar() as progress:
-        task = progress.add_task("segmenting", total=expected or None, note="")
-        ended = None
-        while not signalled:
-            executor.spin_once(timeout_sec=0.05)
-            progress.update(task, completed=record.frames, note=f"{frames_per_second(record):.1f} frames/s")
-            if segmentation.poll() is not None:
-                raise DemoError(f"the segmentation node ended; its log is {out / 'segmentation_node.log'}\n{tail(out / 'segmentation_node.log')}")
-            if replay.poll() is None:
-                continue
-            ended = ended or time.monotonic()
-            if replay.returncode != 0 or (record.frames == 0 and time.monotonic() - ended > QUIET_S):
-                raise DemoError(f"nothing came out; see {out}/*.log\n{tail(out / 'replay_node.log')}")
-            # One more round of diagnostics after the last frame tells the final counts.
-            if time.monotonic() - max(ended, record.last_time) > (1.5 if record.frames >= expected else QUIET_S):
-                return
+        run.close()
+    report(run.recording, out)
 
 
 def frames_per_second(record: Recording) -> float:
     span = record.last_time - record.first_time
     return (record.frames - 1) / span if span > 0 else 0.0
-
-
-def tail(path: Path, lines: int = 6) -> str:
-    return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
 
 
 def report(record: Recording, out: Path) -> None:

@@ -40,7 +40,12 @@ def checks() -> Iterator[Check]:
     try:
         rclpy.init(args=[])
     except Exception as error:  # rclpy reports a missing middleware by exceptions of several kinds
-        yield Check("ROS 2", FAULT, f"{distribution}: rclpy does not start: {error}", "install an RMW: ros-<distro>-rmw-fastrtps-cpp, or pip install '.[ros]' in the sources of lix")
+        yield Check(
+            "ROS 2",
+            FAULT,
+            f"{distribution}: rclpy does not start: {error}",
+            "install an RMW: ros-<distro>-rmw-fastrtps-cpp, or pip install '.[ros]' in the sources of lix",
+        )
         return
     try:
         yield Check("ROS 2", OK, f"{distribution}, domain {os.environ.get('ROS_DOMAIN_ID', '0')}")
@@ -71,7 +76,9 @@ def transport_check() -> Check:
     finding = f"{len(received)} of {PROBE_FRAMES} best-effort images of 1242x375 arrived from another process"
     if len(received) >= 0.9 * PROBE_FRAMES:
         return Check("transport", OK, finding)
-    return Check("transport", FAULT, finding, "unset your own Fast DDS profile or transports, or give them 64 MB of shared memory: docs/transport.md")
+    return Check(
+        "transport", FAULT, finding, "unset your own Fast DDS profile or transports, or give them 64 MB of shared memory: docs/transport.md"
+    )
 
 
 def shared_memory_check() -> Check:
@@ -80,7 +87,12 @@ def shared_memory_check() -> Check:
     except OSError:
         return Check("shared memory", FAULT, "there is no /dev/shm", "mount one; in Docker: --shm-size=1g, or --ipc=host")
     if free < 256:
-        return Check("shared memory", FAULT, f"{free:.0f} MB free in /dev/shm; each node takes 64 MB", "in Docker: --shm-size=1g; else `fastdds shm clean`")
+        return Check(
+            "shared memory",
+            FAULT,
+            f"{free:.0f} MB free in /dev/shm; each node takes 64 MB",
+            "in Docker: --shm-size=1g; else `fastdds shm clean`",
+        )
     return Check("shared memory", OK, f"{free:.0f} MB free in /dev/shm")
 
 

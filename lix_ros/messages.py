@@ -62,8 +62,14 @@ def compressed_image(encoded: np.ndarray | bytes, kind: str, header: Header) -> 
 
 def camera_info(camera: Camera, header: Header) -> CameraInfo:
     return CameraInfo(
-        header=header, width=camera.width, height=camera.height, distortion_model=camera.distortion_model,
-        d=list(camera.d), k=list(camera.k), r=list(camera.r), p=list(camera.p),
+        header=header,
+        width=camera.width,
+        height=camera.height,
+        distortion_model=camera.distortion_model,
+        d=list(camera.d),
+        k=list(camera.k),
+        r=list(camera.r),
+        p=list(camera.p),
     )
 
 

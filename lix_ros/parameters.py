@@ -48,31 +48,59 @@ class SegmentationParameters:
     """The `segmentation` node."""
 
     model: str = parameter(
-        "street", "Model bundle: a name that `lix models` lists, or a path. Set live, the node swaps models between two frames; "
-        "a bad bundle is refused and the old one goes on.", live=True)
+        "street",
+        "Model bundle: a name that `lix models` lists, or a path. Set live, the node swaps models between two frames; "
+        "a bad bundle is refused and the old one goes on.",
+        live=True,
+    )
     backend: str = parameter(
-        "onnxruntime", "Inference backend; `lix doctor` times those that are installed. `torch` uses CUDA; `auto` takes the first installed.",
-        choices=("auto", "onnxruntime", "openvino", "torch"))
+        "onnxruntime",
+        "Inference backend; `lix doctor` times those that are installed. `torch` uses CUDA; `auto` takes the first installed.",
+        choices=("auto", "onnxruntime", "openvino", "torch"),
+    )
     threads: int = parameter(0, "CPU threads for inference; 0 uses every core. Fewer leave room for other nodes.", range=(0, 256))
     precision: str = parameter(
-        "auto", "Arithmetic of the backend. `auto` is its own choice: bf16 for `openvino` on CPUs that have it, f32 for the others.", choices=("auto", "f32", "bf16", "f16"))
+        "auto",
+        "Arithmetic of the backend. `auto` is its own choice: bf16 for `openvino` on CPUs that have it, f32 for the others.",
+        choices=("auto", "f32", "bf16", "f16"),
+    )
     max_pixels: int = parameter(
-        0, "Largest number of pixels given to the network; larger images are scaled down. 0 keeps the bundle's own. More finds "
-        "smaller things and costs time in proportion.", range=(0, 16_777_216))
+        0,
+        "Largest number of pixels given to the network; larger images are scaled down. 0 keeps the bundle's own. More finds "
+        "smaller things and costs time in proportion.",
+        range=(0, 16_777_216),
+    )
     outputs: list[str] = parameter(
-        list(OUTPUTS), "Outputs that may be published. Those without a subscriber cost nothing even when listed.", choices=OUTPUTS, live=True)
-    overlay_alpha: float = parameter(0.5, "Opacity of the colours in the overlay: 0 shows the camera, 1 the classes.", range=(0.0, 1.0), live=True)
+        list(OUTPUTS),
+        "Outputs that may be published. Those without a subscriber cost nothing even when listed.",
+        choices=OUTPUTS,
+        live=True,
+    )
+    overlay_alpha: float = parameter(
+        0.5, "Opacity of the colours in the overlay: 0 shows the camera, 1 the classes.", range=(0.0, 1.0), live=True
+    )
     min_confidence: float = parameter(
-        0.0, "Pixels whose confidence is lower become 255 (unlabelled). 0 labels every pixel.", range=(0.0, 1.0), live=True)
-    max_rate: float = parameter(0.0, "Upper limit of segmented frames per second [Hz]; frames above it are skipped. 0: no limit.", range=(0.0, 1000.0), live=True)
+        0.0, "Pixels whose confidence is lower become 255 (unlabelled). 0 labels every pixel.", range=(0.0, 1.0), live=True
+    )
+    max_rate: float = parameter(
+        0.0, "Upper limit of segmented frames per second [Hz]; frames above it are skipped. 0: no limit.", range=(0.0, 1000.0), live=True
+    )
     class_remap: str = parameter(
-        "", "Path of a YAML file that renames and merges classes (config/remap_example.yaml); empty keeps the model's.", live=True)
+        "", "Path of a YAML file that renames and merges classes (config/remap_example.yaml); empty keeps the model's.", live=True
+    )
     autostart: bool = parameter(True, "Configure and activate at start. False waits for a lifecycle manager.")
-    image_transport: str = parameter("raw", "`raw` subscribes to `image`, `compressed` to `image/compressed` (JPEG or PNG).", choices=("raw", "compressed"))
+    image_transport: str = parameter(
+        "raw", "`raw` subscribes to `image`, `compressed` to `image/compressed` (JPEG or PNG).", choices=("raw", "compressed")
+    )
     image_reliability: str = parameter(
-        "best_effort", "Reliability asked of the camera. best_effort matches every camera and never waits for a late frame.", choices=RELIABILITY)
+        "best_effort",
+        "Reliability asked of the camera. best_effort matches every camera and never waits for a late frame.",
+        choices=RELIABILITY,
+    )
     image_depth: int = parameter(1, "History depth of the image subscription [frames].", range=(1, 100))
-    output_reliability: str = parameter("reliable", "Reliability offered on the outputs; reliable matches every subscriber.", choices=RELIABILITY)
+    output_reliability: str = parameter(
+        "reliable", "Reliability offered on the outputs; reliable matches every subscriber.", choices=RELIABILITY
+    )
     output_depth: int = parameter(1, "History depth of the outputs [frames].", range=(1, 100))
     silence_timeout: float = parameter(3.0, "Without an image for this long [s], diagnostics say so and why.", range=(0.1, 3600.0))
     diagnostics_period: float = parameter(1.0, "Time between two messages on /diagnostics [s].", range=(0.1, 60.0))
@@ -85,16 +113,22 @@ class ReplayParameters:
     input: str = parameter("", "Folder of images, video file or rosbag2 bag to play; empty plays the clip that ships with the sources.")
     topic: str = parameter("", "Image topic to read out of a bag; empty takes the only one.")
     rate: float = parameter(
-        0.0, "Frames per second [Hz]. 0 keeps the source's own timing (a video's frame rate, a bag's stamps; 10 Hz for folders).", range=(0.0, 1000.0))
+        0.0,
+        "Frames per second [Hz]. 0 keeps the source's own timing (a video's frame rate, a bag's stamps; 10 Hz for folders).",
+        range=(0.0, 1000.0),
+    )
     loop: bool = parameter(False, "Start again at the end.")
     frame_id: str = parameter("camera_optical_frame", "frame_id of the messages (optical frame: z forward, x right).")
     encoding: str = parameter("bgr8", "Encoding of the published images.", choices=("bgr8", "rgb8", "mono8", "bgra8", "rgba8"))
     camera_info: str = parameter(
-        "", "Calibration YAML (the camera_calibration format) to publish on `camera_info`; empty takes camera_info.yaml beside the "
-        "images, or a bag's own topic, if there is one.")
+        "",
+        "Calibration YAML (the camera_calibration format) to publish on `camera_info`; empty takes camera_info.yaml beside the "
+        "images, or a bag's own topic, if there is one.",
+    )
     compressed: bool = parameter(False, "Also publish JPEG on `image/compressed`.")
     wait_for_subscriber: float = parameter(
-        10.0, "Hold the first frame until `image` has a subscriber, at most this long [s]; 0 starts at once.", range=(0.0, 3600.0))
+        10.0, "Hold the first frame until `image` has a subscriber, at most this long [s]; 0 starts at once.", range=(0.0, 3600.0)
+    )
     reliability: str = parameter("reliable", "Reliability offered on the topics; reliable matches every subscriber.", choices=RELIABILITY)
     depth: int = parameter(10, "History depth of the topics [frames].", range=(1, 1000))
 
@@ -168,7 +202,11 @@ def node_override(node: "Node", name: str) -> Any:
 
 def to_yaml(cls: type) -> str:
     """The parameter file of a node with every default, each under its description."""
-    lines = ["# Defaults, written by `python -m lix_ros.parameters`; change a copy and give it as params_file.", "/**:", "  ros__parameters:"]
+    lines = [
+        "# Defaults, written by `python -m lix_ros.parameters`; change a copy and give it as params_file.",
+        "/**:",
+        "  ros__parameters:",
+    ]
     for f in dataclasses.fields(cls):
         lines += [f"    # {line}" for line in textwrap.wrap(_described(f.metadata["spec"]), 110)]
         lines.append(f"    {f.name}: {_yaml_value(getattr(cls(), f.name))}")

@@ -24,7 +24,11 @@ from lix_ros.parameters import ReplayParameters, declare
 from lix_ros.paths import sample_clip
 
 FROM_RGB = {
-    "rgb8": None, "bgr8": cv2.COLOR_RGB2BGR, "mono8": cv2.COLOR_RGB2GRAY, "rgba8": cv2.COLOR_RGB2RGBA, "bgra8": cv2.COLOR_RGB2BGRA,
+    "rgb8": None,
+    "bgr8": cv2.COLOR_RGB2BGR,
+    "mono8": cv2.COLOR_RGB2GRAY,
+    "rgba8": cv2.COLOR_RGB2RGBA,
+    "bgra8": cv2.COLOR_RGB2BGRA,
 }
 JPEG_QUALITY = 90
 DISCOVERY_S = 0.5
@@ -74,7 +78,9 @@ class ReplayNode(Node):
         try:
             self._wait_for_subscriber()
             rate = self._settings.rate or self._source.rate
-            self.get_logger().info(f"playing {self._source.name}: {len(self._source)} frames at {rate:.1f} Hz on {self._image_out.topic_name}")
+            self.get_logger().info(
+                f"playing {self._source.name}: {len(self._source)} frames at {rate:.1f} Hz on {self._image_out.topic_name}"
+            )
             self._play_once()
             while self._settings.loop and not self._stopping.is_set():
                 self._play_once()

@@ -101,9 +101,7 @@ class SegmentationNode(LifecycleNode):
         self._outputs = {name: self.create_publisher(Image, f"~/{name}", output) for name in OUTPUTS}
         self._info_out = self.create_publisher(CameraInfo, "~/camera_info", output)
         self._labels_out = self.create_publisher(String, "~/labels", qos.latched())
-        self._label_info_out = (
-            self.create_publisher(messages.LabelInfo, "~/label_info", qos.latched()) if messages.LabelInfo else None
-        )
+        self._label_info_out = self.create_publisher(messages.LabelInfo, "~/label_info", qos.latched()) if messages.LabelInfo else None
         self._swap(pipeline)
         return TransitionCallbackReturn.SUCCESS
 
@@ -157,9 +155,7 @@ class SegmentationNode(LifecycleNode):
     # ---- model
 
     def _load(self, settings: SegmentationParameters) -> Pipeline:
-        segmenter = Segmenter(
-            settings.model, settings.backend, BackendOptions(settings.threads, settings.precision), settings.max_pixels
-        )
+        segmenter = Segmenter(settings.model, settings.backend, BackendOptions(settings.threads, settings.precision), settings.max_pixels)
         return self._pipeline_of(segmenter, settings)
 
     @staticmethod

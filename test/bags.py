@@ -47,8 +47,17 @@ def camera_info_message(stamp: int, width: int, height: int, focal: float) -> ob
     p = np.insert(k, (3, 6, 9), 0.0)
     roi = _type("sensor_msgs/msg/RegionOfInterest")(x_offset=0, y_offset=0, height=0, width=0, do_rectify=False)
     return _type("sensor_msgs/msg/CameraInfo")(
-        header=_header(stamp), height=height, width=width, distortion_model="plumb_bob", d=np.array([-0.3, 0.1, 0, 0, 0]),
-        k=k, r=np.eye(3).ravel(), p=p, binning_x=0, binning_y=0, roi=roi,
+        header=_header(stamp),
+        height=height,
+        width=width,
+        distortion_model="plumb_bob",
+        d=np.array([-0.3, 0.1, 0, 0, 0]),
+        k=k,
+        r=np.eye(3).ravel(),
+        p=p,
+        binning_x=0,
+        binning_y=0,
+        roi=roi,
     )
 
 
@@ -85,8 +94,17 @@ def ros1_camera_info(width: int, height: int, focal: float) -> object:
     info = camera_info_message(0, width, height, focal)
     roi = ROS1_STORE.types["sensor_msgs/msg/RegionOfInterest"](x_offset=0, y_offset=0, height=0, width=0, do_rectify=False)
     return ROS1_STORE.types["sensor_msgs/msg/CameraInfo"](
-        header=_ros1_header(), height=height, width=width, distortion_model="plumb_bob",
-        D=info.d, K=info.k, R=info.r, P=info.p, binning_x=0, binning_y=0, roi=roi,
+        header=_ros1_header(),
+        height=height,
+        width=width,
+        distortion_model="plumb_bob",
+        D=info.d,
+        K=info.k,
+        R=info.r,
+        P=info.p,
+        binning_x=0,
+        binning_y=0,
+        roi=roi,
     )
 
 

@@ -163,4 +163,3 @@ def stamp_ns(message: Any) -> int:
 
 def pixels_of(message: Image) -> np.ndarray:
     return messages.image_to_array(message)[0]
-

@@ -21,9 +21,11 @@ MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__
 LEARNING = {"torch", "torchvision", "timm", "lightning", "pytorch_lightning", "torchmetrics", "onnx", "onnx2torch"}
 TORCH_BACKEND = "lix_core.runtime.backends.torch_backend"
 RUNTIME = [
-    name for name in MODULES
+    name
+    for name in MODULES
     if name in {f"lix_core.{part}" for part in ("labels", "camera", "pixels", "errors", "metrics", "viz")}
-    or name.startswith(("lix_core.runtime", "lix_core.cli")) and name != TORCH_BACKEND
+    or name.startswith(("lix_core.runtime", "lix_core.cli"))
+    and name != TORCH_BACKEND
 ]
 
 

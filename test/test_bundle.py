@@ -46,10 +46,16 @@ POLICIES = st.builds(
 )
 MANIFESTS = st.builds(
     Manifest,
-    name=st.text(), labels=LABELS, description=st.text(), input=SPECS, size=POLICIES,
+    name=st.text(),
+    labels=LABELS,
+    description=st.text(),
+    input=SPECS,
+    size=POLICIES,
     outputs=st.sampled_from([("logits",), ("logits", "mask", "confidence"), ("mask", "logits")]),
-    licence=st.text(), data=st.lists(st.dictionaries(st.text(), st.text(), max_size=2), max_size=2).map(tuple),
-    training=RECORDS, metrics=RECORDS,
+    licence=st.text(),
+    data=st.lists(st.dictionaries(st.text(), st.text(), max_size=2), max_size=2).map(tuple),
+    training=RECORDS,
+    metrics=RECORDS,
 )
 SIDES = st.integers(1, 3000)
 

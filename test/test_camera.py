@@ -16,7 +16,10 @@ IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 def calibration() -> dict:
     """What the camera_calibration package writes."""
     return {
-        "image_width": 640, "image_height": 480, "camera_name": "front", "distortion_model": "plumb_bob",
+        "image_width": 640,
+        "image_height": 480,
+        "camera_name": "front",
+        "distortion_model": "plumb_bob",
         "camera_matrix": {"rows": 3, "cols": 3, "data": list(K)},
         "distortion_coefficients": {"rows": 1, "cols": 5, "data": [-0.3, 0.1, 0.0, 0.001, 0]},
         "rectification_matrix": {"rows": 3, "cols": 3, "data": list(IDENTITY)},

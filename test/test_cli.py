@@ -20,7 +20,10 @@ ROOT = Path(__file__).resolve().parents[1]
 def lix(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
-        [sys.executable, "-m", "lix_core.cli.main", *map(str, arguments)], capture_output=True, text=True, timeout=240,
+        [sys.executable, "-m", "lix_core.cli.main", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=240,
         env={**os.environ, "PYTHONPATH": path, "COLUMNS": "200", **environment},
     )
 
@@ -101,8 +104,15 @@ def test_predict_leaves_out_what_it_cannot_read_and_says_so(model: Path, images:
 def test_errors_are_one_line_and_no_traceback(model: Path, images: Path, tmp_path: Path, arguments: tuple, words: str) -> None:
     given = [str(images) if a == "IMAGES" else a for a in arguments]
     done = subprocess.run(
-        [sys.executable, "-m", "lix_core.cli.main", *given], capture_output=True, text=True, cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "LIX_MODEL_PATH": str(model.parent)},
+        [sys.executable, "-m", "lix_core.cli.main", *given],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+            "LIX_MODEL_PATH": str(model.parent),
+        },
     )
     assert done.returncode == 2
     assert words in done.stderr

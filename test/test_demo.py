@@ -16,11 +16,23 @@ pytest.importorskip("rclpy", reason="no ROS 2: neither an installation is source
 import bundles  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPT = "import typer; from lix_ros.demo import demo; from lix_core.errors import LixError\ntry: typer.run(demo)\nexcept LixError as e: raise SystemExit(str(e))"
+SCRIPT = """
+import typer
+from lix_core.errors import LixError
+from lix_ros.demo import demo
+try:
+    typer.run(demo)
+except LixError as error:
+    raise SystemExit(str(error))
+"""
 
 
 def run_demo(*arguments: object) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "ROS_DOMAIN_ID": str(101 + os.getpid() % 100)}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        "ROS_DOMAIN_ID": str(101 + os.getpid() % 100),
+    }
     return subprocess.run(
         [sys.executable, "-c", SCRIPT, *map(str, arguments)], capture_output=True, text=True, timeout=200, env=environment
     )

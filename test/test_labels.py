@@ -17,7 +17,9 @@ COLOURS = st.tuples(*[st.integers(0, 255)] * 3)
 NAMES = st.text(min_size=1).filter(str.strip)
 LABEL_SETS = st.builds(
     lambda name, names, colour: LabelSet(name, tuple(Label(n, colour) for n in names)),
-    st.text(), st.lists(NAMES, min_size=1, max_size=20, unique=True), COLOURS,
+    st.text(),
+    st.lists(NAMES, min_size=1, max_size=20, unique=True),
+    COLOURS,
 )
 DRIVABLE = {
     "name": "drivable",

@@ -128,7 +128,8 @@ class Launches:
         }
         given = [f"{k}:={v}" for k, v in arguments.items()]
         return subprocess.Popen(
-            [sys.executable, "-c", RUN, str(file), *given], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            [sys.executable, "-c", RUN, str(file), *given], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
 
     def calls(self, file: Path | str, **arguments: str) -> list[dict[str, Any]]:
         """Launch until all processes have ended; how each was called, by executable and name."""
@@ -160,12 +161,21 @@ def test_arguments_win_over_the_parameter_file(launches: Launches, tmp_path: Pat
     file = tmp_path / "mine.yaml"
     file.write_text("/**:\n  ros__parameters:\n    model: from_file\n    backend: openvino\n    threads: 3\n")
     (node,) = launches.calls(
-        "segmentation.launch.py", params_file=str(file), model="5", use_sim_time="True", namespace="robot", name="front",
-        image="/front/image_raw", log_level="debug",
+        "segmentation.launch.py",
+        params_file=str(file),
+        model="5",
+        use_sim_time="True",
+        namespace="robot",
+        name="front",
+        image="/front/image_raw",
+        log_level="debug",
     )
     assert node["parameters"] == {"model": "5", "backend": "openvino", "threads": 3, "use_sim_time": True}
     assert node["remaps"] == {
-        "__node": "front", "__ns": "/robot", "image": "/front/image_raw", "image/compressed": "/front/image_raw/compressed",
+        "__node": "front",
+        "__ns": "/robot",
+        "image": "/front/image_raw",
+        "image/compressed": "/front/image_raw/compressed",
         "camera_info": "/front/camera_info",
     }
     assert node["rest"] == ["--log-level", "debug"]
@@ -212,8 +222,11 @@ def test_rviz_follows_the_names_of_the_node(launches: Launches) -> None:
     rviz, node = launches.calls("segmentation.launch.py", rviz="true", **arguments)
     assert rviz["rest"][:4] == ["-d", str(ROOT / "config" / "lix.rviz"), "-f", "cam"]
     assert rviz["remaps"] == {
-        "__ns": "/robot", "/camera/image_raw": "/cam/image", "/segmentation/overlay": "front/overlay",
-        "/segmentation/color": "front/color", "/segmentation/camera_info": "front/camera_info",
+        "__ns": "/robot",
+        "/camera/image_raw": "/cam/image",
+        "/segmentation/overlay": "front/overlay",
+        "/segmentation/color": "front/color",
+        "/segmentation/camera_info": "front/camera_info",
     }
     assert rviz["environment"][PROFILE] == node["environment"][PROFILE]
 

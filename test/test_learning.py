@@ -164,8 +164,12 @@ def test_another_encoder_of_timm_is_only_another_name():
 @torch.inference_mode()
 @settings(max_examples=25)
 @given(
-    kernel=st.sampled_from([1, 2, 3, 5, 7]), stride=st.sampled_from([1, 2, 4]), dilation=st.sampled_from([1, 2]),
-    size=st.tuples(st.integers(1, 2), st.integers(1, 2)), bias=st.booleans(), depthwise=st.booleans(),
+    kernel=st.sampled_from([1, 2, 3, 5, 7]),
+    stride=st.sampled_from([1, 2, 4]),
+    dilation=st.sampled_from([1, 2]),
+    size=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    bias=st.booleans(),
+    depthwise=st.booleans(),
 )
 def test_static_padding_equals_tensorflows_same_padding_on_multiples_of_the_stride(kernel, stride, dilation, size, bias, depthwise):
     conv = Conv2dSame(4, 8, kernel, stride=stride, dilation=dilation, groups=4 if depthwise else 1, bias=bias)

@@ -18,7 +18,8 @@ PIXEL_BYTES = {
     **{name: channels for name, (_, channels) in VIEWS.items()},
     **{name: 2 * channels for name, (_, channels) in WIDE.items()},
     **{name: 4 * channels for name, (_, channels) in FLOATS.items()},
-    **dict.fromkeys(BAYER, 1), **dict.fromkeys(YUV422, 2),
+    **dict.fromkeys(BAYER, 1),
+    **dict.fromkeys(YUV422, 2),
 }
 COLOUR = (200, 120, 40)
 """R, G, B."""
@@ -178,6 +179,7 @@ def test_any_kind_of_buffer_is_read(buffer):
 
 def png_of_size(width: int, height: int) -> bytes:
     """A PNG that claims to be of that size, with no pixels to show for it."""
+
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 

@@ -343,7 +343,8 @@ def test_min_confidence_and_class_remap_are_live(start: Any, peer: Peer, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("overlay_alpha", 1.5), ("min_confidence", -0.1), ("max_rate", -1.0), ("outputs", ["mask", "depth"]), ("threads", 4)]
+    ("name", "value"),
+    [("overlay_alpha", 1.5), ("min_confidence", -0.1), ("max_rate", -1.0), ("outputs", ["mask", "depth"]), ("threads", 4)],
 )
 def test_values_out_of_range_and_read_only_parameters_are_refused(start: Any, peer: Peer, name: str, value: Any) -> None:
     start()
@@ -451,4 +452,6 @@ def test_the_overlay_of_bgr_and_rgb_input_is_the_same(start: Any, peer: Peer) ->
     image = bundles.random_image(50, 60)
     expected = viz.overlay(image, bundles.nearest_colour(image), bundles.COLOURS, 0.5)
     for encoding in ("rgb8", "bgra8"):
-        np.testing.assert_array_equal(pixels_of(exchange(camera, overlays, image_message(as_encoding(image, encoding), encoding))), expected)
+        np.testing.assert_array_equal(
+            pixels_of(exchange(camera, overlays, image_message(as_encoding(image, encoding), encoding))), expected
+        )

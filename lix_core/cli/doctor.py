@@ -61,7 +61,12 @@ def all_checks() -> Iterator[Check]:
         try:
             checks = point.load()
         except ImportError as error:
-            yield Check(point.name, ABSENT, str(error), "source a ROS 2 installation, or pip install '.[ros]' in the sources of lix; `lix predict` works without")
+            yield Check(
+                point.name,
+                ABSENT,
+                str(error),
+                "source a ROS 2 installation, or pip install '.[ros]' in the sources of lix; `lix predict` works without",
+            )
             continue
         yield from checks()
 
@@ -102,4 +107,6 @@ def gpu_check() -> Check:
         return Check("GPU", ABSENT, "no NVIDIA GPU", "none needed: the models run on CPUs")
     if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
         return Check("GPU", OK, found)
-    return Check("GPU", ABSENT, f"{found}, unused", "for CUDA: pip install onnxruntime-gpu in place of onnxruntime, or a CUDA build of torch")
+    return Check(
+        "GPU", ABSENT, f"{found}, unused", "for CUDA: pip install onnxruntime-gpu in place of onnxruntime, or a CUDA build of torch"
+    )

@@ -51,7 +51,8 @@ def evaluate(
     Console().print(table)
     Console().print(
         f"mIoU {matrix.miou:.4f}  pixel accuracy {matrix.pixel_accuracy:.4f}  over {len(source)} images ({segmenter.description})",
-        highlight=False, soft_wrap=True,
+        highlight=False,
+        soft_wrap=True,
     )
     if json_file:
         record = {"images": len(source), "model": segmenter.bundle.manifest.name, "backend": segmenter.description, **summary}

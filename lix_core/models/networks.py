@@ -32,6 +32,4 @@ class Student(nn.Module):
         return self.decoder(self.encoder(image))
 
     def forward(self, image: Tensor) -> Tensor:
-        return F.interpolate(
-            self.coarse_logits(image), scale_factor=float(self.output_stride), mode="bilinear", align_corners=False
-        )
+        return F.interpolate(self.coarse_logits(image), scale_factor=float(self.output_stride), mode="bilinear", align_corners=False)

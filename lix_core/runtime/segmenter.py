@@ -144,7 +144,9 @@ class Segmenter:
         if image.ndim == 3 and image.shape[2] == 1 and order == "gray":
             image = image[..., 0]
         if image.ndim != (2 if order == "gray" else 3) or (image.ndim == 3 and image.shape[2] != CHANNELS[order]):
-            raise ImageError(f"a {order} image must be (H, W{', ' + str(CHANNELS[order]) if CHANNELS[order] > 1 else ''}), got {image.shape}")
+            raise ImageError(
+                f"a {order} image must be (H, W{', ' + str(CHANNELS[order]) if CHANNELS[order] > 1 else ''}), got {image.shape}"
+            )
         if 0 in image.shape:
             raise ImageError(f"the image is empty: {image.shape}")
         if image.dtype == np.uint8:
@@ -180,9 +182,7 @@ class Segmenter:
     def _crop(self, values: np.ndarray) -> np.ndarray:
         """The part of a canvas-wide array, at any resolution, that shows the image."""
         (rows, columns), (canvas_rows, canvas_columns) = self._fit.content, self._fit.canvas
-        return values[
-            : max(1, -(-rows * values.shape[0] // canvas_rows)), : max(1, -(-columns * values.shape[1] // canvas_columns))
-        ]
+        return values[: max(1, -(-rows * values.shape[0] // canvas_rows)), : max(1, -(-columns * values.shape[1] // canvas_columns))]
 
     def _check_graph(self) -> None:
         """Run once: warms the backend up, and shows whether the graph does what the manifest says."""
@@ -198,7 +198,8 @@ class Segmenter:
         logits = results["logits"]
         if logits.ndim != 4 or logits.shape[1] != len(self.labels):
             raise BundleError(
-                f"bundle {manifest.name!r} names {len(self.labels)} classes, but its graph's logits are {logits.shape}, not (1, {len(self.labels)}, h, w)"
+                f"bundle {manifest.name!r} names {len(self.labels)} classes, but its graph's logits are {logits.shape}, "
+                f"not (1, {len(self.labels)}, h, w)"
             )
         if not self._fast:
             return
@@ -206,7 +207,9 @@ class Segmenter:
         if mask.shape != (1, *self._fit.canvas) or mask.dtype != np.uint8:
             raise BundleError(f"mask of bundle {manifest.name!r} must be uint8 {(1, *self._fit.canvas)}, got {mask.dtype} {mask.shape}")
         if confidence.ndim != 3 or confidence.dtype != np.float32:
-            raise BundleError(f"confidence of bundle {manifest.name!r} must be float32 (1, h, w), got {confidence.dtype} {confidence.shape}")
+            raise BundleError(
+                f"confidence of bundle {manifest.name!r} must be float32 (1, h, w), got {confidence.dtype} {confidence.shape}"
+            )
 
 
 def winner(logits: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -70,7 +70,7 @@ def class_weights(data: CamVid, power: float) -> Tensor:
     for _, mask in data.samples:
         counts += np.bincount(mask.ravel(), minlength=256)[: len(counts)]
     frequency = counts / counts.sum()
-    weights = frequency ** -power
+    weights = frequency**-power
     return torch.tensor(weights / (weights * frequency).sum(), dtype=torch.float32)
 
 
@@ -142,8 +142,12 @@ def main(argv: list[str] | None = None) -> None:
     size = train[0][1].shape
     loader = DataLoader(
         TransformedCamVid(train, train_transform(tuple(args.crop), size)),
-        batch_size=args.batch, shuffle=True, drop_last=True, num_workers=args.workers,
-        persistent_workers=args.workers > 0, generator=torch.Generator().manual_seed(args.seed),
+        batch_size=args.batch,
+        shuffle=True,
+        drop_last=True,
+        num_workers=args.workers,
+        persistent_workers=args.workers > 0,
+        generator=torch.Generator().manual_seed(args.seed),
     )
     model = Student(len(train.labels), args.encoder, args.weights).to(device, memory_format=torch.channels_last)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99), use_buffers=True)
@@ -200,7 +204,8 @@ def main(argv: list[str] | None = None) -> None:
             log.writerow([epoch, f"{np.mean(losses):.4f}", *score, f"{elapsed:.0f}"])
             log_file.flush()
             left = elapsed / epoch * (args.epochs - epoch) / 60
-            print(f"epoch {epoch}/{args.epochs}  loss {np.mean(losses):.4f}  val mIoU {score[0] or '-'}  best {best:.4f}  {left:.0f} min left", flush=True)
+            figures = f"loss {np.mean(losses):.4f}  val mIoU {score[0] or '-'}  best {best:.4f}"
+            print(f"epoch {epoch}/{args.epochs}  {figures}  {left:.0f} min left", flush=True)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ DATA = (
     {
         "name": "CamVid (train, 367 images, 480x360, SegNet's 11 classes)",
         "licence": "CC BY-NC 4.0, as stated in the README of the copy prepared for the SegNet tutorial",
-        "source": "Brostow, Fauqueur, Cipolla, Pattern Recognition Letters 30(2), 2009; grouping of Badrinarayanan et al., arXiv 1511.00561",
+        "source": "Brostow, Fauqueur, Cipolla, Pattern Recognition Letters 30(2), 2009; grouping of arXiv 1511.00561 (SegNet)",
     },
     {
         "name": "ImageNet-1k (initial weights of the encoder)",
@@ -57,7 +57,7 @@ def card(manifest: Manifest) -> str:
 {manifest.description}
 
 - **Licence of the weights:** {manifest.licence}.
-- **Input:** RGB images of any size; larger ones are scaled to {manifest.size.max_pixels:,} pixels and padded to multiples of {manifest.size.multiple_of}.
+- **Input:** RGB images of any size; larger ones are scaled to {manifest.size.max_pixels:,} pixels.
 - **Output:** ids of {len(manifest.labels)} classes ({", ".join(manifest.labels.names)}), 255 = unlabelled; confidence 0..1.
 
 ## Data
@@ -97,9 +97,15 @@ def main(argv: list[str] | None = None) -> None:
     network = Student(len(STREET), record["arguments"]["encoder"], weights="none")
     network.load_state_dict(saved["state"])
     manifest = Manifest(
-        name="street", labels=STREET, outputs=OUTPUTS, input=InputSpec(mean=MEAN, std=STD), size=SizePolicy(multiple_of=network.stride),
+        name="street",
+        labels=STREET,
+        outputs=OUTPUTS,
+        input=InputSpec(mean=MEAN, std=STD),
+        size=SizePolicy(multiple_of=network.stride),
         description="Street scenes from one RGB camera: EfficientNet-Lite0 with a light feature pyramid.",
-        licence=LICENCE, data=DATA, training=record,
+        licence=LICENCE,
+        data=DATA,
+        training=record,
     )
     graph = export_student(network, MEAN, STD)
     val, matrix = CamVid(args.data, "val"), ConfusionMatrix(len(STREET))

@@ -53,9 +53,7 @@ class Backend(Protocol):
 
 def available_backends() -> dict[str, list[str]]:
     """name -> the packages it still lacks (an empty list: ready to use). Imports none of them."""
-    return {
-        name: [p for p in packages if importlib.util.find_spec(p) is None] for name, (_, _, packages) in REGISTRY.items()
-    }
+    return {name: [p for p in packages if importlib.util.find_spec(p) is None] for name, (_, _, packages) in REGISTRY.items()}
 
 
 def resolve_backend(name: str) -> str:
