@@ -51,7 +51,6 @@ def card(manifest: Manifest) -> str:
     score, training = manifest.metrics[KEY], manifest.training
     rows = "\n".join(f"| {name} | {value:.3f} |" for name, value in score["iou"].items())
     data = "\n".join(f"- {d['name']}. Licence: {d['licence']}. Source: {d['source']}." for d in manifest.data)
-    arguments = ", ".join(f"{k} {v}" for k, v in training["arguments"].items())
     return f"""# {manifest.name}
 
 {manifest.description}
@@ -77,13 +76,20 @@ mIoU **{score["miou"]:.3f}**, pixel accuracy {score["pixel_accuracy"]:.3f}, mean
 
 ## Training
 
-`python -m {training["script"]}` ({arguments}); best epoch {training["epoch"]}; torch {training["torch"]}; revision
-{training["git_revision"][:12]}.
+{history(training)}
 
 ## Known weaknesses
 
 {WEAKNESSES}
 """
+
+
+def history(record: dict) -> str:
+    """The run, and before it those that it continues, one after the other."""
+    arguments = ", ".join(f"{k} {v}" for k, v in record["arguments"].items())
+    run = f"- `python -m {record['script']}` ({arguments}); epoch {record['epoch']}; torch {record['torch']}."
+    earlier = record.get("continues")
+    return f"{history(earlier)}\n{run}" if earlier else run
 
 
 def main(argv: list[str] | None = None) -> None:
