@@ -3,6 +3,7 @@
 ros2 launch lix_ros demo.launch.py input:=/data/street.mp4 rate:=10.0
 """
 
+from ament_index_python.packages import PackageNotFoundError, get_package_prefix
 from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, GroupAction, IncludeLaunchDescription, OpaqueFunction
 from launch.launch_description_sources import PythonLaunchDescriptionSource
@@ -44,6 +45,7 @@ SHARED_ARGUMENTS = [
 
 def make_replay(context: LaunchContext) -> list:
     arguments = context.launch_configurations
+    environment = transport_environment(arguments["transport"], context.environment)
     given = {p: ParameterValue(LaunchConfiguration(p), value_type=t) for p, t in REPLAY_TYPES.items() if arguments[p]}
     return [
         Node(
@@ -58,9 +60,29 @@ def make_replay(context: LaunchContext) -> list:
                 ("camera_info", "camera/camera_info"),
             ],
             ros_arguments=["--log-level", arguments["log_level"]],
-            additional_env=transport_environment(arguments["transport"], context.environment),
+            additional_env=environment,
             output="screen",
             emulate_tty=True,
+        ),
+        *make_frame(arguments, environment),
+    ]
+
+
+def make_frame(arguments: dict, environment: dict) -> list:
+    """rviz knows a frame only from a transform; a lone camera has none, so it is given one."""
+    try:
+        get_package_prefix("tf2_ros")
+    except PackageNotFoundError:
+        return []
+    if arguments["rviz"] == "false":
+        return []
+    return [
+        Node(
+            package="tf2_ros",
+            executable="static_transform_publisher",
+            namespace=arguments["namespace"],
+            arguments=["--frame-id", "map", "--child-frame-id", "camera_optical_frame", "--roll", "-1.5708", "--yaw", "-1.5708"],
+            additional_env=environment,
         )
     ]
 

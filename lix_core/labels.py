@@ -12,6 +12,7 @@ import numpy as np
 import yaml
 
 from lix_core.errors import LabelError
+from lix_core.files import expanded
 
 UNLABELLED = 255
 """Id of pixels that belong to no class (void, ignored, or below the confidence threshold)."""
@@ -28,8 +29,8 @@ class Label:
         if not isinstance(self.name, str) or not self.name.strip():
             raise LabelError(f"a label needs a name, got {self.name!r}")
         try:
-            color = tuple(int(v) for v in self.color)
-        except (TypeError, ValueError):
+            color = () if isinstance(self.color, str) else tuple(int(v) for v in self.color)
+        except (TypeError, ValueError, OverflowError):
             color = ()
         if len(color) != 3 or any(not 0 <= v <= 255 for v in color):
             raise LabelError(f"colour of label {self.name!r} must be three numbers 0..255, got {self.color!r}")
@@ -151,10 +152,10 @@ class LabelMapping:
     def load(cls, source: LabelSet, path: str | Path) -> "LabelMapping":
         """Read `from_dict`'s data from a YAML file. Raises LabelError where there is none or it does not fit."""
         try:
-            return cls.from_dict(source, yaml.safe_load(Path(path).expanduser().read_text()))
+            return cls.from_dict(source, yaml.safe_load(expanded(path).read_text()))
         except OSError as error:
             raise LabelError(f"cannot read class remap {path}: {error.strerror}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise LabelError(f"class remap {path} is not YAML: {error}") from None
         except LabelError as error:
             raise LabelError(f"class remap {path}: {error}") from None

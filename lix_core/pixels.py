@@ -26,7 +26,6 @@ VIEWS = {
 """8-bit encodings that are read in place -> (channel order, channels). OpenCV's type names mean OpenCV's order."""
 WIDE = {
     "mono16": ("gray", 1),
-    "16UC1": ("gray", 1),
     "rgb16": ("rgb", 3),
     "bgr16": ("bgr", 3),
     "rgba16": ("rgba", 4),
@@ -47,6 +46,15 @@ YUV422 = {
     "yuv422_yuy2": cv2.COLOR_YUV2RGB_YUYV,
     "yuyv": cv2.COLOR_YUV2RGB_YUYV,
 }
+TO_RGB = {
+    "rgb": None,
+    "bgr": cv2.COLOR_BGR2RGB,
+    "rgba": cv2.COLOR_RGBA2RGB,
+    "bgra": cv2.COLOR_BGRA2RGB,
+    "gray": cv2.COLOR_GRAY2RGB,
+}
+"""Channel orders an image may come in -> the OpenCV conversion to RGB."""
+CHANNELS = {"rgb": 3, "bgr": 3, "rgba": 4, "bgra": 4, "gray": 1}
 ENCODINGS = (*VIEWS, *WIDE, *FLOATS, *BAYER, *YUV422)
 
 
@@ -112,17 +120,55 @@ def _layout(encoding: str, is_bigendian: bool) -> tuple[str, int, np.dtype]:
 def read_compressed(data: Any, name: str = "image") -> tuple[np.ndarray, str]:
     """Decode a JPEG, PNG or other encoded image to (H, W, 3) uint8 and its order.
 
+    An EXIF orientation is not applied: labels and calibration belong to the pixels as they are stored.
+
     Raises:
         ImageError: OpenCV cannot decode it.
     """
     buffer = np.frombuffer(data, np.uint8)
     try:
-        image = cv2.imdecode(buffer, cv2.IMREAD_COLOR) if buffer.size else None
+        image = cv2.imdecode(buffer, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if buffer.size else None
     except cv2.error:  # a header that claims more pixels than OpenCV allows
         image = None
     if image is None:
         raise ImageError(f"{name} ({buffer.size} bytes) cannot be decoded; is it truncated, or no image?")
     return image, "bgr"
+
+
+def as_uint8(image: np.ndarray, order: str) -> np.ndarray:
+    """Check an image, and bring floats to bytes; an image that is uint8 already is returned as it is.
+
+    Args:
+        image: (H, W, 3) or (H, W, 4), or (H, W) for `gray`; uint8, or float of range 0..1.
+        order: rgb, bgr, rgba, bgra or gray.
+
+    Raises:
+        ImageError: empty, of another shape or dtype, or with NaN or values out of range.
+    """
+    if order not in TO_RGB:
+        raise ImageError(f"channel order must be one of {', '.join(TO_RGB)}, got {order!r}")
+    if image.ndim == 3 and image.shape[2] == 1 and order == "gray":
+        image = image[..., 0]
+    if image.ndim != (2 if order == "gray" else 3) or (image.ndim == 3 and image.shape[2] != CHANNELS[order]):
+        wanted = "(H, W)" if order == "gray" else f"(H, W, {CHANNELS[order]})"
+        raise ImageError(f"a {order} image must be {wanted}, got {image.shape}")
+    if 0 in image.shape:
+        raise ImageError(f"the image is empty: {image.shape}")
+    if image.dtype == np.uint8:
+        return image
+    if image.dtype not in (np.float32, np.float64):
+        raise ImageError(f"the image must be uint8, or float of range 0..1; got {image.dtype}")
+    if not np.isfinite(image).all():
+        raise ImageError(f"the image has {int((~np.isfinite(image)).sum())} values that are NaN or infinite")
+    if image.min() < 0 or image.max() > 1:
+        raise ImageError(f"a float image must be of range 0..1, got {image.min():.3g}..{image.max():.3g}")
+    return np.rint(image * 255).astype(np.uint8)
+
+
+def to_rgb(image: np.ndarray, order: str) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of an image as `as_uint8` takes it; the same array where it is that already."""
+    pixels = as_uint8(image, order)
+    return pixels if TO_RGB[order] is None else cv2.cvtColor(pixels, TO_RGB[order])
 
 
 def natural_key(text: str) -> list[Any]:

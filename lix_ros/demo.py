@@ -28,16 +28,17 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
 from lix_core import viz
-from lix_core.cli.predict import encode, make_folder, save
 from lix_core.cli.progress import progress_bar
 from lix_core.errors import LixError
+from lix_core.files import make_folder, save, save_image
 from lix_core.labels import LabelSet
 from lix_core.runtime.bundle import find_bundle
 from lix_core.runtime.sources import open_source
 from lix_ros import messages, qos
 from lix_ros.paths import sample_clip, transport_environment
 
-NAMESPACE = "/lix_demo"
+NAMESPACE = f"/lix_demo_{os.getpid()}"
+"""Of one demo: others on this machine, or of a colleague, must not be recorded too."""
 SHEET_FRAMES = 8
 START_TIMEOUT_S = 60.0
 QUIET_S = 3.0
@@ -56,6 +57,7 @@ class VideoFile:
     def __init__(self, path: Path, labels: LabelSet, rate: float):
         self._path, self._labels, self._rate = path, labels, rate
         self._queue: queue.Queue[np.ndarray | None] = queue.Queue()
+        self.failed = False
         self._writer: cv2.VideoWriter | None = None
         self._size = (0, 0)
         self._thread = threading.Thread(target=self._run, name="video", daemon=True)
@@ -79,7 +81,7 @@ class VideoFile:
                 whole = (self._size[0], self._size[1] + self._legend.shape[0])
                 self._writer = cv2.VideoWriter(str(self._path), cv2.VideoWriter_fourcc(*"mp4v"), self._rate, whole)
                 if not self._writer.isOpened():
-                    raise DemoError(f"cannot write video {self._path}")
+                    self.failed = True
             if (image.shape[1], image.shape[0]) != self._size:
                 image = cv2.resize(image[: self._size[1], : self._size[0]], self._size)
             self._writer.write(cv2.cvtColor(np.vstack([image, self._legend]), cv2.COLOR_RGB2BGR))
@@ -95,6 +97,7 @@ class Recording:
     first_time: float = 0.0
     last_time: float = 0.0
     sheet: list[np.ndarray] = field(default_factory=list)
+    has_video: bool = False
     diagnostics: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
@@ -138,6 +141,7 @@ class Recorder(Node):
     def close(self) -> None:
         if self._video:
             self._video.close()
+            self.recording.has_video = not self._video.failed
 
 
 class Run:
@@ -254,7 +258,7 @@ def report(record: Recording, out: Path) -> None:
         raise DemoError("stopped before the first frame")
     segmentation, replay = (record.diagnostics.get(n, {}) for n in ("segmentation", "replay"))
     sheet = viz.contact_sheet(record.sheet, record.labels)
-    save(out / "sheet.png", encode(".png", sheet[..., ::-1]))
+    save_image(out / "sheet.png", sheet)
     p50, p95 = (1e3 * float(np.percentile(record.latencies, q)) for q in (50, 95))
     published = int(replay.get("frames published", record.frames))
     summary = {
@@ -271,6 +275,7 @@ def report(record: Recording, out: Path) -> None:
     table = Table(show_header=False)
     for name, value in summary.items():
         table.add_row(Text(name), Text(str(value)))
-    for name, file in (("video", "overlay.mp4"), ("contact sheet", "sheet.png"), ("these figures", "summary.json")):
+    video = "overlay.mp4" if record.has_video else "none: this OpenCV cannot write mp4"
+    for name, file in (("video", video), ("contact sheet", "sheet.png"), ("these figures", "summary.json")):
         table.add_row(name, Text(str(out / file), no_wrap=True))
     Console().print(table)

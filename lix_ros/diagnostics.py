@@ -1,4 +1,4 @@
-"""What a node tells of itself on /diagnostics: counts, rates and latencies of its frames. Counting needs no ROS."""
+"""What a node tells of itself on /diagnostics: counts, rates and latencies of its frames."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from typing import Mapping
 import numpy as np
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.clock import Clock, ClockType
 
+STEADY = Clock(clock_type=ClockType.STEADY_TIME)
+"""For timers: with use_sim_time the node's own clock stands still when the simulator does, just when words are needed."""
 WINDOW = 300
 """Frames over which latency percentiles are taken."""
 RATE_WINDOW_S = 5.0

@@ -18,16 +18,17 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from lix_core.cli.doctor import ABSENT, FAULT, OK, Check
+from lix_core.errors import LixError
 from lix_ros import messages, qos
-from lix_ros.paths import USER_CHOICES, transport_environment
+from lix_ros.paths import PROFILE_VARIABLES, TRANSPORT_VARIABLE, USER_CHOICES, transport_environment
 
 OPTIONAL = {
     "cv_bridge": "reads rarer image encodings",
     "vision_msgs": "publishes ~/label_info",
     "launch_ros": "runs the launch files; without: `lix demo`, or the node's executable",
-    "rosbag2_py": "records bags faster; without: rosbags",
 }
-PROBE_TOPIC = "/lix_doctor/image"
+PROBE_TOPIC = "/lix_doctor/image_"
+"""Followed by the process that asks, so that two doctors do not count each other's images."""
 PROBE_FRAMES = 30
 PROBE_SHAPE = (375, 1242, 3)
 
@@ -35,7 +36,11 @@ PROBE_SHAPE = (375, 1242, 3)
 def checks() -> Iterator[Check]:
     """Every check of the ROS side; the transport one starts a second process and takes some seconds."""
     chosen = [f"{v}={os.environ[v]}" for v in USER_CHOICES if os.environ.get(v)]
-    os.environ.update(transport_environment())
+    try:
+        os.environ.update(transport_environment())
+    except LixError as error:
+        yield Check("transport", FAULT, str(error), f"unset {TRANSPORT_VARIABLE}, or name a file that is there")
+        return
     distribution = os.environ.get("ROS_DISTRO") or "wheels from PyPI (no ROS installation is sourced)"
     try:
         rclpy.init(args=[])
@@ -50,7 +55,8 @@ def checks() -> Iterator[Check]:
     try:
         yield Check("ROS 2", OK, f"{distribution}, domain {os.environ.get('ROS_DOMAIN_ID', '0')}")
         rmw = get_rmw_implementation_identifier()
-        profile = ", ".join(chosen) or ("config/fastdds.xml, set by lix" if "fastrtps" in rmw else "none: not Fast DDS")
+        used = [v for v in PROFILE_VARIABLES if os.environ.get(v)]
+        profile = ", ".join(chosen) or (f"{os.environ[used[0]]}, set by lix" if used else "none, as Fast DDS or the RMW comes")
         yield Check("middleware", OK, f"{rmw}; profile: {profile}")
         yield transport_check()
     finally:
@@ -65,8 +71,9 @@ def transport_check() -> Check:
     """Send images from a second process with best effort, the way cameras do, and count those that come."""
     node = Node("lix_doctor")
     received: list[int] = []
-    node.create_subscription(Image, PROBE_TOPIC, lambda _: received.append(1), qos.stream("best_effort", 5))
-    sender = subprocess.Popen([sys.executable, "-m", "lix_ros.doctor"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    topic = f"{PROBE_TOPIC}{os.getpid()}"
+    node.create_subscription(Image, topic, lambda _: received.append(1), qos.stream("best_effort", 5))
+    sender = subprocess.Popen([sys.executable, "-m", "lix_ros.doctor", topic], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     end = time.monotonic() + 20
     while time.monotonic() < end and (sender.poll() is None) and len(received) < PROBE_FRAMES:
         rclpy.spin_once(node, timeout_sec=0.1)
@@ -96,11 +103,11 @@ def shared_memory_check() -> Check:
     return Check("shared memory", OK, f"{free:.0f} MB free in /dev/shm")
 
 
-def send_probe() -> None:
+def send_probe(topic: str) -> None:
     """The other end of transport_check."""
     rclpy.init(args=[])
     node = Node("lix_doctor_sender")
-    publisher = node.create_publisher(Image, PROBE_TOPIC, qos.stream("best_effort", 5))
+    publisher = node.create_publisher(Image, topic, qos.stream("best_effort", 5))
     end = time.monotonic() + 10
     while publisher.get_subscription_count() == 0 and time.monotonic() < end:
         time.sleep(0.02)
@@ -114,4 +121,4 @@ def send_probe() -> None:
 
 
 if __name__ == "__main__":
-    send_probe()
+    send_probe(sys.argv[1])

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from lix_core.errors import LixError
+from lix_core.runtime.backends import PRECISIONS, REGISTRY
 
 if TYPE_CHECKING:
     from rclpy.node import Node
@@ -55,20 +56,26 @@ class SegmentationParameters:
     )
     backend: str = parameter(
         "onnxruntime",
-        "Inference backend; `lix doctor` times those that are installed. `torch` uses CUDA; `auto` takes the first installed.",
-        choices=("auto", "onnxruntime", "openvino", "torch"),
+        "Inference backend; `lix doctor` times those that are installed. `torch` uses CUDA; `auto` takes openvino, onnxruntime "
+        "or torch, the first that is installed.",
+        choices=("auto", *REGISTRY),
+        live=True,
     )
-    threads: int = parameter(0, "CPU threads for inference; 0 uses every core. Fewer leave room for other nodes.", range=(0, 256))
+    threads: int = parameter(
+        0, "CPU threads for inference; 0 uses every core. Fewer leave room for other nodes.", range=(0, 256), live=True
+    )
     precision: str = parameter(
         "auto",
         "Arithmetic of the backend. `auto` is its own choice: bf16 for `openvino` on CPUs that have it, f32 for the others.",
-        choices=("auto", "f32", "bf16", "f16"),
+        choices=PRECISIONS,
+        live=True,
     )
     max_pixels: int = parameter(
         0,
         "Largest number of pixels given to the network; larger images are scaled down. 0 keeps the bundle's own. More finds "
         "smaller things and costs time in proportion.",
         range=(0, 16_777_216),
+        live=True,
     )
     outputs: list[str] = parameter(
         list(OUTPUTS),
@@ -150,8 +157,10 @@ def validate(cls: type, name: str, value: Any) -> Any:
         ParameterError: names the parameter, the value, and what it may be.
     """
     hint, spec = get_type_hints(cls)[name], spec_of(cls, name)
+    if value is None:
+        raise ParameterError(f"{name} cannot be deleted; set it to another value")
     if hint == list[str]:
-        value = list(value or [])
+        value = list(value)
         unknown = [v for v in value if v not in spec.choices]
         if unknown:
             raise ParameterError(f"{name}: unknown {unknown}; it may hold {', '.join(spec.choices)}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Mapping
 
 from lix_core.errors import SourceError
+from lix_core.files import expanded
 
 PACKAGE = "lix_ros"
 PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
@@ -60,7 +61,7 @@ def transport_environment(profile: str = "", environ: Mapping[str, str] | None =
             return {}
         path = share_directory() / "config" / "fastdds.xml"
     else:
-        path = Path(profile).expanduser().resolve()
+        path = expanded(profile).resolve()
         if not path.is_file():
             raise SourceError(f"no Fast DDS profile at {path}; give lix, default, or the path of an XML file")
     return {profile_variable(environ): str(path)}

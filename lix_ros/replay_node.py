@@ -16,10 +16,10 @@ from std_msgs.msg import Header
 
 from lix_core.camera import Camera
 from lix_core.errors import ImageError, LixError, SourceError
-from lix_core.runtime.segmenter import TO_RGB
+from lix_core.pixels import as_uint8, to_rgb
 from lix_core.runtime.sources import Frame, open_source
 from lix_ros import messages, qos, running
-from lix_ros.diagnostics import diagnostic_array
+from lix_ros.diagnostics import STEADY, diagnostic_array
 from lix_ros.parameters import ReplayParameters, declare
 from lix_ros.paths import sample_clip
 
@@ -36,12 +36,14 @@ DISCOVERY_S = 0.5
 
 
 def encode(image: np.ndarray, order: str, encoding: str) -> np.ndarray:
-    """(H, W[, C]) uint8 of channel order `order` -> the pixels of ROS encoding `encoding`, unchanged where they agree."""
-    if image.dtype != np.uint8:
-        image = np.rint(image * 255).astype(np.uint8)
+    """(H, W[, C]) of channel order `order` -> the uint8 pixels of ROS encoding `encoding`, unchanged where they agree.
+
+    Raises ImageError for what is no image (floats out of 0..1 as in depth, NaN).
+    """
+    image = as_uint8(image, order)
     if encoding == f"{order}8" or (order == "gray" and encoding == "mono8"):
         return image
-    rgb = image if TO_RGB[order] is None else cv2.cvtColor(image, TO_RGB[order])
+    rgb = to_rgb(image, order)
     return rgb if FROM_RGB[encoding] is None else cv2.cvtColor(rgb, FROM_RGB[encoding])
 
 
@@ -67,7 +69,7 @@ class ReplayNode(Node):
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._play, name="replay", daemon=True)
         self._thread.start()
-        self.create_timer(1.0, self._publish_diagnostics)
+        self.create_timer(1.0, self._publish_diagnostics, clock=STEADY)
 
     def close(self) -> None:
         """End the playing thread; called once before the node is destroyed."""
@@ -82,12 +84,12 @@ class ReplayNode(Node):
                 f"playing {self._source.name}: {len(self._source)} frames at {rate:.1f} Hz on {self._image_out.topic_name}"
             )
             self._play_once()
-            while self._settings.loop and not self._stopping.is_set():
+            while self._settings.loop and not self._stopping.wait(1.0 / rate):
                 self._play_once()
             self._image_out.wait_for_all_acked(Duration(seconds=2.0))
             status = 0
-        except LixError as error:
-            self.get_logger().fatal(str(error))
+        except Exception as error:  # whatever it is, the process must end and say it
+            self.get_logger().fatal(str(error) if isinstance(error, LixError) else f"{type(error).__name__}: {error}")
             status = 1
         self.get_logger().info(f"played {self._published} frames" + (f", {self._failed} could not be read" if self._failed else ""))
         self._publish_diagnostics()

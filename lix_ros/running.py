@@ -9,6 +9,7 @@ from typing import Callable, Protocol
 
 import rclpy
 from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor, SingleThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
@@ -42,15 +43,20 @@ def run(make_node: Callable[[], Node], threads: int = 3) -> int:
         os.environ.update(transport_environment())
         rclpy.init(args=sys.argv, signal_handler_options=SignalHandlerOptions.NO)
         node = make_node()
-    except LixError as error:
-        rclpy.logging.get_logger("lix").fatal(str(error))
+    except Exception as error:  # rclpy has many for arguments that it cannot take; users need their words, not their stack
+        text = str(error) if isinstance(error, LixError) else f"{type(error).__name__}: {error}"
+        rclpy.logging.get_logger("lix").fatal(f"cannot start: {text}")
         rclpy.try_shutdown()
         return 2
     executor = MultiThreadedExecutor(threads) if threads > 1 else SingleThreadedExecutor()
     executor.add_node(node)
     try:
         while rclpy.ok() and not signalled and node.exit_status is None:
-            executor.spin_once(timeout_sec=0.1)
+            try:
+                executor.spin_once(timeout_sec=0.1)
+            except rclpy_implementation.InvalidHandle:
+                # A subscription was destroyed by one thread of the executor while another was waiting on it.
+                continue
     except ExternalShutdownException:
         pass
     finally:

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
-import cv2
-import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.publisher import Publisher
+from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header, String
 from std_srvs.srv import SetBool, Trigger
@@ -23,15 +22,18 @@ from std_srvs.srv import SetBool, Trigger
 from lix_core import viz
 from lix_core.errors import LixError
 from lix_core.labels import LabelMapping, LabelSet
+from lix_core.pixels import to_rgb
 from lix_core.runtime.backends import BackendOptions
-from lix_core.runtime.segmenter import TO_RGB, Segmenter
+from lix_core.runtime.segmenter import Segmenter
 from lix_ros import messages, qos, running
-from lix_ros.diagnostics import FrameStatistics, diagnostic_array
+from lix_ros.diagnostics import STEADY, FrameStatistics, diagnostic_array
 from lix_ros.parameters import OUTPUTS, SegmentationParameters, declare, validate
 from lix_ros.worker import NewestItemWorker, RateLimit
 
 LOG_PERIOD_S = 5.0
-"""At most one line of log per cause in this time."""
+"""At most one line of log about frames that fail in this time."""
+RELOADING = {"model", "backend", "threads", "precision", "max_pixels"}
+"""Parameters whose change loads the model anew."""
 ERROR_MEMORY_S = 10.0
 """How long diagnostics warn of a frame that failed."""
 
@@ -75,9 +77,9 @@ class SegmentationNode(LifecycleNode):
         self._labels_out: Publisher | None = None
         self._label_info_out: Publisher | None = None
         self._subscriptions_held: list[Any] = []
-        self._last_log: dict[str, float] = {}
+        self._last_log, self._unlogged = float("-inf"), 0
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", qos.stream("reliable", 10))
-        self._timer = self.create_timer(self._settings.diagnostics_period, self._publish_diagnostics)
+        self._timer = self.create_timer(self._settings.diagnostics_period, self._publish_diagnostics, clock=STEADY)
         self.create_service(SetBool, "~/set_enabled", self._on_set_enabled)
         self.create_service(Trigger, "~/reload", self._on_reload)
         self.add_on_set_parameters_callback(self._on_set_parameters)
@@ -93,9 +95,9 @@ class SegmentationNode(LifecycleNode):
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         try:
             pipeline = self._load(self._settings)
-        except LixError as error:
-            self._model_error = str(error)
-            self.get_logger().error(f"not configured: {error}")
+        except Exception as error:  # rclpy swallows what a transition raises
+            self._model_error = explain(error)
+            self.get_logger().error(f"not configured: {self._model_error}")
             return TransitionCallbackReturn.FAILURE
         output = qos.stream(self._settings.output_reliability, self._settings.output_depth)
         self._outputs = {name: self.create_publisher(Image, f"~/{name}", output) for name in OUTPUTS}
@@ -110,16 +112,24 @@ class SegmentationNode(LifecycleNode):
         profile = qos.stream(self._settings.image_reliability, self._settings.image_depth)
         kind, topic = (Image, "image") if self._settings.image_transport == "raw" else (CompressedImage, "image/compressed")
         # The images have a callback group of their own: services and parameters never hold them up.
-        self._image_in = self.create_subscription(kind, topic, self._on_image, profile, callback_group=self._image_group)
-        info_in = self.create_subscription(CameraInfo, "camera_info", self._on_camera_info, qos.stream("best_effort", 1))
+        # Before Jazzy, callbacks are not told the publisher's sequence numbers.
+        callback = self._on_image_with_info if hasattr(Subscription, "CallbackType") else self._on_image
+        self._image_in = self.create_subscription(kind, topic, callback, profile, callback_group=self._image_group)
+        self._image_topic = self._image_in.topic_name
+        info_in = self.create_subscription(CameraInfo, "camera_info", self._on_camera_info, qos.stream(self._settings.image_reliability, 1))
         self._subscriptions_held = [self._image_in, info_in]
         self._active_since = time.monotonic()
-        self.get_logger().info(f"active: {self._pipeline.segmenter.description}; images from {self._image_in.topic_name}")
+        self.get_logger().info(f"active: {self._pipeline.segmenter.description}; images from {self._image_topic}")
         return super().on_activate(state)
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._stop_stream()
         return super().on_deactivate(state)
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._stop_stream()
+        self._release()
+        return TransitionCallbackReturn.SUCCESS
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._release()
@@ -183,13 +193,13 @@ class SegmentationNode(LifecycleNode):
             values = {name: validate(SegmentationParameters, name, value) for name, value in changes.items()}
             settings = dataclasses.replace(self._settings, **values)
             pipeline = None
-            if "model" in changes or ("class_remap" in changes and self._pipeline is None):
+            if RELOADING & changes.keys() or ("class_remap" in changes and self._pipeline is None):
                 pipeline = self._load(settings)
             elif "class_remap" in changes:
                 pipeline = self._pipeline_of(self._pipeline.segmenter, settings)
-        except LixError as error:
-            self.get_logger().error(f"parameter refused: {error}")
-            return SetParametersResult(successful=False, reason=str(error))
+        except Exception as error:  # what leaves a callback ends the node
+            self.get_logger().error(f"parameter refused: {explain(error)}")
+            return SetParametersResult(successful=False, reason=explain(error))
         waiting_for_model = self._pipeline is None and bool(self._model_error)
         self._settings = settings
         if "max_rate" in changes:
@@ -199,7 +209,7 @@ class SegmentationNode(LifecycleNode):
             self.get_logger().info(f"now running {pipeline.segmenter.description}")
         elif pipeline and waiting_for_model and settings.autostart:
             # A transition is not made inside the service that sets the parameter, but right after it.
-            self._start_timer = self.create_timer(0.0, self._start_once)
+            self._start_timer = self.create_timer(0.0, self._start_once, clock=STEADY)
         return SetParametersResult(successful=True)
 
     def _start_once(self) -> None:
@@ -217,9 +227,9 @@ class SegmentationNode(LifecycleNode):
             return response
         try:
             pipeline = self._load(self._settings)
-        except LixError as error:
-            self.get_logger().error(f"reload refused, the old model goes on: {error}")
-            response.success, response.message = False, str(error)
+        except Exception as error:  # what leaves a callback ends the node
+            self.get_logger().error(f"reload refused, the old model goes on: {explain(error)}")
+            response.success, response.message = False, explain(error)
             return response
         self._swap(pipeline)
         response.success, response.message = True, f"reloaded {pipeline.segmenter.description}"
@@ -230,9 +240,13 @@ class SegmentationNode(LifecycleNode):
     def _on_camera_info(self, message: CameraInfo) -> None:
         self._camera_info = message
 
-    def _on_image(self, message: Image | CompressedImage, info: dict[str, Any]) -> None:
+    def _on_image_with_info(self, message: Image | CompressedImage, info: dict[str, Any]) -> None:
+        self._on_image(message, info.get("publication_sequence_number"))
+
+    def _on_image(self, message: Image | CompressedImage, sequence: int | None = None) -> None:
         # Sequence numbers run per publisher; with several they say nothing.
-        sequence = info.get("publication_sequence_number") if self._image_in.get_publisher_count() == 1 else None
+        if sequence is not None and self.count_publishers(self._image_topic) != 1:
+            sequence = None
         self._statistics.on_received(sequence)
         with self._arrival_lock:
             if not self._enabled or self._worker is None or not self._wanted() or not self._limit.admits(time.monotonic()):
@@ -251,11 +265,8 @@ class SegmentationNode(LifecycleNode):
                 if self._pipeline is None:
                     return
                 self._segment(message, self._pipeline)
-        except LixError as error:
-            self._on_frame_error(str(error))
-            return
-        except Exception as error:  # a fault in a library must not end the node
-            self._on_frame_error(f"{type(error).__name__}: {error}")
+        except Exception as error:  # a bad image, or a fault in a library, must not end the node
+            self._on_frame_error(explain(error))
             return
         latency = self.get_clock().now().nanoseconds * 1e-9 - messages.seconds(message.header.stamp)
         self._statistics.on_published(latency, time.monotonic() - started)
@@ -271,7 +282,7 @@ class SegmentationNode(LifecycleNode):
         if "color" in wanted:
             self._outputs["color"].publish(messages.array_to_image(viz.colorize(result.mask, result.labels), "rgb8", header))
         if "overlay" in wanted:
-            blended = viz.overlay(as_rgb(image, order), result.mask, result.labels, settings.overlay_alpha)
+            blended = viz.overlay(to_rgb(image, order), result.mask, result.labels, settings.overlay_alpha)
             self._outputs["overlay"].publish(messages.array_to_image(blended, "rgb8", header))
         if "confidence" in wanted:
             self._outputs["confidence"].publish(messages.array_to_image(result.confidence_u8, "mono8", header))
@@ -287,9 +298,12 @@ class SegmentationNode(LifecycleNode):
     def _on_frame_error(self, error: str) -> None:
         self._statistics.on_failed(error)
         now = time.monotonic()
-        if now - self._last_log.get(error, float("-inf")) >= LOG_PERIOD_S:
-            self._last_log = {error: now, **{k: t for k, t in self._last_log.items() if now - t < LOG_PERIOD_S and k != error}}
-            self.get_logger().error(f"frame not segmented: {error}")
+        if now - self._last_log < LOG_PERIOD_S:
+            self._unlogged += 1
+            return
+        more = f" ({self._unlogged} more since the last message)" if self._unlogged else ""
+        self._last_log, self._unlogged = now, 0
+        self.get_logger().error(f"frame not segmented: {error}{more}")
 
     # ---- diagnostics
 
@@ -326,7 +340,7 @@ class SegmentationNode(LifecycleNode):
         return DiagnosticStatus.OK, "segmenting" if statistics.published else "ready"
 
     def _explain_silence(self, silent: float) -> str:
-        topic = self._image_in.topic_name
+        topic = self._image_topic
         publishers = self.get_publishers_info_by_topic(topic)
         text = f"no image on {topic} for {silent:.0f} s: "
         if not publishers:
@@ -340,11 +354,9 @@ class SegmentationNode(LifecycleNode):
         return text + f"{len(publishers)} publishers, none sends, or the transport loses every frame (see docs/transport.md)"
 
 
-def as_rgb(image: np.ndarray, order: str) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of an image in any order that `Segmenter.segment` takes."""
-    if image.dtype != np.uint8:
-        image = np.rint(image * 255).astype(np.uint8)
-    return image if TO_RGB[order] is None else cv2.cvtColor(image, TO_RGB[order])
+def explain(error: Exception) -> str:
+    """lix's own errors speak for themselves; a library's need their type."""
+    return str(error) if isinstance(error, LixError) else f"{type(error).__name__}: {error}"
 
 
 def main() -> None:

@@ -131,13 +131,18 @@ def test_zero_threads_are_the_cores_this_process_may_use():
 
 
 def test_an_unknown_backend_is_refused_with_the_known_ones():
-    with pytest.raises(BackendError, match="unknown backend 'tensorrt'; there are auto, onnxruntime, openvino, torch"):
+    with pytest.raises(BackendError, match="unknown backend 'tensorrt'; there are auto, openvino, onnxruntime, torch"):
         resolve_backend("tensorrt")
 
 
 @pytest.mark.parametrize(
     ("packages", "chosen"),
-    [(("openvino",), "openvino"), (("openvino", "onnxruntime"), "onnxruntime"), (("torch", "onnx", "onnx2torch"), "torch")],
+    [
+        (("openvino",), "openvino"),
+        (("openvino", "onnxruntime"), "openvino"),
+        (("onnxruntime", "torch"), "onnxruntime"),
+        (("torch", "onnx", "onnx2torch"), "torch"),
+    ],
 )
 def test_auto_takes_the_first_that_is_installed(monkeypatch, packages, chosen):
     installed_packages(monkeypatch, *packages)

@@ -234,7 +234,12 @@ def test_another_format_is_refused_with_both_versions(tmp_path, version):
         ("size", {"height": -1, "width": -1}, "both sides or none"),
         ("size", {"multiple_of": 0}, "multiple_of >= 1"),
         ("size", {"max_pixels": 100}, "max_pixels >= its square, got 32 and 100"),
-        ("size", {"height": "a", "width": "b"}, "manifest is incomplete or has unknown fields"),
+        ("size", {"height": "a", "width": "b"}, "sizes must be whole numbers up to"),
+        ("size", {"height": 480.0, "width": 640.0}, "sizes must be whole numbers up to"),
+        ("size", {"height": 10**6, "width": 10**6}, "sizes must be whole numbers up to"),
+        ("licence", 5, "wrong type in licence"),
+        ("metrics", [], "wrong type in metrics"),
+        ("data", [3], "wrong type in data"),
         ("speed", 3, "unknown fields: .*speed"),
     ],
 )

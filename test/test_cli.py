@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import bundles
+from lix_core.labels import LabelSet
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -50,7 +51,9 @@ def read(path: Path) -> np.ndarray:
 def test_predict_writes_masks_by_stem(model: Path, images: Path, tmp_path: Path) -> None:
     done = lix("predict", images, "--out", tmp_path / "out", "--output", "mask", "--model", model)
     assert done.returncode == 0, done.stderr
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["frame0.png", "frame1.png", "frame2.png"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["frame0.png", "frame1.png", "frame2.png", "labels.json"]
+    labels = json.loads((tmp_path / "out" / "labels.json").read_text())
+    assert LabelSet.from_dict(labels) == bundles.COLOURS
     for index in range(3):
         mask = read(tmp_path / "out" / f"frame{index}.png")
         assert mask.dtype == np.uint8
@@ -98,7 +101,7 @@ def test_predict_leaves_out_what_it_cannot_read_and_says_so(model: Path, images:
         (("predict", "IMAGES", "-o", "out", "--backend", "tensorrt"), "unknown backend 'tensorrt'"),
         (("predict", "IMAGES", "-o", "out", "--remap", "/no/remap.yaml"), "cannot read class remap /no/remap.yaml"),
         (("models", "nobody"), "no model 'nobody'"),
-        (("evaluate", "IMAGES", "/no/labels"), "label /no/labels/frame0.png of image frame0 is missing"),
+        (("evaluate", "IMAGES", "/no/labels"), "label /no/labels/frame0.png is missing"),
     ],
 )
 def test_errors_are_one_line_and_no_traceback(model: Path, images: Path, tmp_path: Path, arguments: tuple, words: str) -> None:
@@ -121,7 +124,7 @@ def test_errors_are_one_line_and_no_traceback(model: Path, images: Path, tmp_pat
 
 def test_models_lists_and_prints_cards(model: Path) -> None:
     listed = lix("models", LIX_MODEL_PATH=str(model.parent))
-    assert "tiny-camera" in listed.stdout and "0.500 (test)" in listed.stdout
+    assert "tiny" in listed.stdout and "0.500 (test)" in listed.stdout
     assert "tiny" in lix("models", "tiny", LIX_MODEL_PATH=str(model.parent)).stdout
 
 
@@ -144,6 +147,18 @@ def test_evaluate_scores_one_confusion_matrix(model: Path, images: Path, tmp_pat
     score = json.loads((tmp_path / "score.json").read_text())
     assert list(score["iou"].values()) == pytest.approx(list(hits / total), abs=1e-4)
     assert score["miou"] == pytest.approx((hits / total).mean(), abs=1e-4)
+
+
+def test_evaluate_refuses_colours_for_labels(model: Path, images: Path) -> None:
+    done = lix("evaluate", images, images, "--model", model)
+    assert (done.returncode, "ids must be one 8-bit channel" in done.stderr) == (2, True)
+
+
+def test_an_odd_bundle_spoils_only_its_own_line(model: Path) -> None:
+    bundles.camera_bundle(name="odd", licence="[/red]", metrics={"test": {"miou": None}}).save(model.parent / "odd.lix")
+    done = lix("models", LIX_MODEL_PATH=str(model.parent))
+    assert done.returncode == 0, done.stderr
+    assert "[/red]" in done.stdout and "0.500 (test)" in done.stdout
 
 
 def test_doctor_reports_and_is_well_here() -> None:

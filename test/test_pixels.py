@@ -93,8 +93,8 @@ def test_8_bit_encodings_are_read_in_place(encoding, order, channels):
 
 
 def test_names_of_opencv_types_mean_opencvs_channel_order():
-    orders = {name: read_pixels(bytes(64), 1, 2, 32, name)[1] for name in ("8UC1", "8UC3", "8UC4", "16UC1", "32FC1", "32FC3", "32FC4")}
-    assert orders == {"8UC1": "gray", "8UC3": "bgr", "8UC4": "bgra", "16UC1": "gray", "32FC1": "gray", "32FC3": "bgr", "32FC4": "bgra"}
+    orders = {name: read_pixels(bytes(64), 1, 2, 32, name)[1] for name in ("8UC1", "8UC3", "8UC4", "32FC1", "32FC3", "32FC4")}
+    assert orders == {"8UC1": "gray", "8UC3": "bgr", "8UC4": "bgra", "32FC1": "gray", "32FC3": "bgr", "32FC4": "bgra"}
 
 
 @pytest.mark.parametrize("encoding", WIDE)

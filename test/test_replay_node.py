@@ -90,7 +90,8 @@ def test_rate_is_kept_and_loop_starts_again(start: Any, peer: Peer, folder: Path
     start(input=str(folder), rate=40.0, loop=True)
     wait_for(lambda: len(images) >= 30, "it did not loop")
     assert [int(pixels_of(m)[0, 0, 2]) for m in images[:30]] == [i % 12 for i in range(30)]
-    gaps = np.diff([stamp_ns(m) for m in images[:12]]) / 1e6
+    gaps = np.diff([stamp_ns(m) for m in images[:30]]) / 1e6
+    assert gaps.min() > 8  # no double frame where a round ends
     assert abs(np.median(gaps) - 25) < 5
 
 
@@ -141,8 +142,8 @@ def test_an_unreadable_frame_is_left_out_and_told(start: Any, peer: Peer, folder
         ({"input": "/no/such/place"}, 2, "no such input"),
         ({"camera_info": "/no/such.yaml"}, 2, "cannot read calibration"),
         ({"encoding": "yuv9"}, 2, "encoding must be one of"),
-        ({"rate": -1.0}, 2, "rate cannot be -1.0"),
-        ({"depth": "many"}, 2, "depth cannot be 'many'"),
+        ({"rate": -1.0}, 2, "rate"),
+        ({"depth": "many"}, 2, "depth"),
     ],
 )
 def test_bad_input_ends_the_node_with_a_reason(start: Any, ros: None, folder: Path, parameters: dict, status: int, words: str) -> None:

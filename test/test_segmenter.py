@@ -366,5 +366,5 @@ def test_a_graph_that_is_not_what_the_manifest_says_is_refused(bundle, message):
 
 
 def test_a_canvas_bound_below_one_cell_is_refused():
-    with pytest.raises(LixError, match="max_pixels >= its square, got 32 and 100"):
+    with pytest.raises(LixError, match="max_pixels must be 0 or at least 1024 for model .*, got 100"):
         segmenter(camera_bundle(), max_pixels=100)

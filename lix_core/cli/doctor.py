@@ -94,7 +94,7 @@ def backend_checks() -> Iterator[Check]:
             speed = f"{1e3 * float(np.median(times[2:])):.0f} ms per 1242x375 image"
             yield Check(f"backend {name}", OK, f"{segmenter.description}: {speed}")
         except LixError as error:
-            yield Check(f"backend {name}", FAULT, str(error), f"{INSTALL_HINT[name]} --force-reinstall")
+            yield Check(f"backend {name}", FAULT, str(error), "the message says what; `lix models` tells whether the bundle is whole")
 
 
 def gpu_check() -> Check:
@@ -105,8 +105,19 @@ def gpu_check() -> Check:
         found = ""
     if not found:
         return Check("GPU", ABSENT, "no NVIDIA GPU", "none needed: the models run on CPUs")
-    if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
-        return Check("GPU", OK, found)
+    users = gpu_users()
+    if users:
+        return Check("GPU", OK, f"{found}; used by {', '.join(users)}")
     return Check(
         "GPU", ABSENT, f"{found}, unused", "for CUDA: pip install onnxruntime-gpu in place of onnxruntime, or a CUDA build of torch"
     )
+
+
+def gpu_users() -> list[str]:
+    """Backends that can use CUDA here; their libraries are loaded already where the backends were tried."""
+    users = []
+    if "onnxruntime" in sys.modules and "CUDAExecutionProvider" in sys.modules["onnxruntime"].get_available_providers():
+        users.append("onnxruntime")
+    if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
+        users.append("torch")
+    return users

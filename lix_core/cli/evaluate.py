@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Optional
 
-import cv2
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from lix_core.cli.predict import save
 from lix_core.cli.progress import progress_bar
-from lix_core.errors import DataError
+from lix_core.files import make_folder, read_mask, save
 from lix_core.metrics import ConfusionMatrix
 from lix_core.runtime.backends import DEFAULT_BACKEND, BackendOptions
 from lix_core.runtime.segmenter import Segmenter
@@ -26,21 +25,20 @@ def evaluate(
     backend: str = typer.Option(DEFAULT_BACKEND, help="onnxruntime, openvino, torch or auto."),
     precision: str = typer.Option("auto", help="auto, f32, bf16 or f16."),
     max_pixels: int = typer.Option(0, min=0, help="Largest image given to the network [pixels]; 0 keeps the model's own."),
-    json_file: Path | None = typer.Option(None, "--json", help="Also write the figures to this file."),
+    json_file: Optional[Path] = typer.Option(None, "--json", help="Also write the figures to this file."),
 ) -> None:
     """Score a model against labelled images: one confusion matrix over all pixels."""
     source = open_source(images)
     segmenter = Segmenter(model, backend, BackendOptions(precision=precision), max_pixels)
     names = segmenter.labels.names
+    if json_file:
+        make_folder(json_file.parent)
     matrix = ConfusionMatrix(len(names))
     with progress_bar() as progress:
         task = progress.add_task(source.name, total=len(source), note="")
         for frame in source:
             image, order = frame.load()
-            path = labels / f"{frame.stem}.png"
-            truth = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-            if truth is None:
-                raise DataError(f"label {path} of image {frame.stem} is missing or cannot be decoded")
+            truth = read_mask(labels / f"{frame.stem}.png")
             truth[truth >= len(names)] = 255
             matrix.update(truth, segmenter.segment(image, order).mask)
             progress.update(task, advance=1, note=f"mIoU {matrix.miou:.3f}")
@@ -56,5 +54,4 @@ def evaluate(
     )
     if json_file:
         record = {"images": len(source), "model": segmenter.bundle.manifest.name, "backend": segmenter.description, **summary}
-        json_file.parent.mkdir(parents=True, exist_ok=True)
         save(json_file, (json.dumps(record, indent=1) + "\n").encode())

@@ -27,8 +27,10 @@ def models(model: str = typer.Argument("", help="A model's name or path: prints 
         except BundleError as error:
             table.add_row(path.stem, "-", "-", "-", Text(f"damaged: {error}"), str(path))
             continue
-        scores = [f"{m['miou']:.3f} ({name})" for name, m in manifest.metrics.items() if isinstance(m, dict) and "miou" in m]
+        measured = {name: m.get("miou") for name, m in manifest.metrics.items() if isinstance(m, dict)}
+        scores = ", ".join(f"{score:.3f} ({name})" for name, score in measured.items() if isinstance(score, float))
         size = f"{path.stat().st_size / 1e6:.1f}"
-        table.add_row(path.stem, str(len(manifest.labels)), size, ", ".join(scores) or "-", manifest.licence, str(path))
+        row = (path.stem, str(len(manifest.labels)), size, scores or "-", manifest.licence, str(path))
+        table.add_row(*map(Text, row))
     console.print(table)
     console.print(f"Folders of your own: ${PATH_VARIABLE}, ~/.local/share/lix/models. `lix models NAME` prints a card.", highlight=False)

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import enum
-import os
-import tempfile
+import io
+import json
 import time
 from pathlib import Path
+from typing import Optional
 
-import cv2
 import numpy as np
 import typer
 
 from lix_core import viz
 from lix_core.cli.progress import progress_bar
 from lix_core.errors import ImageError, SourceError
+from lix_core.files import make_folder, save, save_image
 from lix_core.labels import LabelMapping
+from lix_core.pixels import to_rgb
 from lix_core.runtime.backends import DEFAULT_BACKEND, BackendOptions
-from lix_core.runtime.segmenter import TO_RGB, Segmentation, Segmenter
+from lix_core.runtime.segmenter import Segmentation, Segmenter
 from lix_core.runtime.sources import open_source
 
 
@@ -43,7 +45,7 @@ def predict(
     max_pixels: int = typer.Option(0, min=0, help="Largest image given to the network [pixels]; 0 keeps the model's own."),
     min_confidence: float = typer.Option(0.0, min=0.0, max=1.0, help="Pixels below become unlabelled."),
     alpha: float = typer.Option(0.5, min=0.0, max=1.0, help="Opacity of the colours in overlays."),
-    remap: Path | None = typer.Option(None, help="YAML file that renames and merges classes."),
+    remap: Optional[Path] = typer.Option(None, help="YAML file that renames and merges classes."),
     topic: str = typer.Option("", help="Image topic of a bag that has several."),
 ) -> None:
     """Segment an image, a folder, a video or a bag into files `<stem>.png` (.jpg, .npz)."""
@@ -51,6 +53,10 @@ def predict(
     segmenter = Segmenter(model, backend, BackendOptions(threads, precision), max_pixels)
     mapping = LabelMapping.load(segmenter.labels, remap) if remap else None
     make_folder(out)
+    if output in (Output.mask, Output.npz):
+        # Ids say nothing without their names.
+        labels = mapping.target if mapping else segmenter.labels
+        save(out / "labels.json", (json.dumps(labels.to_dict(), indent=1) + "\n").encode())
     unreadable: list[str] = []
     busy = 0.0
     with progress_bar() as progress:
@@ -77,41 +83,15 @@ def predict(
         raise SourceError(f"{len(unreadable)} of {done + len(unreadable)} frames could not be read; the others are done")
 
 
-def make_folder(path: Path) -> None:
-    """Create an output folder, and try whether it can be written, before any work is done."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise SourceError(f"cannot write to output folder {path}: {error.strerror}; name another with --out") from None
-
-
 def write(out: Path, stem: str, output: Output, image: np.ndarray, order: str, result: Segmentation, alpha: float) -> None:
     """One result file, whole or not at all."""
     if output is Output.mask:
-        save(out / f"{stem}.png", encode(".png", result.mask))
+        save_image(out / f"{stem}.png", result.mask)
     elif output is Output.color:
-        save(out / f"{stem}.png", encode(".png", viz.colorize(result.mask, result.labels)[..., ::-1]))
+        save_image(out / f"{stem}.png", viz.colorize(result.mask, result.labels))
     elif output is Output.overlay:
-        rgb = image if TO_RGB[order] is None else cv2.cvtColor(image, TO_RGB[order])
-        save(out / f"{stem}.jpg", encode(".jpg", viz.overlay(rgb, result.mask, result.labels, alpha)[..., ::-1]))
+        save_image(out / f"{stem}.jpg", viz.overlay(to_rgb(image, order), result.mask, result.labels, alpha))
     else:
-        with tempfile.SpooledTemporaryFile(max_size=1 << 28) as buffer:
-            np.savez_compressed(buffer, mask=result.mask, confidence=result.confidence.astype(np.float16))
-            buffer.seek(0)
-            save(out / f"{stem}.npz", buffer.read())
-
-
-def encode(suffix: str, image: np.ndarray) -> bytes:
-    return cv2.imencode(suffix, np.ascontiguousarray(image))[1].tobytes()
-
-
-def save(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise SourceError(f"cannot write {path}: {error.strerror}; what was written before is whole") from None
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, mask=result.mask, confidence=result.confidence.astype(np.float16))
+        save(out / f"{stem}.npz", buffer.getvalue())

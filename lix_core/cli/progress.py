@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+
+class Count(ProgressColumn):
+    """Done of all; rich has one of its own only since version 12.3, and ROS 2 Humble's Ubuntu has 11."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.completed:.0f}/{'?' if task.total is None else format(task.total, '.0f')}")
 
 
 def progress_bar() -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        Count(),
         TextColumn("{task.fields[note]}"),
         TimeRemainingColumn(),
         console=Console(stderr=True),

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from lix_core.errors import DataError
+from lix_core.files import read_mask
 from lix_core.labels import STREET, UNLABELLED
 
 VOID = 11
@@ -32,12 +33,10 @@ class CamVid:
 
     @staticmethod
     def _read(image_path: Path, label_path: Path) -> tuple[np.ndarray, np.ndarray]:
-        if not label_path.exists():
-            raise DataError(f"label {label_path} of image {image_path.name} is missing")
+        mask = read_mask(label_path)
         image = cv2.imread(str(image_path), cv2.IMREAD_COLOR)
-        mask = cv2.imread(str(label_path), cv2.IMREAD_GRAYSCALE)
-        if image is None or mask is None:
-            raise DataError(f"cannot decode {image_path if image is None else label_path}; fetch it again")
+        if image is None:
+            raise DataError(f"cannot decode {image_path}; fetch it again")
         if image.shape[:2] != mask.shape:
             raise DataError(f"{image_path.name} is {image.shape[:2]} but its label is {mask.shape}")
         if mask.max() > VOID:

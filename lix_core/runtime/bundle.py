@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Iterator
 
 from lix_core.errors import BundleError, LabelError
+from lix_core.files import expanded
 from lix_core.labels import LabelSet
 
 FORMAT = 1
@@ -32,6 +33,8 @@ SUFFIX = ".lix"
 GRAPH, CARD, MANIFEST = "model.onnx", "CARD.md", "manifest.json"
 SHIPPED = Path(__file__).resolve().parents[1] / "bundles"
 PATH_VARIABLE = "LIX_MODEL_PATH"
+MAX_PIXELS = 1 << 26
+"""No network is given more; a bundle that asks for it is damaged or hostile."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,11 @@ class SizePolicy:
     def __post_init__(self) -> None:
         if self.policy not in ("letterbox", "stretch"):
             raise BundleError(f"size policy must be letterbox or stretch, got {self.policy!r}")
+        numbers = (self.height, self.width, self.multiple_of, self.max_pixels)
+        if any(type(v) is not int for v in numbers) or max(numbers) > MAX_PIXELS or self.height * self.width > MAX_PIXELS:
+            raise BundleError(
+                f"sizes must be whole numbers up to {MAX_PIXELS} pixels, got height, width, multiple_of, max_pixels = {numbers}"
+            )
         if min(self.height, self.width) < 0 or (self.height == 0) != (self.width == 0):
             raise BundleError(f"canvas must have both sides or none (0, 0), got {self.height}x{self.width}")
         if self.multiple_of < 1 or self.max_pixels < self.multiple_of**2:
@@ -126,6 +134,12 @@ class Manifest:
     metrics: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        texts = {"name": self.name, "description": self.description, "licence": self.licence}
+        wrong = [n for n, v in texts.items() if not isinstance(v, str)]
+        wrong += [n for n in ("training", "metrics") if not isinstance(getattr(self, n), dict)]
+        wrong += [] if all(isinstance(d, dict) for d in self.data) else ["data"]
+        if wrong:
+            raise BundleError(f"manifest has values of the wrong type in {', '.join(wrong)}")
         object.__setattr__(self, "outputs", tuple(self.outputs))
         object.__setattr__(self, "data", tuple(self.data))
         if "logits" not in self.outputs or not set(self.outputs) <= {"logits", "mask", "confidence"}:
@@ -242,7 +256,7 @@ def find_bundle(model: str | Path) -> Path:
         BundleError: there is none; says what there is.
     """
     text = str(model)
-    path = Path(text).expanduser()
+    path = expanded(text)
     if path.suffix == SUFFIX or os.sep in text:
         if not path.is_file():
             raise BundleError(f"no bundle at {path}")

@@ -10,22 +10,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from lix_core.errors import BundleError, ImageError, first_line
+from lix_core.errors import BackendError, BundleError, ImageError, first_line
 from lix_core.labels import UNLABELLED, LabelMapping, LabelSet
+from lix_core.pixels import TO_RGB, as_uint8
 from lix_core.runtime.backends import DEFAULT_BACKEND, BackendOptions, load_backend
 from lix_core.runtime.bundle import Bundle, Fit, find_bundle
 
 PADDING = 127
 """Grey level of the letterbox; close to every ImageNet mean, so that the network sees next to nothing there."""
-TO_RGB = {
-    "rgb": None,
-    "bgr": cv2.COLOR_BGR2RGB,
-    "rgba": cv2.COLOR_RGBA2RGB,
-    "bgra": cv2.COLOR_BGRA2RGB,
-    "gray": cv2.COLOR_GRAY2RGB,
-}
-"""Channel orders an image may come in -> the OpenCV conversion to RGB."""
-CHANNELS = {"rgb": 3, "bgr": 3, "rgba": 4, "bgra": 4, "gray": 1}
 
 
 @dataclass(frozen=True)
@@ -79,7 +71,7 @@ class Segmenter:
 
     Raises:
         BundleError: the bundle is missing or damaged, or its graph does not do what its manifest says.
-        BackendError: the backend is unknown, not installed, or cannot run the graph.
+        BackendError: the backend is unknown, not installed, or cannot run the graph; or max_pixels is too small.
     """
 
     def __init__(
@@ -92,6 +84,9 @@ class Segmenter:
         self.bundle = model if isinstance(model, Bundle) else Bundle.load(find_bundle(model))
         manifest = self.bundle.manifest
         self.labels = manifest.labels
+        least = manifest.size.multiple_of**2
+        if max_pixels and max_pixels < least:
+            raise BackendError(f"max_pixels must be 0 or at least {least} for model {manifest.name!r}, got {max_pixels}")
         self._size = dataclasses.replace(manifest.size, max_pixels=max_pixels) if max_pixels else manifest.size
         self._input = manifest.input
         self._backend = load_backend(backend, self.bundle.graph, options)
@@ -115,7 +110,7 @@ class Segmenter:
         Raises:
             ImageError: empty, of another shape or dtype, or with NaN or values out of range.
         """
-        pixels = self._checked(image, order)
+        pixels = as_uint8(image, order)
         height, width = pixels.shape[:2]
         if self._shape != (height, width):
             self._prepare(height, width)
@@ -136,28 +131,6 @@ class Segmenter:
         else:
             mask = mask.copy()  # the backend may reuse its output at the next call
         return Segmentation(mask, self.labels, confidence.copy())
-
-    @staticmethod
-    def _checked(image: np.ndarray, order: str) -> np.ndarray:
-        if order not in TO_RGB:
-            raise ImageError(f"channel order must be one of {', '.join(TO_RGB)}, got {order!r}")
-        if image.ndim == 3 and image.shape[2] == 1 and order == "gray":
-            image = image[..., 0]
-        if image.ndim != (2 if order == "gray" else 3) or (image.ndim == 3 and image.shape[2] != CHANNELS[order]):
-            raise ImageError(
-                f"a {order} image must be (H, W{', ' + str(CHANNELS[order]) if CHANNELS[order] > 1 else ''}), got {image.shape}"
-            )
-        if 0 in image.shape:
-            raise ImageError(f"the image is empty: {image.shape}")
-        if image.dtype == np.uint8:
-            return image
-        if image.dtype not in (np.float32, np.float64):
-            raise ImageError(f"the image must be uint8, or float of range 0..1; got {image.dtype}")
-        if not np.isfinite(image).all():
-            raise ImageError(f"the image has {int((~np.isfinite(image)).sum())} values that are NaN or infinite")
-        if image.min() < 0 or image.max() > 1:
-            raise ImageError(f"a float image must be of range 0..1, got {image.min():.3g}..{image.max():.3g}")
-        return np.rint(image * 255).astype(np.uint8)
 
     def _prepare(self, height: int, width: int) -> None:
         self._fit: Fit = self._size.fit(height, width)

@@ -14,6 +14,7 @@ import numpy as np
 
 from lix_core.camera import Camera
 from lix_core.errors import DataError, ImageError, LixError, SourceError
+from lix_core.files import expanded
 from lix_core.pixels import natural_key, read_compressed, read_pixels
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
@@ -209,7 +210,7 @@ def open_source(path: str | Path, topic: str = "") -> Source:
     Raises:
         SourceError: nothing there, or nothing in it that can be read.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if not path.exists():
         raise SourceError(f"no such input: {path}")
     if path.suffix.lower() in BAG_SUFFIXES or (path / "metadata.yaml").exists():

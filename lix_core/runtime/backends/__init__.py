@@ -12,8 +12,8 @@ import numpy as np
 from lix_core.errors import BackendError, first_line
 
 REGISTRY = {
-    "onnxruntime": ("lix_core.runtime.backends.onnxruntime_backend", "OnnxRuntimeBackend", ("onnxruntime",)),
     "openvino": ("lix_core.runtime.backends.openvino_backend", "OpenVinoBackend", ("openvino",)),
+    "onnxruntime": ("lix_core.runtime.backends.onnxruntime_backend", "OnnxRuntimeBackend", ("onnxruntime",)),
     "torch": ("lix_core.runtime.backends.torch_backend", "TorchBackend", ("torch", "onnx", "onnx2torch")),
 }
 """name -> (module, class, the packages it needs), in the order in which `auto` tries them."""

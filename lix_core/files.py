@@ -1,0 +1,63 @@
+"""Reading and writing files, with errors a user can act on."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from lix_core.errors import DataError, SourceError
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with `~` resolved; as it is where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
+def make_folder(path: Path) -> None:
+    """Create an output folder, and try whether it can be written, before any work is done. Raises SourceError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise SourceError(f"cannot write to output folder {path}: {error.strerror}; name another") from None
+
+
+def save(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all. Raises SourceError."""
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise SourceError(f"cannot write {path}: {error.strerror}; what was written before is whole") from None
+
+
+def save_image(path: Path, image: np.ndarray) -> None:
+    """Write (H, W) uint8 or (H, W, 3) uint8 RGB in the format of the suffix. Raises SourceError."""
+    try:
+        encoded = cv2.imencode(path.suffix, np.ascontiguousarray(image[..., ::-1] if image.ndim == 3 else image))[1]
+        content = encoded.tobytes()
+    except (cv2.error, AttributeError) as error:  # formats have limits of size: OpenCV's bindings show them in both ways
+        raise SourceError(f"an image of {image.shape[1]}x{image.shape[0]} cannot be written as {path.suffix}: {error}") from None
+    save(path, content)
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """(H, W) uint8 class ids of a PNG. Raises DataError where it is missing, or holds colours or wider numbers."""
+    if not path.exists():
+        raise DataError(f"label {path} is missing")
+    mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if mask is None:
+        raise DataError(f"label {path} cannot be decoded; fetch it again")
+    if mask.ndim != 2 or mask.dtype != np.uint8:
+        raise DataError(f"label {path} has shape {mask.shape} of {mask.dtype}; ids must be one 8-bit channel, without a palette")
+    return mask
