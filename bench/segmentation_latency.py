@@ -6,8 +6,8 @@ Part 1, one process, the three ways taking turns on every frame (so that noise f
 published, with a subscriber in another process:
   bare       the backend's call alone, on a prepared input
   lix        the node's own worker: message -> mask and overlay messages
-  usual      the pipeline most people write: an eager torch model, `tobytes` into the messages, softmax and argmax in NumPy,
-             colours by fancy indexing; same network, same input size
+  usual      the pipeline most people write: the same network at the same size as an eager torch model, `tobytes` into the
+             messages, softmax and argmax in NumPy, colours by fancy indexing
 Part 2, two processes over DDS: from publishing an image to receiving its mask; time to ready; resident memory.
 """
 
@@ -17,9 +17,11 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -38,12 +40,11 @@ os.environ.setdefault("ROS_DOMAIN_ID", "87")
 
 import rclpy  # noqa: E402
 import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
 from rclpy.parameter import Parameter  # noqa: E402
 from sensor_msgs.msg import Image  # noqa: E402
 from std_msgs.msg import String  # noqa: E402
 
-from lix_core.runtime.backends import BackendOptions, load_backend  # noqa: E402
+from lix_core.models.networks import Student  # noqa: E402
 from lix_core.runtime.segmenter import Segmenter  # noqa: E402
 from lix_core.runtime.sources import open_source  # noqa: E402
 from lix_ros import qos  # noqa: E402
@@ -54,11 +55,15 @@ WARM_UP = 20
 
 
 class UsualPipeline:
-    """The first version of many a segmentation node."""
+    """The first version of many a segmentation node. Its network has the shipped one's layers, untrained: as fast, not as right."""
 
     def __init__(self, node: rclpy.node.Node, segmenter: Segmenter):
         self.canvas, self.content = segmenter._fit.canvas, segmenter._fit.content
-        self.model = load_backend("torch", segmenter.bundle.graph, BackendOptions())._module
+        self.spec = segmenter.bundle.manifest.input
+        self.model = Student(len(segmenter.labels), weights="none")
+        with torch.no_grad():  # gives the batch norms statistics, so that no activation vanishes
+            self.model.train()(torch.randn(2, 3, 64, 64))
+        self.model.eval()
         self.palette = np.array(segmenter.labels.palette)
         self.mask_out = node.create_publisher(Image, "usual/mask", 10)
         self.overlay_out = node.create_publisher(Image, "usual/overlay", 10)
@@ -67,11 +72,11 @@ class UsualPipeline:
     def __call__(self, message: Image) -> None:
         image = np.frombuffer(message.data, np.uint8).reshape(message.height, message.width, 3)
         rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-        resized = cv2.resize(rgb, (self.content[1], self.content[0]))
         padded = np.zeros((*self.canvas, 3), np.uint8)
-        padded[: self.content[0], : self.content[1]] = resized
-        _, _, logits = self.model(torch.from_numpy(padded[None]))
-        logits = F.interpolate(logits, size=self.canvas, mode="bilinear")[0, :, : self.content[0], : self.content[1]].numpy()
+        padded[: self.content[0], : self.content[1]] = cv2.resize(rgb, (self.content[1], self.content[0]))
+        normalised = (padded.astype(np.float32) - np.float32(self.spec.mean)) / np.float32(self.spec.std)
+        logits = self.model(torch.from_numpy(normalised.transpose(2, 0, 1)[None]))
+        logits = logits[0, :, : self.content[0], : self.content[1]].numpy()
         exponential = np.exp(logits - logits.max(0))
         probability = exponential / exponential.sum(0)
         mask = probability.argmax(0).astype(np.uint8)
@@ -134,14 +139,15 @@ def side_by_side(frames: list[np.ndarray], model: str, backend: str, count: int)
     return {name: percentiles(values) for name, values in seconds.items()}
 
 
-def round_trip(frames: list[np.ndarray], model: str, backend: str, count: int, logs: Path) -> dict[str, object]:
+def round_trip(frames: list[np.ndarray], model: str, backend: str, count: int, logs: Path) -> dict[str, float]:
     peer = Peer()
     labels, masks = peer.listen(String, "/segmentation/labels", qos.latched()), peer.listen(Image, "/segmentation/mask")
     camera = peer.node.create_publisher(Image, "/image", qos.stream("reliable", 5))
     start = time.perf_counter()
     node = NodeProcess("segmentation_node", logs, {"model": model, "backend": backend})
-    wait_for(lambda: labels and camera.get_subscription_count(), lambda: node.output)
+    wait_for(lambda: "active:" in node.output, lambda: node.output)
     ready = time.perf_counter() - start
+    wait_for(lambda: labels and camera.get_subscription_count(), lambda: node.output)
     time.sleep(0.5)
     seconds = []
     for index in range(count + WARM_UP):
@@ -169,18 +175,24 @@ def main() -> None:
     parser.add_argument("--backend", default="onnxruntime")
     parser.add_argument("--frames", type=int, default=300)
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "segmentation_latency")
+    parser.add_argument("--round-trip", action="store_true", help="part 2 alone, as JSON")
     parser.add_argument("--listen", nargs="*", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.listen:
         return listener(args.listen)
     rclpy.init(args=[])
     frames = [frame.load()[0] for frame in open_source(args.images)]
+    if args.round_trip:
+        print(json.dumps(round_trip(frames, args.model, args.backend, args.frames, Path(tempfile.mkdtemp()))))
+        return rclpy.try_shutdown()
     ways = side_by_side(frames, args.model, args.backend, args.frames)
-    trip = round_trip(frames, args.model, args.backend, args.frames, Path(os.environ.get("TMPDIR", "/tmp")))
     rclpy.try_shutdown()
+    # In a process of its own, where nothing of part 1 still runs.
+    second = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--round-trip"], stdout=subprocess.PIPE, check=True)
+    trip = json.loads(second.stdout)
     segmenter = Segmenter(args.model, args.backend)
     record = {
-        "command": f"python bench/segmentation_latency.py --backend {args.backend}",
+        "command": shlex.join(["python", "bench/segmentation_latency.py", *sys.argv[1:]]),
         "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
         "image": f"{frames[0].shape[1]}x{frames[0].shape[0]} bgr8",
         "model": segmenter.description,
@@ -195,6 +207,7 @@ def main() -> None:
 
 
 def write(path: Path, record: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     rows = [f"| {name} | {v['p50_ms']:.1f} | {v['p95_ms']:.1f} | {v['frames']} |" for name, v in record["ways"].items()]
     trip = record["two processes over DDS"]

@@ -64,9 +64,9 @@ def exchange(publisher: Any, received: list, message: Any) -> Any:
 
     Each side finds the other in its own time: until then a frame is not received, or not answered, and is sent again.
     """
-    for _ in range(15):
+    for _ in range(60):
         publisher.publish(message)
-        end = time.monotonic() + 2
+        end = time.monotonic() + 0.5
         while time.monotonic() < end:
             if answers := [m for m in received if stamp_ns(m) == stamp_ns(message)]:
                 return answers[0]

@@ -120,7 +120,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", required=True, type=Path, help="folder for best.pt and log.csv")
     parser.add_argument("--encoder", default="tf_efficientnet_lite0", help="any timm name")
     parser.add_argument("--weights", default="auto", help="auto, pypi, timm or none")
-    parser.add_argument("--init", type=Path, help="best.pt of an earlier run to go on from, with other settings")
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--crop", type=int, nargs=2, default=(320, 416), metavar=("H", "W"))
@@ -151,11 +150,6 @@ def main(argv: list[str] | None = None) -> None:
         generator=torch.Generator().manual_seed(args.seed),
     )
     model = Student(len(train.labels), args.encoder, args.weights).to(device, memory_format=torch.channels_last)
-    earlier = None
-    if args.init:
-        saved = torch.load(args.init, map_location=device, weights_only=True)
-        model.load_state_dict(saved["state"])
-        earlier = json.loads(saved["record"])
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99), use_buffers=True)
     step_model = torch.compile(model) if args.compile else model
     weights = class_weights(train, args.class_weight_power).to(device)
@@ -170,7 +164,7 @@ def main(argv: list[str] | None = None) -> None:
         lambda i: (i + 1) / warmup if i < warmup else 0.5 * (1 + math.cos(math.pi * (i - warmup) / max(1, total - warmup))),
     )
     args.out.mkdir(parents=True, exist_ok=True)
-    best = -1.0
+    best, revision = -1.0, git_revision()
     started = time.time()
     with (args.out / "log.csv").open("w", newline="") as log_file:
         log = csv.writer(log_file)
@@ -196,12 +190,11 @@ def main(argv: list[str] | None = None) -> None:
                     best = matrix.miou
                     record = {
                         "script": "lix_core.training.street",
-                        "arguments": {k: v for k, v in vars(args).items() if k not in ("data", "out", "init")},
+                        "arguments": {k: v for k, v in vars(args).items() if k not in ("data", "out")},
                         "epoch": epoch,
-                        "git_revision": git_revision(),
+                        "git_revision": revision,
                         "torch": torch.__version__,
                         "val": matrix.summary(train.labels.names),
-                        "continues": earlier,
                     }
                     torch.save({"state": average.module.state_dict(), "record": json.dumps(record)}, args.out / "best.pt")
                 score = [f"{matrix.miou:.4f}", f"{matrix.pixel_accuracy:.4f}"]
