@@ -286,7 +286,7 @@ def test_camvid_without_images_says_what_it_needs(tmp_path):
 def test_camvid_without_a_label_names_it(tmp_path):
     write_frame(tmp_path, "train", "a", two_class_mask())
     (tmp_path / "train" / "label" / "a.png").unlink()
-    with pytest.raises(DataError, match="label .*a.png of image a.png is missing"):
+    with pytest.raises(DataError, match="label .*a.png is missing"):
         CamVid(tmp_path, "train")
 
 
@@ -294,7 +294,7 @@ def test_camvid_without_a_label_names_it(tmp_path):
 def test_camvid_with_a_broken_file_names_it(tmp_path, kind):
     write_frame(tmp_path, "train", "a", two_class_mask())
     (tmp_path / "train" / kind / "a.png").write_bytes(b"broken")
-    with pytest.raises(DataError, match=f"cannot decode .*{kind}/a.png; fetch it again"):
+    with pytest.raises(DataError, match=f"{kind}/a.png( cannot be decoded)?; fetch it again"):
         CamVid(tmp_path, "train")
 
 
