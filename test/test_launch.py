@@ -232,6 +232,16 @@ def test_rviz_follows_the_names_of_the_node(launches: Launches) -> None:
 
 
 @needs_launch
+def test_demo_gives_rviz_a_frame(launches: Launches) -> None:
+    launches.install("rviz2", "rviz2")
+    launches.install("tf2_ros", "static_transform_publisher")
+    calls = {c["executable"]: c for c in launches.calls("demo.launch.py")}
+    assert set(calls) == {"replay", "rviz2", "segmentation", "static_transform_publisher"}
+    transform = calls["static_transform_publisher"]["rest"]
+    assert transform[transform.index("--child-frame-id") + 1] == ReplayParameters().frame_id
+
+
+@needs_launch
 def test_demo_goes_on_without_rviz(launches: Launches) -> None:
     assert [c["executable"] for c in launches.calls("demo.launch.py")] == ["replay", "segmentation"]
     assert "rviz2 is not installed" in launches.output
