@@ -9,8 +9,9 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
@@ -59,6 +60,22 @@ class NodeProcess:
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise AssertionError(f"the node did not end on SIGINT; its log:\n{self.output}") from None
+
+
+@contextmanager
+def node_starter(module: str, folder: Path, **defaults: Any) -> Iterator[Callable[..., NodeProcess]]:
+    """Yields a function that starts nodes with parameters; in the end every one must stop cleanly."""
+    started: list[NodeProcess] = []
+
+    def start(**parameters: Any) -> NodeProcess:
+        started.append(NodeProcess(module, folder, {**defaults, **parameters}))
+        return started[-1]
+
+    yield start
+    for node in started:
+        if node.process.poll() is None:
+            assert node.stop() == 0, node.output
+        assert "Traceback" not in node.output, node.output
 
 
 class Peer:

@@ -16,7 +16,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image  # noqa: E402
 
 import bags  # noqa: E402
 import bundles  # noqa: E402
-from ros import NodeProcess, Peer, pixels_of, stamp_ns, wait_for  # noqa: E402
+from ros import NodeProcess, Peer, node_starter, pixels_of, stamp_ns, wait_for  # noqa: E402
 
 CALIBRATION = """\
 image_width: 64
@@ -43,17 +43,8 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Any]:
-    started: list[NodeProcess] = []
-
-    def start_node(**parameters: Any) -> NodeProcess:
-        started.append(NodeProcess("replay_node", tmp_path, {"rate": 50.0, "depth": 50, **parameters}))
-        return started[-1]
-
-    yield start_node
-    for node in started:
-        if node.process.poll() is None:
-            assert node.stop() == 0, node.output
-        assert "Traceback" not in node.output, node.output
+    with node_starter("replay_node", tmp_path, rate=50.0, depth=50) as start_node:
+        yield start_node
 
 
 def finish(node: NodeProcess) -> int:

@@ -30,7 +30,7 @@ from lix_core.labels import LabelSet  # noqa: E402
 from lix_core.runtime.bundle import SHIPPED  # noqa: E402
 from lix_core.runtime.segmenter import Segmenter  # noqa: E402
 from lix_ros import messages, qos  # noqa: E402
-from ros import ROOT, NodeProcess, Peer, image_message, pixels_of, stamp_ns, wait_for  # noqa: E402
+from ros import ROOT, Peer, image_message, node_starter, pixels_of, stamp_ns, wait_for  # noqa: E402
 
 NODE = "/segmentation"
 PICTURE = bundles.blocks(np.random.default_rng(3).integers(0, 5, (6, 8)), 20)
@@ -44,19 +44,8 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def start(tmp_path: Path, model: Path) -> Iterator[Any]:
-    """Starts segmentation nodes on the tiny model; every one must end cleanly."""
-    started: list[NodeProcess] = []
-
-    def start_node(**parameters: Any) -> NodeProcess:
-        given = {"model": str(model), "diagnostics_period": 0.1, **parameters}
-        started.append(NodeProcess("segmentation_node", tmp_path, given))
-        return started[-1]
-
-    yield start_node
-    for node in started:
-        if node.process.poll() is None:
-            assert node.stop() == 0, node.output
-        assert "Traceback" not in node.output, node.output
+    with node_starter("segmentation_node", tmp_path, model=str(model), diagnostics_period=0.1) as start_node:
+        yield start_node
 
 
 def exchange(publisher: Any, received: list, message: Any) -> Any:
