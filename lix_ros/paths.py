@@ -69,7 +69,8 @@ def transport_environment(profile: str = "", environ: Mapping[str, str] | None =
 
 def profile_variable(environ: Mapping[str, str]) -> str:
     """The variable that this ROS distribution's Fast DDS reads its profile from; each warns of the other's."""
-    legacy = environ.get("ROS_DISTRO") in ("humble", "iron", "jazzy") or find_distribution("ros-jazzy-rclpy")
+    distribution = environ.get("ROS_DISTRO") or ("jazzy" if find_distribution("ros-jazzy-rclpy") else "")
+    legacy = distribution in ("humble", "iron", "jazzy")
     return PROFILE_VARIABLES[1] if legacy else PROFILE_VARIABLES[0]
 
 

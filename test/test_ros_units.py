@@ -169,13 +169,15 @@ def test_whole_numbers_pass_for_doubles() -> None:
 
 def test_the_transport_profile_is_set_unless_the_user_chose() -> None:
     profile = str(ROOT / "config" / "fastdds.xml")
-    assert paths.transport_environment("lix", {}) == {"FASTDDS_DEFAULT_PROFILES_FILE": profile}
+    assert paths.transport_environment("lix", {"ROS_DISTRO": "kilted"}) == {"FASTDDS_DEFAULT_PROFILES_FILE": profile}
     assert paths.transport_environment("lix", {"ROS_DISTRO": "jazzy"}) == {"FASTRTPS_DEFAULT_PROFILES_FILE": profile}
     for chosen in ({v: "x"} for v in paths.USER_CHOICES):
         assert paths.transport_environment("lix", chosen) == {}
     assert paths.transport_environment("lix", {"RMW_IMPLEMENTATION": "rmw_cyclonedds_cpp"}) == {}
     assert paths.transport_environment("default", {}) == {"LIX_TRANSPORT": "default"}
     assert paths.transport_environment("", {"LIX_TRANSPORT": "default"}) == {"LIX_TRANSPORT": "default"}
-    assert paths.transport_environment(profile, {"FASTDDS_BUILTIN_TRANSPORTS": "UDPv4"}) == {"FASTDDS_DEFAULT_PROFILES_FILE": profile}
+    assert paths.transport_environment(profile, {"ROS_DISTRO": "kilted", "FASTDDS_BUILTIN_TRANSPORTS": "UDPv4"}) == {
+        "FASTDDS_DEFAULT_PROFILES_FILE": profile
+    }
     with pytest.raises(SourceError, match="no Fast DDS profile at /no/such.xml"):
         paths.transport_environment("/no/such.xml", {})
