@@ -12,6 +12,11 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def explain(error: Exception) -> str:
+    """An error for a user: lix's own speak for themselves, a library's need their type."""
+    return str(error) if isinstance(error, LixError) else f"{type(error).__name__}: {error}"
+
+
 class ImageError(LixError):
     """An image cannot be segmented: wrong shape, dtype, size or values."""
 

@@ -30,11 +30,10 @@ def overlay(image: np.ndarray, mask: np.ndarray, labels: LabelSet, alpha: float 
     return blended
 
 
-def legend(labels: LabelSet, width: int, ids: Sequence[int] | None = None) -> np.ndarray:
+def legend(labels: LabelSet, width: int) -> np.ndarray:
     """A strip of colour patches and names, `width` pixels wide, as many rows as it needs."""
-    ids = range(len(labels)) if ids is None else ids
     font, scale, pad, patch, row_height = cv2.FONT_HERSHEY_SIMPLEX, 0.5, 8, 14, 24
-    cells = [(i, patch + 2 * pad + cv2.getTextSize(labels.names[i], font, scale, 1)[0][0] + pad) for i in ids]
+    cells = [(i, patch + 2 * pad + cv2.getTextSize(labels.names[i], font, scale, 1)[0][0] + pad) for i in range(len(labels))]
     rows: list[list[tuple[int, int]]] = [[]]
     for cell in cells:
         if rows[-1] and sum(w for _, w in rows[-1]) + cell[1] > width:

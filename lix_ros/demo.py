@@ -275,7 +275,7 @@ def report(record: Recording, out: Path) -> None:
     table = Table(show_header=False)
     for name, value in summary.items():
         table.add_row(Text(name), Text(str(value)))
-    video = "overlay.mp4" if record.has_video else "none: this OpenCV cannot write mp4"
-    for name, file in (("video", video), ("contact sheet", "sheet.png"), ("these figures", "summary.json")):
-        table.add_row(name, Text(str(out / file), no_wrap=True))
+    video = str(out / "overlay.mp4") if record.has_video else "none: this OpenCV cannot write mp4"
+    for name, file in (("video", video), ("contact sheet", str(out / "sheet.png")), ("these figures", str(out / "summary.json"))):
+        table.add_row(name, Text(file, no_wrap=True))
     Console().print(table)

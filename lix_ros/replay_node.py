@@ -15,7 +15,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
 from lix_core.camera import Camera
-from lix_core.errors import ImageError, LixError, SourceError
+from lix_core.errors import ImageError, SourceError, explain
 from lix_core.pixels import as_uint8, to_rgb
 from lix_core.runtime.sources import Frame, open_source
 from lix_ros import messages, qos, running
@@ -89,7 +89,7 @@ class ReplayNode(Node):
             self._image_out.wait_for_all_acked(Duration(seconds=2.0))
             status = 0
         except Exception as error:  # whatever it is, the process must end and say it
-            self.get_logger().fatal(str(error) if isinstance(error, LixError) else f"{type(error).__name__}: {error}")
+            self.get_logger().fatal(explain(error))
             status = 1
         self.get_logger().info(f"played {self._published} frames" + (f", {self._failed} could not be read" if self._failed else ""))
         self._publish_diagnostics()

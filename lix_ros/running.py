@@ -10,10 +10,9 @@ from typing import Callable, Protocol
 import rclpy
 from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor, SingleThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation
-from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
-from lix_core.errors import LixError
+from lix_core.errors import explain
 from lix_ros.paths import transport_environment
 
 
@@ -27,7 +26,7 @@ class RunnableNode(Protocol):
         """End threads; called once, before the node is destroyed."""
 
 
-def run(make_node: Callable[[], Node], threads: int = 3) -> int:
+def run(make_node: Callable[[], RunnableNode], threads: int = 3) -> int:
     """Spin a node until it has finished or SIGINT or SIGTERM comes; the exit status.
 
     rclpy's own handlers raise KeyboardInterrupt wherever the program is, inside destroy_node too; these only set a flag,
@@ -44,8 +43,7 @@ def run(make_node: Callable[[], Node], threads: int = 3) -> int:
         rclpy.init(args=sys.argv, signal_handler_options=SignalHandlerOptions.NO)
         node = make_node()
     except Exception as error:  # rclpy has many for arguments that it cannot take; users need their words, not their stack
-        text = str(error) if isinstance(error, LixError) else f"{type(error).__name__}: {error}"
-        rclpy.logging.get_logger("lix").fatal(f"cannot start: {text}")
+        rclpy.logging.get_logger("lix").fatal(f"cannot start: {explain(error)}")
         rclpy.try_shutdown()
         return 2
     executor = MultiThreadedExecutor(threads) if threads > 1 else SingleThreadedExecutor()

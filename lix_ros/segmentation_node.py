@@ -20,7 +20,7 @@ from std_msgs.msg import Header, String
 from std_srvs.srv import SetBool, Trigger
 
 from lix_core import viz
-from lix_core.errors import LixError
+from lix_core.errors import explain
 from lix_core.labels import LabelMapping, LabelSet
 from lix_core.pixels import to_rgb
 from lix_core.runtime.backends import BackendOptions
@@ -352,11 +352,6 @@ class SegmentationNode(LifecycleNode):
         if wanted == qos.RELIABILITY["reliable"] and all(p.qos_profile.reliability != wanted for p in publishers):
             return text + f"{len(publishers)} publishers, QoS incompatible: they are best effort; set image_reliability to best_effort"
         return text + f"{len(publishers)} publishers, none sends, or the transport loses every frame (see docs/transport.md)"
-
-
-def explain(error: Exception) -> str:
-    """lix's own errors speak for themselves; a library's need their type."""
-    return str(error) if isinstance(error, LixError) else f"{type(error).__name__}: {error}"
 
 
 def main() -> None:

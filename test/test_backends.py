@@ -55,12 +55,9 @@ def test_every_backend_gives_the_masks_of_the_default_one_at_stride_4(backend, m
         assert np.allclose(result.coarse_confidence, expected.coarse_confidence, atol=1e-5)
 
 
-def test_outputs_are_named_and_shaped_as_in_the_graph(backend):
-    fixed = load_backend(backend, camera_bundle((8, 12)).graph, F32)
-    assert fixed.outputs == {"mask": (1, 8, 12), "confidence": (1, 8, 12), "logits": (1, 5, 8, 12)}
-    free = load_backend(backend, camera_bundle().graph, F32).outputs
-    assert {name: len(shape) for name, shape in free.items()} == {"mask": 3, "confidence": 3, "logits": 4}
-    assert free["mask"][1:] == (None, None) and free["logits"][1] == 5
+def test_outputs_are_named_as_in_the_graph(backend):
+    assert load_backend(backend, camera_bundle((8, 12)).graph, F32).outputs == ("mask", "confidence", "logits")
+    assert load_backend(backend, logits_bundle().graph, F32).outputs == ("logits",)
 
 
 def test_the_outputs_asked_for_come_in_the_order_asked(backend):

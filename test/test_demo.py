@@ -57,8 +57,13 @@ def test_every_frame_goes_in_and_comes_out(tmp_path: Path) -> None:
 
 
 def test_bad_arguments_are_told_before_anything_starts(tmp_path: Path) -> None:
-    for arguments, words in ((("/no/such",), "no such input"), (("--model", "nobody"), "no model 'nobody'")):
-        done = run_demo(*arguments, "--out", tmp_path / "out")
+    out = ("--out", tmp_path / "out")
+    for arguments, words in (
+        (("/no/such", *out), "no such input"),
+        (("--model", "nobody", *out), "no model 'nobody'"),
+        (("--out", "/proc/out"), "cannot write to output folder /proc/out"),
+    ):
+        done = run_demo(*arguments)
         assert done.returncode != 0
         assert words in done.stderr
     assert not (tmp_path / "out").exists()

@@ -316,10 +316,12 @@ def test_a_bad_bundle_is_refused_and_the_old_model_goes_on(start: Any, peer: Pee
     assert words in node.output
 
 
-def test_a_node_that_starts_without_its_model_waits_for_a_good_one(start: Any, peer: Peer, model: Path, tmp_path: Path) -> None:
-    start(model=str(tmp_path / "missing.lix"))
+@pytest.mark.parametrize("fault", ["missing", "corrupt", "wrong class count", "hostile size", "no such user"])
+def test_a_node_that_starts_with_a_bad_bundle_waits_for_a_good_one(start: Any, peer: Peer, model: Path, tmp_path: Path, fault: str) -> None:
+    path, words = bad_bundles(tmp_path)[fault]
+    start(model=str(path))
     diagnostics = peer.diagnostics("segmentation")
-    diagnostics.wait("no bundle", DiagnosticStatus.ERROR)
+    diagnostics.wait(words, DiagnosticStatus.ERROR)
     assert peer.set_parameter(NODE, "model", str(model)).successful
     masks = peer.listen(Image, f"{NODE}/mask")
     camera = peer.publisher(Image, "/image")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -30,9 +32,11 @@ def test_street_is_small_and_tells_its_classes_licences_and_scores(bundle: Bundl
         assert word in bundle.card
 
 
-def test_street_is_what_its_name_finds(model_folder) -> None:
-    (model_folder / "street.lix").write_bytes((SHIPPED / "street.lix").read_bytes())
-    assert find_bundle("street").parent == model_folder
+def test_the_name_finds_the_shipped_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("LIX_MODEL_PATH", raising=False)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert find_bundle("street") == SHIPPED / "street.lix"
+    assert Segmenter().bundle.manifest.name == "street"
 
 
 @pytest.mark.parametrize("max_pixels", [0, 480_000])

@@ -69,11 +69,6 @@ def test_a_narrow_legend_takes_more_rows():
     assert heights == sorted(set(heights))
 
 
-def test_the_legend_of_some_classes_has_only_those():
-    colours = patches_of(legend(COLOURS, 640, [1, 3]))
-    assert {(255, 0, 0), (0, 0, 255)} <= colours and not colours & {(0, 255, 0), (255, 255, 255)}
-
-
 def test_the_contact_sheet_has_every_image_in_its_place_above_the_legend():
     images = [np.full((30, 60, 3), PALETTE[i], np.uint8) for i in (1, 2, 3)]
     sheet = contact_sheet(images, COLOURS, columns=2, cell_width=120)

@@ -41,9 +41,9 @@ class BackendOptions:
 
 
 class Backend(Protocol):
-    """A loaded graph. `outputs` maps output names to shapes, with None for sizes known only at run time."""
+    """A loaded graph; `outputs` are the names of its outputs, in its order."""
 
-    outputs: dict[str, tuple[int | None, ...]]
+    outputs: tuple[str, ...]
     description: str
 
     def run(self, image: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:

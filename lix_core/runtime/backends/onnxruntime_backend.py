@@ -26,7 +26,7 @@ class OnnxRuntimeBackend:
         providers = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in onnxruntime.get_available_providers()]
         self._session = onnxruntime.InferenceSession(graph, settings, providers=providers)
         self._input = self._session.get_inputs()[0].name
-        self.outputs = {o.name: tuple(d if isinstance(d, int) else None for d in o.shape) for o in self._session.get_outputs()}
+        self.outputs = tuple(o.name for o in self._session.get_outputs())
         device = self._session.get_providers()[0].removesuffix("ExecutionProvider")
         self.description = f"onnxruntime {onnxruntime.__version__} {device} f32 {settings.intra_op_num_threads} threads"
 

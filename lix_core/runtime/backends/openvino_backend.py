@@ -27,9 +27,7 @@ class OpenVinoBackend:
             settings["INFERENCE_PRECISION_HINT"] = options.precision
         compiled = core.compile_model(core.read_model(io.BytesIO(graph)), "CPU", settings)
         self._request = compiled.create_infer_request()
-        self.outputs = {
-            port.any_name: tuple(d.get_length() if d.is_static else None for d in port.partial_shape) for port in compiled.outputs
-        }
+        self.outputs = tuple(port.any_name for port in compiled.outputs)
         used = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         self.description = f"openvino {openvino.__version__.split('-')[0]} CPU {used} {threads} threads"
 

@@ -88,10 +88,7 @@ class TorchBackend:
         torch.set_num_threads(threads)
         precision = "f32" if options.precision == "auto" else options.precision
         model = fold_weight_casts(onnx.load_from_string(graph))
-        self.outputs = {
-            o.name: tuple(d.dim_value if d.HasField("dim_value") else None for d in o.type.tensor_type.shape.dim)
-            for o in model.graph.output
-        }
+        self.outputs = tuple(o.name for o in model.graph.output)
         self._module = convert(model).eval().to(self._device)
         self._dtype = DTYPE[precision]
         where = torch.cuda.get_device_name() if self._device.type == "cuda" else f"CPU {threads} threads"
