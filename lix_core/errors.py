@@ -39,3 +39,7 @@ class SourceError(LixError):
 
 class DataError(LixError):
     """A data set on disk is incomplete or has values its format does not allow."""
+
+
+class GeometryError(LixError):
+    """Images, depth, clouds and calibrations that do not fit together, or cannot be what they are said to be."""

@@ -8,6 +8,7 @@ from typing import Sequence
 import cv2
 import numpy as np
 
+from lix_core.errors import GeometryError
 from lix_core.labels import UNLABELLED, LabelSet
 
 
@@ -48,6 +49,54 @@ def legend(labels: LabelSet, width: int) -> np.ndarray:
             cv2.putText(strip, labels.names[i], (x + 2 * pad + patch, y + 17), font, scale, (235, 235, 235), 1, cv2.LINE_AA)
             x += cell_width
     return strip
+
+
+def depth_color(depth: np.ndarray, near: float = 3.0, far: float = 80.0) -> np.ndarray:
+    """Depth -> colours from red (`near` and nearer) over green to blue (`far` and farther), even in log depth; unknown is black.
+
+    Shape:
+        depth (H, W) float [m], NaN = unknown -> (H, W, 3) uint8 RGB
+
+    Raises:
+        GeometryError: not 0 < near < far.
+    """
+    if not 0 < near < far:
+        raise GeometryError(f"depth colours need 0 < near < far, got near = {near}, far = {far}")
+    known = np.isfinite(depth)
+    # fmin and fmax take NaN to a bound, so that the cast below never sees one.
+    clipped = np.fmin(np.fmax(depth, np.float32(near)), np.float32(far))
+    # The two ends of the colour map are too dark to be told from black.
+    levels = 16 + cv2.log(np.float32(far) / clipped) * np.float32(224 / math.log(far / near))
+    colours = cv2.cvtColor(cv2.applyColorMap(levels.astype(np.uint8), cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)
+    colours[~known] = 0
+    return colours
+
+
+def normals_color(normals: np.ndarray) -> np.ndarray:
+    """Unit normals in the optical frame -> RGB = (1 - n) / 2: red faces left, green up, blue the camera; unknown is black.
+
+    Shape:
+        normals (H, W, 3) float, NaN = unknown -> (H, W, 3) uint8 RGB
+    """
+    known = np.array(normals, np.float32)
+    cv2.patchNaNs(known, 1.0)
+    return cv2.convertScaleAbs(known, alpha=-127.5, beta=127.5)
+
+
+def draw_depth_points(image: np.ndarray, sparse_depth: np.ndarray, near: float = 3.0, far: float = 80.0, size: int = 2) -> np.ndarray:
+    """A copy of the image with every known depth as a square of `size` pixels in its `depth_color`; nearer points lie on top.
+
+    Shape:
+        image (H, W, 3) uint8 RGB, sparse_depth (H, W) float [m], NaN = no point -> (H, W, 3) uint8 RGB
+
+    Raises:
+        GeometryError: the two are not of one size, or not 0 < near < far.
+    """
+    if image.shape[:2] != sparse_depth.shape:
+        raise GeometryError(f"points of shape {sparse_depth.shape} cannot be drawn over an image of shape {image.shape}")
+    unknown = np.float32(np.inf)
+    grown = cv2.erode(np.where(np.isfinite(sparse_depth), sparse_depth, unknown).astype(np.float32), np.ones((size, size), np.uint8))
+    return np.where(np.isfinite(grown)[..., None], depth_color(grown, near, far), image)
 
 
 def contact_sheet(images: Sequence[np.ndarray], labels: LabelSet, columns: int = 2, cell_width: int = 620) -> np.ndarray:
