@@ -94,8 +94,8 @@ def draw_depth_points(image: np.ndarray, sparse_depth: np.ndarray, near: float =
     """
     if image.shape[:2] != sparse_depth.shape:
         raise GeometryError(f"points of shape {sparse_depth.shape} cannot be drawn over an image of shape {image.shape}")
-    unknown = np.float32(np.inf)
-    grown = cv2.erode(np.where(np.isfinite(sparse_depth), sparse_depth, unknown).astype(np.float32), np.ones((size, size), np.uint8))
+    known = np.where(np.isfinite(sparse_depth), sparse_depth, np.inf).astype(np.float32)
+    grown = cv2.erode(known, np.ones((size, size), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=np.inf)
     return np.where(np.isfinite(grown)[..., None], depth_color(grown, near, far), image)
 
 

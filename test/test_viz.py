@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from bundles import COLOURS, PALETTE, random_image
+from lix_core.errors import GeometryError
 from lix_core.labels import STREET, UNLABELLED
-from lix_core.viz import colorize, contact_sheet, legend, overlay
+from lix_core.viz import colorize, contact_sheet, depth_color, draw_depth_points, legend, normals_color, overlay
 
 IDS = st.sampled_from([*range(len(COLOURS)), UNLABELLED])
 MASKS = arrays.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=IDS)
@@ -87,3 +88,35 @@ def test_images_of_several_sizes_share_a_contact_sheet():
 
 def test_one_image_takes_one_column():
     assert contact_sheet([random_image(10, 10)], COLOURS, columns=4, cell_width=300).shape[1] == 304
+
+
+@pytest.mark.filterwarnings("error")
+def test_depth_colours_run_from_red_over_green_to_blue_and_unknown_is_black():
+    colours = depth_color(np.float32([[1, 3, 15.5, 80, 500, np.nan, np.inf, -1]]), near=3, far=80)[0].astype(int)
+    assert (colours[0] == colours[1]).all() and (colours[3] == colours[4]).all()
+    assert [colours[k].argmax() for k in (1, 2, 3)] == [0, 1, 2]
+    assert not colours[5:7].any()
+    with pytest.raises(GeometryError, match="0 < near < far"):
+        depth_color(np.ones((2, 2), np.float32), near=5, far=5)
+
+
+@pytest.mark.filterwarnings("error")
+def test_normals_colours_say_where_a_surface_faces():
+    normals = np.float32([[(0, 0, -1), (0, -1, 0), (-1, 0, 0), (1, 0, 0), (np.nan, np.nan, np.nan)]])
+    expected = [(128, 128, 255), (128, 255, 128), (255, 128, 128), (0, 128, 128), (0, 0, 0)]
+    np.testing.assert_array_equal(normals_color(normals)[0], expected)
+    assert np.isnan(normals[0, 4]).all(), "the input is not changed"
+
+
+@pytest.mark.filterwarnings("error")
+def test_points_are_drawn_as_squares_the_nearer_one_on_top():
+    image = np.full((8, 10, 3), 200, np.uint8)
+    sparse = np.full((8, 10), np.nan, np.float32)
+    sparse[4, 4], sparse[4, 5] = 5.0, 50.0
+    drawn = draw_depth_points(image, sparse)
+    near, far = depth_color(np.float32([[5, 50]]))[0]
+    changed = (drawn != image).any(axis=2)
+    assert changed.sum() == 6
+    assert (drawn[changed] == near).all(axis=1).sum() == 4 and (drawn[changed] == far).all(axis=1).sum() == 2
+    with pytest.raises(GeometryError, match="cannot be drawn"):
+        draw_depth_points(image, sparse[:4])
