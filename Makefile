@@ -14,12 +14,12 @@ ifeq ($(SYSTEM_ROS),yes)
   VENV_FLAGS := --system-site-packages
   PINS := $(VENV)/numpy.txt
   DEMO := .
-  TEST := .[train,openvino,dev]
+  TEST := .[train,openvino,sim,dev]
 else
   BASE := $(VENV)/wheels
   PINS := constraints.txt
   DEMO := .[ros]
-  TEST := .[ros,train,openvino,dev]
+  TEST := .[ros,train,openvino,sim,dev]
 endif
 
 # Another Python or another kind of ROS has other stamps, and so makes a new .venv. A stamp is written last: what was

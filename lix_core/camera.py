@@ -77,7 +77,7 @@ class Camera:
         fy = fx if fy is None else fy
         cx = (width - 1) / 2 if cx is None else cx
         cy = (height - 1) / 2 if cy is None else cy
-        return cls(width, height, (fx, 0, cx, 0, fy, cy, 0, 0, 1), p=(fx, 0, cx, -fx * baseline, 0, fy, cy, 0, 0, 0, 1, 0))
+        return cls(width, height, (fx, 0, cx, 0, fy, cy, 0, 0, 1), p=(fx, 0, cx, 0.0 - fx * baseline, 0, fy, cy, 0, 0, 0, 1, 0))
 
     @property
     def fx(self) -> float:
@@ -102,7 +102,7 @@ class Camera:
     @property
     def baseline(self) -> float:
         """Distance from the left camera of the pair [m]: -p[3] / fx; 0 for the left one itself."""
-        return -self.p[3] / self.p[0]
+        return 0.0 - self.p[3] / self.p[0]
 
     @property
     def matrix(self) -> np.ndarray:
@@ -131,8 +131,9 @@ class Camera:
     def project(self, points: np.ndarray) -> np.ndarray:
         """(..., 3) points in the rectified optical frame [m] -> (..., 2) pixels (u, v); NaN for points that are not in front."""
         points = np.asarray(points)
-        z = np.where(points[..., 2] > 0, points[..., 2], np.nan)
-        return np.stack([points[..., 0] / z * self.fx + self.cx, points[..., 1] / z * self.fy + self.cy], axis=-1)
+        with np.errstate(all="ignore"):
+            z = np.where(points[..., 2] > 0, points[..., 2], np.nan)
+            return np.stack([points[..., 0] / z * self.fx + self.cx, points[..., 1] / z * self.fy + self.cy], axis=-1)
 
     def backproject(self, depth: np.ndarray) -> np.ndarray:
         """(H, W) depth [m] -> (H, W, 3) points in the rectified optical frame [m]; NaN stays NaN. Raises GeometryError on another size."""

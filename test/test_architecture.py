@@ -23,10 +23,13 @@ TORCH_BACKEND = "lix_core.runtime.backends.torch_backend"
 RUNTIME = [
     name
     for name in MODULES
-    if name in {f"lix_core.{part}" for part in ("labels", "camera", "pixels", "errors", "metrics", "viz")}
-    or name.startswith(("lix_core.runtime", "lix_core.cli"))
+    if name in {f"lix_core.{part}" for part in ("labels", "camera", "pixels", "pairing", "errors", "metrics", "viz")}
+    or name.startswith(("lix_core.runtime", "lix_core.geometry", "lix_core.cli"))
     and name != TORCH_BACKEND
+    and not name.startswith("lix_core.geometry.batch")
 ]
+WORLD = [name for name in MODULES if name.startswith("lix_core.world")]
+SIMULATION = {"embreex"}
 
 
 def is_ros(package: str) -> bool:
@@ -93,6 +96,9 @@ def packages(modules: set[str] | frozenset[str]) -> set[str]:
 def test_the_rules_look_at_real_files():
     assert {"lix_core.labels", "lix_core.runtime.segmenter", "lix_ros.parameters", TORCH_BACKEND} <= set(MODULES)
     assert "torch" in packages(loaded_with("lix_core.export")) and "torch" in packages(loaded_with(TORCH_BACKEND))
+    assert "torch" in packages(loaded_with("lix_core.geometry.batch.normals")) and "embreex" in packages(
+        loaded_with("lix_core.world.drive")
+    )
     assert "numpy" in packages(loaded_with("lix_core.runtime.sources"))
 
 
@@ -106,6 +112,18 @@ def test_the_runtime_loads_nothing_of_learning(name):
     loaded = loaded_with(name)
     assert not packages(loaded) & LEARNING
     assert not {m for m in loaded if m.startswith(("lix_core.models", "lix_core.training", "lix_core.data", "lix_core.export"))}
+
+
+@pytest.mark.parametrize("name", RUNTIME)
+def test_the_runtime_loads_nothing_of_the_simulation(name):
+    loaded = loaded_with(name)
+    assert not packages(loaded) & SIMULATION and not {m for m in loaded if m.startswith("lix_core.world")}
+
+
+@pytest.mark.parametrize("name", WORLD)
+def test_the_world_loads_nothing_of_learning_and_no_inference(name):
+    loaded = loaded_with(name)
+    assert not packages(loaded) & LEARNING and not {m for m in loaded if m.startswith("lix_core.runtime")}
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("lix_ros")])

