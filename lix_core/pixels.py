@@ -34,6 +34,8 @@ WIDE = {
 """16-bit encodings; their upper byte is what is shown."""
 FLOATS = {"32FC1": ("gray", 1), "32FC3": ("bgr", 3), "32FC4": ("bgra", 4)}
 """Float encodings, of range 0..1."""
+DEPTHS = {"32FC1": (np.float32, 1.0), "16UC1": (np.uint16, 1e-3), "mono16": (np.uint16, 1e-3)}
+"""Encodings of depth images -> (type of a pixel, metres per unit)."""
 BAYER = {
     "bayer_rggb8": cv2.COLOR_BayerRGGB2RGB,
     "bayer_bggr8": cv2.COLOR_BayerBGGR2RGB,
@@ -73,21 +75,8 @@ def read_pixels(data: Any, height: int, width: int, step: int, encoding: str, is
     Raises:
         ImageError: zero-sized, truncated, a step that cannot hold a row, or an unknown encoding.
     """
-    if height <= 0 or width <= 0:
-        raise ImageError(f"the image is empty: width {width}, height {height}")
     order, channels, dtype = _layout(encoding, is_bigendian)
-    row_bytes = width * channels * dtype.itemsize
-    if step < row_bytes:
-        raise ImageError(f"step is {step} bytes, but a row of {width} pixels of {encoding} takes {row_bytes}")
-    buffer = np.frombuffer(data, np.uint8)
-    needed = step * (height - 1) + row_bytes
-    if buffer.size < needed:
-        raise ImageError(f"data has {buffer.size} bytes, but {width}x{height} {encoding} at step {step} takes {needed}; is it truncated?")
-    strides = (step, channels * dtype.itemsize, dtype.itemsize)
-    pixels = np.ndarray((height, width, channels), dtype, buffer, strides=strides)
-    pixels.flags.writeable = False
-    if channels == 1:
-        pixels = pixels[..., 0]
+    pixels = _view(data, height, width, step, encoding, channels, dtype)
     if encoding in WIDE:
         pixels = (pixels >> 8).astype(np.uint8)
     elif encoding in FLOATS:
@@ -101,6 +90,44 @@ def read_pixels(data: Any, height: int, width: int, step: int, encoding: str, is
             raise ImageError(f"{encoding} needs an even width, got {width}")
         return cv2.cvtColor(np.ascontiguousarray(pixels), YUV422[encoding]), "rgb"
     return pixels, order
+
+
+def read_depth(data: Any, height: int, width: int, step: int, encoding: str, is_bigendian: bool = False) -> np.ndarray:
+    """Interpret the buffer of a depth image (REP 118).
+
+    Args:
+        as those of `read_pixels`; encoding is 32FC1 [m], 16UC1 or mono16 [mm].
+
+    Returns:
+        (H, W) float32 depth [m]; NaN where the image has 0, less, NaN or infinity.
+
+    Raises:
+        ImageError: zero-sized, truncated, a step that cannot hold a row, or another encoding.
+    """
+    if encoding not in DEPTHS:
+        raise ImageError(f"encoding {encoding!r} is not a depth image; lix reads {', '.join(DEPTHS)} (REP 118)")
+    kind, scale = DEPTHS[encoding]
+    dtype = np.dtype(kind).newbyteorder(">" if is_bigendian else "<")
+    depth = _view(data, height, width, step, encoding, 1, dtype).astype(np.float32) * np.float32(scale)
+    depth[~((depth > 0) & (depth < np.inf))] = np.nan
+    return depth
+
+
+def _view(data: Any, height: int, width: int, step: int, encoding: str, channels: int, dtype: np.dtype) -> np.ndarray:
+    """A read-only (H, W, channels) view of a buffer, or (H, W) of one channel. Raises ImageError where it does not fit."""
+    if height <= 0 or width <= 0:
+        raise ImageError(f"the image is empty: width {width}, height {height}")
+    row_bytes = width * channels * dtype.itemsize
+    if step < row_bytes:
+        raise ImageError(f"step is {step} bytes, but a row of {width} pixels of {encoding} takes {row_bytes}")
+    buffer = np.frombuffer(data, np.uint8)
+    needed = step * (height - 1) + row_bytes
+    if buffer.size < needed:
+        raise ImageError(f"data has {buffer.size} bytes, but {width}x{height} {encoding} at step {step} takes {needed}; is it truncated?")
+    strides = (step, channels * dtype.itemsize, dtype.itemsize)
+    pixels = np.ndarray((height, width, channels), dtype, buffer, strides=strides)
+    pixels.flags.writeable = False
+    return pixels[..., 0] if channels == 1 else pixels
 
 
 def _layout(encoding: str, is_bigendian: bool) -> tuple[str, int, np.dtype]:

@@ -23,28 +23,17 @@ LATENCY_LIMIT_S = 3600.0
 
 
 @dataclass
-class FrameStatistics:
-    """Thread-safe counts of what became of every frame.
+class Arrivals:
+    """Thread-safe count of the messages of one topic.
 
-    received: taken from the subscription. missed: published by the camera but never taken (by its sequence numbers), lost in
+    received: taken from the subscription. missed: published but never taken (by the publisher's sequence numbers), lost in
     transport or replaced in the subscription's queue.
-    dropped: replaced by a newer frame while waiting. skipped: left out on purpose (max_rate, disabled, no subscriber).
-    failed: could not be segmented. published: went out.
     """
 
     received: int = 0
     missed: int = 0
-    dropped: int = 0
-    skipped: int = 0
-    failed: int = 0
-    published: int = 0
-    last_error: str = ""
-    last_error_time: float = float("-inf")
     last_received_time: float = float("-inf")
     _arrivals: deque = field(default_factory=lambda: deque(maxlen=2000))
-    _departures: deque = field(default_factory=lambda: deque(maxlen=2000))
-    _latencies: deque = field(default_factory=lambda: deque(maxlen=WINDOW))
-    _processing: deque = field(default_factory=lambda: deque(maxlen=WINDOW))
     _sequence: int | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -57,6 +46,31 @@ class FrameStatistics:
             if sequence is not None and self._sequence is not None and sequence > self._sequence:
                 self.missed += sequence - self._sequence - 1
             self._sequence = sequence
+
+    @property
+    def rate(self) -> float:
+        """Messages per second [Hz] of late."""
+        with self._lock:
+            return rate(self._arrivals, time.monotonic())
+
+
+@dataclass
+class FrameStatistics(Arrivals):
+    """Thread-safe counts of what became of every frame.
+
+    dropped: replaced by a newer frame while waiting. skipped: left out on purpose (max_rate, disabled, no subscriber).
+    failed: could not be worked on. published: went out.
+    """
+
+    dropped: int = 0
+    skipped: int = 0
+    failed: int = 0
+    published: int = 0
+    last_error: str = ""
+    last_error_time: float = float("-inf")
+    _departures: deque = field(default_factory=lambda: deque(maxlen=2000))
+    _latencies: deque = field(default_factory=lambda: deque(maxlen=WINDOW))
+    _processing: deque = field(default_factory=lambda: deque(maxlen=WINDOW))
 
     def count(self, what: str) -> None:
         """Add one to `dropped` or `skipped`."""

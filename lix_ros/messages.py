@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from array import array
+from typing import Sequence
 
 import numpy as np
 from builtin_interfaces.msg import Time
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, PointField, RegionOfInterest
 from std_msgs.msg import Header
+from stereo_msgs.msg import DisparityImage
 
 from lix_core.camera import Camera
-from lix_core.errors import ImageError
+from lix_core.errors import GeometryError, ImageError
 from lix_core.labels import UNLABELLED, LabelSet
-from lix_core.pixels import ENCODINGS, read_compressed, read_pixels
+from lix_core.pixels import ENCODINGS, read_compressed, read_depth, read_pixels
 
 try:
     from cv_bridge import CvBridge, CvBridgeError
@@ -22,6 +24,23 @@ try:
     from vision_msgs.msg import LabelInfo, VisionClass
 except ImportError:  # not among the PyPI wheels
     LabelInfo = None
+
+DISPARITY_STEP = 1 / 16
+"""Smallest difference between two disparities of OpenCV's matchers [pixels]."""
+CLOUD_FORMATS = {
+    PointField.INT8: "i1",
+    PointField.UINT8: "u1",
+    PointField.INT16: "i2",
+    PointField.UINT16: "u2",
+    PointField.INT32: "i4",
+    PointField.UINT32: "u4",
+    PointField.FLOAT32: "f4",
+    PointField.FLOAT64: "f8",
+}
+"""Datatypes of a PointField -> NumPy's."""
+CLOUD_FIELDS = ("x", "y", "z", "intensity", "ring")
+"""Columns of a cloud in lix: metres in the LiDAR's frame, 0..1, and the number of the laser."""
+CLOUD_POINT = np.dtype({"names": CLOUD_FIELDS, "formats": ["<f4", "<f4", "<f4", "<f4", "<u2"]}, align=True)
 
 
 def image_to_array(message: Image | CompressedImage) -> tuple[np.ndarray, str]:
@@ -42,22 +61,121 @@ def image_to_array(message: Image | CompressedImage) -> tuple[np.ndarray, str]:
     return read_pixels(message.data, message.height, message.width, message.step, message.encoding, bool(message.is_bigendian))
 
 
-def array_to_image(pixels: np.ndarray, encoding: str, header: Header) -> Image:
-    """A message of a C-contiguous (H, W) or (H, W, channels) uint8 array.
+def image_to_depth(message: Image) -> np.ndarray:
+    """(H, W) float32 depth [m] of a depth image (REP 118: 32FC1 metres or 16UC1 millimetres), NaN where unknown.
 
-    An `array.array` is the only type that rclpy takes without looking at every byte.
+    Raises:
+        ImageError: zero-sized, truncated, an impossible step, or an encoding that is not of a depth image.
     """
-    data = array("B")
-    data.frombytes(memoryview(np.ascontiguousarray(pixels)).cast("B"))
+    return read_depth(message.data, message.height, message.width, message.step, message.encoding, bool(message.is_bigendian))
+
+
+def array_to_image(pixels: np.ndarray, encoding: str, header: Header) -> Image:
+    """A message of an (H, W) or (H, W, channels) array: uint8 as in `rgb8`, float32 as in `32FC1`."""
     height, width = pixels.shape[:2]
+    data = as_bytes(pixels)
     return Image(header=header, height=height, width=width, encoding=encoding, is_bigendian=0, step=len(data) // height, data=data)
 
 
 def compressed_image(encoded: np.ndarray | bytes, kind: str, header: Header) -> CompressedImage:
     """A message of an encoded image; `kind` is jpeg or png."""
+    return CompressedImage(header=header, format=kind, data=as_bytes(encoded))
+
+
+def as_bytes(values: np.ndarray | bytes) -> array:
+    """The bytes of an array in the only type that rclpy takes without looking at every one of them."""
     data = array("B")
-    data.frombytes(memoryview(encoded).cast("B"))
-    return CompressedImage(header=header, format=kind, data=data)
+    data.frombytes(memoryview(np.ascontiguousarray(values)).cast("B") if isinstance(values, np.ndarray) else values)
+    return data
+
+
+def disparity_image(disparity: np.ndarray, camera: Camera, baseline: float, max_disparity: float, header: Header) -> DisparityImage:
+    """A message of (H, W) float32 disparities [pixels], NaN = unknown.
+
+    In the message 0 is the smallest disparity that is valid, and -1 stands for unknown, as stereo_image_proc has it.
+
+    Args:
+        baseline: [m]. max_disparity: the largest one searched [pixels].
+    """
+    return DisparityImage(
+        header=header,
+        image=array_to_image(np.where(disparity >= 0, disparity, np.float32(-1.0)), "32FC1", header),
+        f=camera.fx,
+        t=baseline,
+        valid_window=RegionOfInterest(width=camera.width, height=camera.height),
+        min_disparity=0.0,
+        max_disparity=float(max_disparity),
+        delta_d=DISPARITY_STEP,
+    )
+
+
+def cloud_to_points(message: PointCloud2, fields: Sequence[str] = CLOUD_FIELDS[:3]) -> np.ndarray:
+    """(N, len(fields)) float32 points of a cloud in the order of its data, NaN points among them; N may be 0.
+
+    Any layout is read: fields in any order and of any datatype, padded points and rows, either byte order. A structured dtype
+    does that in one view of the data, which is all that sensor_msgs_py would do, and that is not among the PyPI wheels.
+
+    Raises:
+        GeometryError: a field that is missing or lies outside of its point, or data that is truncated.
+    """
+    known = {f.name: f for f in message.fields}
+    if missing := [name for name in fields if name not in known]:
+        raise GeometryError(f"the cloud has no field {', '.join(missing)}; it has {', '.join(known) or 'none'}")
+    height, width = message.height, message.width
+    points = np.empty((height * width, len(fields)), np.float32)
+    if not points.size:
+        return points
+    order = ">" if message.is_bigendian else "<"
+    for name in fields:
+        field = known[name]
+        if field.datatype not in CLOUD_FORMATS:
+            raise GeometryError(f"field {name} of the cloud has datatype {field.datatype}; 1 (INT8) to 8 (FLOAT64) are known")
+        if field.offset + np.dtype(CLOUD_FORMATS[field.datatype]).itemsize > message.point_step:
+            raise GeometryError(f"field {name} of the cloud is at byte {field.offset}, outside of a point of {message.point_step} bytes")
+    row_bytes = width * message.point_step
+    needed = message.row_step * (height - 1) + row_bytes
+    if (height > 1 and message.row_step < row_bytes) or len(message.data) < needed:
+        raise GeometryError(
+            f"the cloud has {len(message.data)} bytes, but {width}x{height} points of {message.point_step} bytes at row_step "
+            f"{message.row_step} take {needed}; is it truncated?"
+        )
+    layout = {
+        "names": list(fields),
+        "formats": [order + CLOUD_FORMATS[known[name].datatype] for name in fields],
+        "offsets": [known[name].offset for name in fields],
+        "itemsize": message.point_step,
+    }
+    view = np.ndarray((height, width), np.dtype(layout), message.data, strides=(message.row_step, message.point_step))
+    for column, name in enumerate(fields):
+        points[:, column] = view[name].reshape(-1)
+    return points
+
+
+def points_to_cloud(points: np.ndarray, header: Header) -> PointCloud2:
+    """A message of an (N, 5) cloud with the columns of CLOUD_FIELDS: float32, ring uint16; one row, N may be 0."""
+    packed = np.zeros(len(points), CLOUD_POINT)
+    for column, name in enumerate(CLOUD_FIELDS):
+        packed[name] = points[:, column]
+    kinds = {np.dtype(kind): datatype for datatype, kind in CLOUD_FORMATS.items()}
+    return PointCloud2(
+        header=header,
+        height=1,
+        width=len(points),
+        fields=[PointField(name=n, offset=offset, datatype=kinds[kind], count=1) for n, (kind, offset) in CLOUD_POINT.fields.items()],
+        point_step=CLOUD_POINT.itemsize,
+        row_step=CLOUD_POINT.itemsize * len(points),
+        data=as_bytes(packed),
+        is_dense=bool(np.isfinite(points[:, :3]).all()),
+    )
+
+
+def camera_from_info(message: CameraInfo) -> Camera:
+    """The calibration that a message carries. Binning and regions of interest are not applied.
+
+    Raises:
+        DataError: zeros in k (an uncalibrated camera), or matrices that cannot be.
+    """
+    return Camera(message.width, message.height, message.k, message.distortion_model, message.d, message.r, message.p)
 
 
 def camera_info(camera: Camera, header: Header) -> CameraInfo:
@@ -79,6 +197,10 @@ def label_info(labels: LabelSet, header: Header) -> "LabelInfo | None":
         return None
     classes = [VisionClass(class_id=i, class_name=name) for i, name in enumerate(labels.names)]
     return LabelInfo(header=header, class_map=[*classes, VisionClass(class_id=UNLABELLED, class_name="unlabelled")])
+
+
+def nanoseconds(stamp: Time) -> int:
+    return stamp.sec * 10**9 + stamp.nanosec
 
 
 def seconds(stamp: Time) -> float:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from lix_core.errors import LixError
+from lix_core.geometry import normals
+from lix_core.geometry.stereo import StereoOptions
 from lix_core.runtime.backends import PRECISIONS, REGISTRY
 
 if TYPE_CHECKING:
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 
 OUTPUTS = ("mask", "color", "overlay", "confidence")
 """What the segmentation node can publish, by the name of the topic under `~/`."""
+GEOMETRY_OUTPUTS = ("depth", "disparity", "normals", "normals_color", "confidence")
+"""The same of the geometry node; `disparity` with a stereo pair only, `confidence` with a LiDAR only."""
 RELIABILITY = ("best_effort", "reliable")
 
 
@@ -35,6 +40,8 @@ class Spec:
     description: str
     range: tuple[float, float] | None = None
     choices: tuple[str, ...] | None = None
+    sizes: tuple[int, ...] | None = None
+    """How many values a list may hold."""
     live: bool = False
     """Whether it may be set while the node runs; others are read-only."""
 
@@ -114,14 +121,136 @@ class SegmentationParameters:
 
 
 @dataclass
+class GeometryParameters:
+    """The `geometry` node."""
+
+    input: str = parameter(
+        "stereo",
+        "Where depth comes from: `stereo` pairs `left/image` and `right/image`, `lidar` projects `points` into the camera of "
+        "`camera_info`, `depth` takes `depth/image` of a depth camera.",
+        choices=("stereo", "lidar", "depth"),
+    )
+    outputs: list[str] = parameter(
+        list(GEOMETRY_OUTPUTS),
+        "Outputs that may be published. Those without a subscriber cost nothing even when listed.",
+        choices=GEOMETRY_OUTPUTS,
+        live=True,
+    )
+    slop: float = parameter(
+        0.02,
+        "Largest difference between the stamps of a pair [s]. Below half the time between two frames. A car at 50 km/h moves 0.3 m in "
+        "20 ms.",
+        range=(0.0, 10.0),
+        live=True,
+    )
+    offset: float = parameter(
+        0.0,
+        "How much later the second sensor (right camera, LiDAR) stamps the same moment than the first [s]; it is taken off the second "
+        "one's stamps. The diagnostics show what is left of it.",
+        range=(-10.0, 10.0),
+        live=True,
+    )
+    min_depth: float = parameter(0.0, "Nearer depth becomes unknown [m].", range=(0.0, 1000.0), live=True)
+    max_depth: float = parameter(
+        0.0,
+        "Farther depth becomes unknown [m]; 0: no limit. The error of stereo depth grows with its square: 80 m is good for "
+        "a baseline of half a metre.",
+        range=(0.0, 1000.0),
+        live=True,
+    )
+    rectify: bool = parameter(
+        False,
+        "Stereo: rectify the images with their camera_info first. False takes them for rectified, as image_proc's image_rect are.",
+        live=True,
+    )
+    max_disparity: int = parameter(
+        StereoOptions.max_disparity,
+        "Stereo: largest disparity searched, a multiple of 16 [pixels]. What is nearer than fx * baseline / max_disparity cannot be "
+        "measured (3 m for KITTI's 720 pixels and 0.54 m); time grows in proportion.",
+        range=(16, 512),
+        live=True,
+    )
+    block_size: int = parameter(
+        StereoOptions.block_size,
+        "Stereo: side of the window that is compared, odd [pixels]. Larger is smoother and loses thin things.",
+        range=(1, 21),
+        live=True,
+    )
+    consistency: float = parameter(
+        StereoOptions.consistency,
+        "Stereo: pixels whose disparities from left to right and from right to left differ by more are unknown [pixels]; 0 does not "
+        "check, and guesses where only one camera sees.",
+        range=(0.0, 16.0),
+        live=True,
+    )
+    edge_filter: bool = parameter(
+        StereoOptions.edge_filter,
+        "Stereo: smooth disparity inside the edges of the left image. Surfaces get better, depth edges a little worse; costs time.",
+        live=True,
+    )
+    extrinsics: list[float] = parameter(
+        [],
+        "LiDAR: its pose in the camera's optical frame, x y z [m] and quaternion qx qy qz qw, as `ros2 run tf2_ros tf2_echo CAMERA LIDAR` "
+        "prints it. Empty takes it from TF, where tf2_ros is installed.",
+        sizes=(0, 7),
+        live=True,
+    )
+    hidden_gap: float = parameter(
+        0.05,
+        "LiDAR: points farther than the surface around them by this share of their depth are removed, because the camera cannot see "
+        "them; 0 keeps them.",
+        range=(0.0, 0.9),
+        live=True,
+    )
+    completion_reach: int = parameter(
+        24,
+        "LiDAR: pixels up to this many rows and columns from a point are filled; 0 leaves depth at the points alone, where normals are "
+        "rare.",
+        range=(0, 256),
+        live=True,
+    )
+    normals_method: str = parameter(
+        normals.DEFAULT,
+        "How normals come from depth; see lix_core/geometry/normals.py.",
+        choices=tuple(normals.METHODS),
+        live=True,
+    )
+    max_rate: float = parameter(
+        0.0, "Upper limit of frames per second [Hz]; those above it are skipped. 0: no limit.", range=(0.0, 1000.0), live=True
+    )
+    autostart: bool = parameter(True, "Configure and activate at start. False waits for a lifecycle manager.")
+    input_reliability: str = parameter(
+        "best_effort",
+        "Reliability asked of the sensors. best_effort matches every sensor and never waits for a late frame.",
+        choices=RELIABILITY,
+    )
+    input_depth: int = parameter(
+        5, "History depth of the input subscriptions [messages]; one sensor's may wait for the other's.", range=(1, 100)
+    )
+    output_reliability: str = parameter(
+        "reliable", "Reliability offered on the outputs; reliable matches every subscriber.", choices=RELIABILITY
+    )
+    output_depth: int = parameter(1, "History depth of the outputs [frames].", range=(1, 100))
+    silence_timeout: float = parameter(
+        3.0, "Without a message on an input for this long [s], diagnostics say so and why.", range=(0.1, 3600.0)
+    )
+    diagnostics_period: float = parameter(1.0, "Time between two messages on /diagnostics [s].", range=(0.1, 60.0))
+
+
+@dataclass
 class ReplayParameters:
     """The `replay` node."""
 
-    input: str = parameter("", "Folder of images, video file or rosbag2 bag to play; empty plays the clip that ships with the sources.")
+    input: str = parameter(
+        "",
+        "Folder of images, video file, rosbag2 bag, or folder of `lix world render` to play; `world` or `world:SEED` renders the "
+        "simulated street live; empty plays the clip that ships with the sources.",
+    )
     topic: str = parameter("", "Image topic to read out of a bag; empty takes the only one.")
     rate: float = parameter(
         0.0,
-        "Frames per second [Hz]. 0 keeps the source's own timing (a video's frame rate, a bag's stamps; 10 Hz for folders).",
+        "Frames per second [Hz]. 0 keeps the source's own timing (a video's frame rate, a bag's stamps; 10 Hz for folders, 5 Hz for "
+        "a live world).",
         range=(0.0, 1000.0),
     )
     loop: bool = parameter(False, "Start again at the end.")
@@ -138,11 +267,33 @@ class ReplayParameters:
     )
     reliability: str = parameter("reliable", "Reliability offered on the topics; reliable matches every subscriber.", choices=RELIABILITY)
     depth: int = parameter(10, "History depth of the topics [frames].", range=(1, 1000))
+    world_size: str = parameter("640x192", "Width x height of a live world's cameras [pixels]; the field of view stays.")
+    world_weather: str = parameter(
+        "", "One weather for every street of a live world (an unknown name lists them); empty draws one for each."
+    )
+    world_speed: float = parameter(8.0, "Speed of the car in a live world [m/s].", range=(0.1, 100.0))
+    lidar_frame_id: str = parameter("lidar", "frame_id of a world's `points` (x forward, y left, z up).")
+    right_offset: float = parameter(
+        0.0, "Added to the stamps of a world's right camera [s], as if its clock were wrong; to try pairing.", range=(-10.0, 10.0)
+    )
+    points_offset: float = parameter(
+        0.0, "Added to the stamps of a world's `points` [s], as if its clock were wrong; to try pairing.", range=(-10.0, 10.0)
+    )
+    dropout: float = parameter(
+        0.0, "Share of a world's right images and clouds that are lost, by chance of its seed; to try pairing.", range=(0.0, 1.0)
+    )
 
 
-NODES: dict[str, type] = {"segmentation": SegmentationParameters, "replay": ReplayParameters}
-PAGES = {"docs/segmentation.md": "segmentation", "docs/replay.md": "replay", "README.md": "segmentation"}
+NODES: dict[str, type] = {"segmentation": SegmentationParameters, "geometry": GeometryParameters, "replay": ReplayParameters}
+PAGES = {
+    "docs/segmentation.md": "segmentation",
+    "docs/geometry.md": "geometry",
+    "docs/replay.md": "replay",
+    "README.md": "segmentation",
+}
 """Page -> the node whose parameters it lists."""
+TYPE_NAMES = {str: "string", int: "int", float: "double", bool: "bool", list[str]: "string list", list[float]: "double list"}
+"""Types of parameters, as ROS users call them."""
 P = TypeVar("P")
 
 
@@ -165,6 +316,8 @@ def validate(cls: type, name: str, value: Any) -> Any:
         if unknown:
             raise ParameterError(f"{name}: unknown {unknown}; it may hold {', '.join(spec.choices)}")
         return value
+    if hint == list[float]:
+        return _validate_numbers(name, spec, value)
     if hint is float and type(value) is int:
         value = float(value)
     if type(value) is not hint:
@@ -174,6 +327,17 @@ def validate(cls: type, name: str, value: Any) -> Any:
     if spec.range and not spec.range[0] <= value <= spec.range[1]:
         raise ParameterError(f"{name} must be {spec.range[0]} to {spec.range[1]}, got {value!r}")
     return value
+
+
+def _validate_numbers(name: str, spec: Spec, values: Any) -> list[float]:
+    if isinstance(values, str) or not hasattr(values, "__len__") or not all(type(v) in (int, float) for v in values):
+        raise ParameterError(f"{name} must be a list of numbers, got {values!r}")
+    numbers = [float(v) for v in values]
+    if not all(math.isfinite(v) for v in numbers):
+        raise ParameterError(f"{name} must hold finite numbers, got {numbers}")
+    if spec.sizes and len(numbers) not in spec.sizes:
+        raise ParameterError(f"{name} must hold {' or '.join(map(str, spec.sizes))} numbers, got {len(numbers)}: {numbers}")
+    return numbers
 
 
 def declare(node: "Node", cls: type[P]) -> P:
@@ -194,11 +358,13 @@ def declare(node: "Node", cls: type[P]) -> P:
         elif spec.range:
             descriptor.integer_range = [IntegerRange(from_value=int(spec.range[0]), to_value=int(spec.range[1]), step=1)]
         # Whole numbers for doubles, and the empty list, come as other types; `validate` sees to them.
-        descriptor.dynamic_typing = hints[f.name] in (float, list[str])
+        descriptor.dynamic_typing = hints[f.name] in (float, list[str], list[float])
         try:
             value = node.declare_parameter(f.name, defaults[f.name], descriptor).value
         except (InvalidParameterTypeException, InvalidParameterValueException) as error:
             raise ParameterError(f"{f.name} cannot be {node_override(node, f.name)!r}: {error}") from None
+        if value is None and hints[f.name] in (list[str], list[float]):
+            value = []  # rcl reads the empty list of a command line or file as no value at all
         values[f.name] = validate(cls, f.name, value)
     return cls(**values)
 
@@ -227,9 +393,8 @@ def to_markdown(cls: type) -> str:
     hints, rows = get_type_hints(cls), ["| parameter | type | default | live | meaning |", "| --- | --- | --- | --- | --- |"]
     for f in dataclasses.fields(cls):
         spec: Spec = f.metadata["spec"]
-        kind = "string list" if hints[f.name] == list[str] else {str: "string", int: "int", float: "double", bool: "bool"}[hints[f.name]]
         default = _yaml_value(getattr(cls(), f.name))
-        rows.append(f"| `{f.name}` | {kind} | `{default}` | {'yes' if spec.live else 'no'} | {_described(spec)} |")
+        rows.append(f"| `{f.name}` | {TYPE_NAMES[hints[f.name]]} | `{default}` | {'yes' if spec.live else 'no'} | {_described(spec)} |")
     return "\n".join(rows) + "\n"
 
 
@@ -237,6 +402,8 @@ def _described(spec: Spec) -> str:
     text = spec.description
     if spec.choices:
         text += f" One of: {', '.join(spec.choices)}."
+    if spec.sizes:
+        text += f" Holds {' or '.join(map(str, spec.sizes))} numbers."
     if spec.range:
         text += f" Range {spec.range[0]:.15g} to {spec.range[1]:.15g}."
     return text

@@ -1,71 +1,49 @@
-"""The replay node: plays images, a video or a bag as a camera. See docs/replay.md."""
+"""The replay node: plays images, a video or a bag as a camera, or the simulated world as a car full of sensors. See docs/replay.md."""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from typing import Any
 
-import cv2
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.duration import Duration
 from rclpy.node import Node
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
-from std_msgs.msg import Header
 
-from lix_core.camera import Camera
-from lix_core.errors import ImageError, SourceError, explain
-from lix_core.pixels import as_uint8, to_rgb
-from lix_core.runtime.sources import Frame, open_source
-from lix_ros import messages, qos, running
+from lix_core.errors import DataError, ImageError, SourceError, explain
+from lix_ros import qos, running
 from lix_ros.diagnostics import STEADY, diagnostic_array
 from lix_ros.parameters import ReplayParameters, declare
-from lix_ros.paths import sample_clip
+from lix_ros.replay_topics import open_topics
 
-FROM_RGB = {
-    "rgb8": None,
-    "bgr8": cv2.COLOR_RGB2BGR,
-    "mono8": cv2.COLOR_RGB2GRAY,
-    "rgba8": cv2.COLOR_RGB2RGBA,
-    "bgra8": cv2.COLOR_RGB2BGRA,
-}
-JPEG_QUALITY = 90
 DISCOVERY_S = 0.5
 """Each side finds the other in its own time: a subscriber seen here may need this long before it can receive."""
-
-
-def encode(image: np.ndarray, order: str, encoding: str) -> np.ndarray:
-    """(H, W[, C]) of channel order `order` -> the uint8 pixels of ROS encoding `encoding`, unchanged where they agree.
-
-    Raises ImageError for what is no image (floats out of 0..1 as in depth, NaN).
-    """
-    image = as_uint8(image, order)
-    if encoding == f"{order}8" or (order == "gray" and encoding == "mono8"):
-        return image
-    rgb = to_rgb(image, order)
-    return rgb if FROM_RGB[encoding] is None else cv2.cvtColor(rgb, FROM_RGB[encoding])
+RECENT = 20
+"""Frames over which diagnostics judge whether the rate is kept."""
+LATE_SHARE = 0.1
+"""Delay, as a share of the time of these frames, from which on diagnostics warn of it."""
 
 
 class ReplayNode(Node):
-    """Publishes `image`, `camera_info` (where a calibration is known), `image/compressed` (where asked) and `/diagnostics`.
+    """Publishes `image`, `camera_info` (where a calibration is known), `image/compressed` (where asked) and `/diagnostics`; of the
+    world also `right/image`, `right/camera_info`, `depth`, `normals`, `labels`, `label_names` and `points`.
 
-    Stamps are the time of publication. Raises SourceError or DataError where there is nothing to play.
+    Stamps are the time of publication. Raises LixError where there is nothing to play.
     """
 
     def __init__(self, **kwargs: Any):
         super().__init__("replay", **kwargs)
         self.exit_status: int | None = None
         self._settings = settings = declare(self, ReplayParameters)
-        self._source = open_source(settings.input or sample_clip(), settings.topic)
-        self._camera: Camera | None = Camera.load(settings.camera_info) if settings.camera_info else self._source.camera
-        self._period = 1.0 / settings.rate if settings.rate else 0.0
-        profile = qos.stream(settings.reliability, settings.depth)
-        self._image_out = self.create_publisher(Image, "image", profile)
-        self._info_out = self.create_publisher(CameraInfo, "camera_info", profile) if self._camera else None
-        self._compressed_out = self.create_publisher(CompressedImage, "image/compressed", profile) if settings.compressed else None
+        self._topics = open_topics(self, settings)
+        self._source = self._topics.source
+        self._rate = settings.rate or self._source.rate
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", qos.stream("reliable", 10))
         self._published = self._failed = 0
+        self._recent: deque[tuple[float, float]] = deque(maxlen=RECENT)
+        """Of each frame played: how long it took to prepare, and how late it was then [s]."""
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._play, name="replay", daemon=True)
         self._thread.start()
@@ -79,14 +57,13 @@ class ReplayNode(Node):
     def _play(self) -> None:
         try:
             self._wait_for_subscriber()
-            rate = self._settings.rate or self._source.rate
-            self.get_logger().info(
-                f"playing {self._source.name}: {len(self._source)} frames at {rate:.1f} Hz on {self._image_out.topic_name}"
-            )
+            frames = f"{len(self._source)} frames" if len(self._source) else "frames without end"
+            self.get_logger().info(f"playing {self._source.name}: {frames} at {self._rate:.1f} Hz on {self._topics.awaited[0].topic_name}")
             self._play_once()
-            while self._settings.loop and not self._stopping.wait(1.0 / rate):
+            while self._settings.loop and not self._stopping.wait(1.0 / self._rate):
                 self._play_once()
-            self._image_out.wait_for_all_acked(Duration(seconds=2.0))
+            for publisher in self._topics.awaited:
+                publisher.wait_for_all_acked(Duration(seconds=2.0))
             status = 0
         except Exception as error:  # whatever it is, the process must end and say it
             self.get_logger().fatal(explain(error))
@@ -98,9 +75,8 @@ class ReplayNode(Node):
 
     def _wait_for_subscriber(self) -> None:
         end = time.monotonic() + self._settings.wait_for_subscriber
-        listened = (self._image_out, self._compressed_out) if self._compressed_out else (self._image_out,)
         while time.monotonic() < end and not self._stopping.is_set():
-            if any(p.get_subscription_count() for p in listened):
+            if any(p.get_subscription_count() for p in self._topics.awaited):
                 self._stopping.wait(DISCOVERY_S)
                 return
             self._stopping.wait(0.02)
@@ -109,43 +85,54 @@ class ReplayNode(Node):
         start: float | None = None
         failed = self._failed
         for index, frame in enumerate(self._source):
-            # Decoded before it is due, so that the time of publication is even.
-            pixels = self._decode(frame)
-            offset = index * self._period if self._period else frame.time
-            start = start or time.monotonic() - offset
-            if self._stopping.wait(max(0.0, start + offset - time.monotonic())):
+            # Prepared before it is due, so that the time of publication is even.
+            begun = time.monotonic()
+            prepared = self._prepare(frame)
+            ready = time.monotonic()
+            offset = index / self._rate if self._settings.rate else frame.time
+            due = ready if start is None else start + offset
+            # What comes late moves all that follows: slower, but even, and never a burst.
+            start = max(due, ready) - offset
+            self._recent.append((ready - begun, max(0.0, ready - due)))
+            if self._stopping.wait(max(0.0, due - time.monotonic())):
                 return
-            if pixels is not None:
-                self._publish(pixels)
+            if prepared is not None:
+                self._topics.publish(prepared, self.get_clock().now())
+                self._published += 1
         if self._failed - failed >= max(1, len(self._source)):
             raise SourceError(f"no frame of {self._source.name} could be read")
 
-    def _decode(self, frame: Frame) -> np.ndarray | None:
+    def _prepare(self, frame: Any) -> object | None:
         try:
-            image, order = frame.load()
-            return encode(image, order, self._settings.encoding)
-        except ImageError as error:
+            return self._topics.prepare(frame)
+        except (ImageError, DataError) as error:
             self._failed += 1
             self.get_logger().error(f"frame {frame.stem} left out: {error}")
             return None
 
-    def _publish(self, pixels: np.ndarray) -> None:
-        header = Header(stamp=self.get_clock().now().to_msg(), frame_id=self._settings.frame_id)
-        if self._info_out:
-            self._info_out.publish(messages.camera_info(self._camera, header))
-        self._image_out.publish(messages.array_to_image(pixels, self._settings.encoding, header))
-        if self._compressed_out and self._compressed_out.get_subscription_count():
-            bgr = encode(pixels, self._settings.encoding.removesuffix("8").replace("mono", "gray"), "bgr8")
-            _, jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-            self._compressed_out.publish(messages.compressed_image(jpeg, "jpeg", header))
-        self._published += 1
-
     def _publish_diagnostics(self) -> None:
-        level = DiagnosticStatus.WARN if self._failed else DiagnosticStatus.OK
-        values = {"frames published": str(self._published), "frames unreadable": str(self._failed), "source": self._source.name}
+        level, message = self._health()
+        recent = list(self._recent)
+        values = {
+            "frames published": str(self._published),
+            "frames unreadable": str(self._failed),
+            "source": self._source.name,
+            "rate asked [Hz]": f"{self._rate:.1f}",
+            "preparing p50 [ms]": f"{1e3 * float(np.median([p for p, _ in recent])):.1f}" if recent else "unknown",
+        }
         name = f"{self.get_fully_qualified_name().lstrip('/')}: frames"
-        message = f"{self._failed} frames could not be read" if self._failed else "playing"
         self._diagnostics.publish(diagnostic_array(self.get_clock().now().to_msg(), name, self._source.name, level, message, values))
+
+    def _health(self) -> tuple[bytes, str]:
+        if self._failed:
+            return DiagnosticStatus.WARN, f"{self._failed} frames could not be read"
+        recent = list(self._recent)
+        late = sum(lateness for _, lateness in recent)
+        if late > LATE_SHARE * len(recent) / self._rate:
+            rate = len(recent) / (len(recent) / self._rate + late)
+            busy = 1e3 * float(np.mean([p for p, _ in recent]))
+            return DiagnosticStatus.WARN, f"plays {rate:.1f} of {self._rate:.1f} Hz: a frame takes {busy:.0f} ms to prepare; lower the rate"
+        return DiagnosticStatus.OK, "playing"
 
 
 def main() -> None:

@@ -67,8 +67,8 @@ def node_starter(module: str, folder: Path, **defaults: Any) -> Iterator[Callabl
     """Yields a function that starts nodes with parameters; in the end every one must stop cleanly."""
     started: list[NodeProcess] = []
 
-    def start(**parameters: Any) -> NodeProcess:
-        started.append(NodeProcess(module, folder, {**defaults, **parameters}))
+    def start(remaps: dict[str, str] | None = None, **parameters: Any) -> NodeProcess:
+        started.append(NodeProcess(module, folder, {**defaults, **parameters}, remaps))
         return started[-1]
 
     yield start
@@ -159,6 +159,31 @@ def wait_for(condition: Callable[[], Any], complaint: str | Callable[[], str], t
     while not condition():
         assert time.monotonic() < end, complaint() if callable(complaint) else complaint
         time.sleep(0.01)
+
+
+def exchange(publisher: Any, received: list, message: Any) -> Any:
+    """Publish one message and wait for its answer, the one with its stamp."""
+
+    def send() -> int:
+        publisher.publish(message)
+        return stamp_ns(message)
+
+    return answer_to(send, received)
+
+
+def answer_to(send: Callable[[], int], received: list) -> Any:
+    """The answer to what `send` publishes, the message with the stamp [ns] that it returns.
+
+    Each side finds the other in its own time: until then a frame is not received, or not answered, and is sent again.
+    """
+    for _ in range(60):
+        stamp = send()
+        end = time.monotonic() + 0.5
+        while time.monotonic() < end:
+            if answers := [m for m in received if stamp_ns(m) == stamp]:
+                return answers[0]
+            time.sleep(0.005)
+    raise AssertionError("no answer to the frame")
 
 
 def image_message(pixels: np.ndarray, encoding: str, stamp_ns: int = 0, frame_id: str = "camera_optical_frame", padding: int = 0) -> Image:

@@ -92,6 +92,19 @@ def test_rviz_shows_the_topics_of_the_default_arguments() -> None:
     assert config["Global Options"]["Fixed Frame"] == ReplayParameters().frame_id
 
 
+def test_rviz_shows_the_topics_of_the_default_arguments_of_geometry() -> None:
+    config = yaml.safe_load((ROOT / "config" / "geometry.rviz").read_text())["Visualization Manager"]
+    topics = {d["Name"]: d.get("Depth Map Topic") or d["Topic"]["Value"] for d in config["Displays"]}
+    assert topics == {
+        "Image": "/left/image_rect",
+        "Depth": "/geometry/depth",
+        "Normals": "/geometry/normals_color",
+        "Points of depth": "/geometry/depth",
+        "LiDAR": "/points",
+    }
+    assert config["Global Options"]["Fixed Frame"] == ReplayParameters().frame_id
+
+
 class Launches:
     """Launches with stand-ins for the executables of lix_ros and rviz2."""
 
@@ -101,6 +114,7 @@ class Launches:
         self.environment: dict[str, str] = {}
         self.output = ""
         self.install("lix_ros", "segmentation")
+        self.install("lix_ros", "geometry")
         self.install("lix_ros", "replay")
 
     def install(self, package: str, executable: str, text: str = STAND_IN) -> None:
@@ -239,6 +253,50 @@ def test_demo_gives_rviz_a_frame(launches: Launches) -> None:
     assert set(calls) == {"replay", "rviz2", "segmentation", "static_transform_publisher"}
     transform = calls["static_transform_publisher"]["rest"]
     assert transform[transform.index("--child-frame-id") + 1] == ReplayParameters().frame_id
+
+
+@needs_launch
+def test_geometry_takes_its_defaults_from_the_file_and_finds_camera_info_beside_the_images(launches: Launches) -> None:
+    (node,) = launches.calls("geometry.launch.py", left="/stereo/left/image_rect/", namespace="robot")
+    assert node["executable"] == "geometry"
+    assert node["parameters"] == yaml.safe_load((ROOT / "config" / "geometry.yaml").read_text())["/**"]["ros__parameters"]
+    assert node["remaps"] == {
+        "__node": "geometry",
+        "__ns": "/robot",
+        "left/image": "/stereo/left/image_rect",
+        "left/camera_info": "/stereo/left/camera_info",
+        "right/image": "right/image_rect",
+        "right/camera_info": "right/camera_info",
+        "depth/image": "camera/depth/image_rect_raw",
+        "depth/camera_info": "camera/depth/camera_info",
+        "points": "points",
+        "camera_info": "camera/camera_info",
+    }
+    assert node["environment"][PROFILE] == str(ROOT / "config" / "fastdds.xml")
+
+
+@needs_launch
+def test_arguments_of_geometry_win_over_the_parameter_file(launches: Launches) -> None:
+    extrinsics = "[0.0, -0.1, -0.2, 0.5, -0.5, 0.5, 0.5]"
+    (node,) = launches.calls("geometry.launch.py", input="lidar", extrinsics=extrinsics, rectify="true", points="/velodyne_points")
+    given = {name: node["parameters"][name] for name in ("input", "extrinsics", "rectify")}
+    assert given == {"input": "lidar", "extrinsics": [0.0, -0.1, -0.2, 0.5, -0.5, 0.5, 0.5], "rectify": True}
+    assert node["remaps"]["points"] == "/velodyne_points"
+
+
+@needs_launch
+def test_rviz_follows_the_names_of_the_geometry_node(launches: Launches) -> None:
+    launches.install("rviz2", "rviz2")
+    _, rviz = launches.calls("geometry.launch.py", rviz="true", namespace="robot", name="front", left="cam/l")
+    assert rviz["rest"][:4] == ["-d", str(ROOT / "config" / "geometry.rviz"), "-f", "camera_optical_frame"]
+    assert rviz["remaps"] == {
+        "__ns": "/robot",
+        "/left/image_rect": "cam/l",
+        "/points": "points",
+        "/geometry/depth": "front/depth",
+        "/geometry/normals_color": "front/normals_color",
+        "/geometry/camera_info": "front/camera_info",
+    }
 
 
 @needs_launch

@@ -1,7 +1,8 @@
-"""The replay node, in a process of its own: every frame arrives, once, in order, with the right pixels."""
+"""The replay node, in a process of its own: every frame arrives, once, in order, with the right pixels; of the world, all that is true."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -12,10 +13,13 @@ import pytest
 pytest.importorskip("rclpy", reason="no ROS 2: neither an installation is sourced nor are the wheels installed")
 
 from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image  # noqa: E402
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2  # noqa: E402
+from std_msgs.msg import String  # noqa: E402
 
 import bags  # noqa: E402
 import bundles  # noqa: E402
+from lix_core.labels import STREET, LabelSet  # noqa: E402
+from lix_ros import messages, qos  # noqa: E402
 from ros import NodeProcess, Peer, node_starter, pixels_of, stamp_ns, wait_for  # noqa: E402
 
 CALIBRATION = """\
@@ -135,6 +139,10 @@ def test_an_unreadable_frame_is_left_out_and_told(start: Any, peer: Peer, folder
         ({"encoding": "yuv9"}, 2, "encoding must be one of"),
         ({"rate": -1.0}, 2, "rate"),
         ({"depth": "many"}, 2, "depth"),
+        ({"input": "world:one"}, 2, "must be a whole number"),
+        ({"input": "world", "world_size": "12"}, 2, "a size is width x height"),
+        ({"input": "world", "world_weather": "meteors"}, 2, "'meteors'"),
+        ({"input": "world", "camera_info": "a.yaml"}, 2, "a world knows its own cameras"),
     ],
 )
 def test_bad_input_ends_the_node_with_a_reason(start: Any, ros: None, folder: Path, parameters: dict, status: int, words: str) -> None:
@@ -157,3 +165,117 @@ def test_the_shipped_clip_is_the_default(start: Any, peer: Peer) -> None:
     start(rate=30)  # a whole number is a rate too
     wait_for(lambda: len(images) >= 3 and infos, "the clip does not play")
     assert (images[0].height, images[0].width, infos[0].k[0]) == (375, 1242, 721.5377)
+
+
+# ---- the world
+
+SIZE = "96x48"
+TOPICS = {
+    "image": Image,
+    "camera_info": CameraInfo,
+    "right/image": Image,
+    "right/camera_info": CameraInfo,
+    "depth": Image,
+    "normals": Image,
+    "labels": Image,
+    "points": PointCloud2,
+}
+
+
+@pytest.fixture
+def world() -> Any:
+    """The module lix_core.world.source, where the ray caster is installed."""
+    pytest.importorskip("embreex", reason="the extra `sim` is not installed")
+    from lix_core.world import source
+
+    return source
+
+
+def listen_to_all(peer: Peer) -> dict[str, list[Any]]:
+    return {topic: peer.listen(kind, f"/{topic}") for topic, kind in TOPICS.items()}
+
+
+def assert_is_frame(received: dict[str, list[Any]], number: int, truth: Any) -> None:
+    """The messages of that number carry the values of the frame, to the last bit."""
+    found = {topic: messages_[number] for topic, messages_ in received.items()}
+    np.testing.assert_array_equal(pixels_of(found["image"]), truth.rgb)
+    np.testing.assert_array_equal(pixels_of(found["right/image"]), truth.right)
+    np.testing.assert_array_equal(pixels_of(found["labels"]), truth.labels)
+    np.testing.assert_array_equal(messages.image_to_depth(found["depth"]), truth.depth)
+    np.testing.assert_array_equal(np.frombuffer(found["normals"].data, np.float32).reshape(truth.normals.shape), truth.normals)
+    np.testing.assert_array_equal(messages.cloud_to_points(found["points"], messages.CLOUD_FIELDS), truth.cloud)
+    assert messages.camera_from_info(found["camera_info"]) == truth.camera
+    assert messages.camera_from_info(found["right/camera_info"]) == truth.right_camera
+    encodings = {topic: found[topic].encoding for topic in ("image", "right/image", "labels", "depth", "normals")}
+    assert encodings == {"image": "rgb8", "right/image": "rgb8", "labels": "mono8", "depth": "32FC1", "normals": "32FC3"}
+
+
+def test_a_live_world_is_the_drive_of_its_seed_on_every_topic(start: Any, peer: Peer, world: Any) -> None:
+    received = listen_to_all(peer)
+    names = peer.listen(String, "/label_names", qos.latched())
+    node = start(input="world:5", world_size=SIZE, rate=4.0, world_speed=6.0, encoding="rgb8", frame_id="front", lidar_frame_id="top")
+    wait_for(lambda: min(map(len, received.values())) >= 3, lambda: f"{ {t: len(m) for t, m in received.items()} }; {node.output}")
+    drive = world.Drive(5, world.rig_of(SIZE), frames_per_scene=world.ONE_STREET, spacing=1.5, rate=4.0)
+    for number in range(3):
+        assert_is_frame(received, number, drive.frame(number))
+        stamps = {stamp_ns(m[number]) for m in received.values()}
+        assert len(stamps) == 1
+    assert {topic: m[0].header.frame_id for topic, m in received.items()} == {**dict.fromkeys(TOPICS, "front"), "points": "top"}
+    assert LabelSet.from_dict(json.loads(names[0].data)) == STREET
+    assert "extrinsics: [0.0, -0.08, -0.27, " in node.output
+
+
+def test_a_rendered_folder_is_played_with_all_its_sensors(start: Any, peer: Peer, world: Any, tmp_path: Path) -> None:
+    drive = world.Drive(2, world.rig_of(SIZE), frames_per_scene=2)
+    folder = world.WorldFolder.create(tmp_path / "w", drive, 3)
+    for scene, indices in folder.missing().items():
+        for index in indices:
+            folder.write(drive.frame(index))
+        folder.finish_scene(scene)
+    received = listen_to_all(peer)
+    node = start(input=str(tmp_path / "w"), rate=10.0, encoding="rgb8")
+    assert finish(node) == 0, node.output
+    wait_for(lambda: min(map(len, received.values())) >= 3, lambda: node.output)
+    for number, truth in enumerate(folder):
+        assert_is_frame(received, number, truth)
+    assert {len(m) for m in received.values()} == {3}
+
+
+def test_a_half_rendered_folder_is_refused_with_the_file(start: Any, ros: None, world: Any, tmp_path: Path) -> None:
+    world.WorldFolder.create(tmp_path / "w", world.Drive(2, world.rig_of(SIZE)), 3)
+    node = start(input=str(tmp_path / "w"))
+    assert finish(node) == 2
+    assert "is not whole" in node.output and "meta_00000.json" in node.output
+
+
+def test_offsets_shift_stamps_and_dropout_loses_frames(start: Any, peer: Peer, world: Any) -> None:
+    received = {topic: peer.listen(TOPICS[topic], f"/{topic}") for topic in ("image", "right/image", "right/camera_info", "points")}
+    start(input="world:5", world_size=SIZE, rate=20.0, right_offset=0.25, points_offset=-0.125, dropout=0.5)
+    wait_for(lambda: len(received["image"]) >= 40, "too few frames")
+    left = {stamp_ns(m) for m in received["image"]}
+    right, points = ([stamp_ns(m) for m in received[topic]] for topic in ("right/image", "points"))
+    assert {stamp - 250_000_000 for stamp in right} <= left and {stamp + 125_000_000 for stamp in points} <= left
+    assert [stamp_ns(m) for m in received["right/camera_info"]][: len(right)] == right
+    assert 8 <= len(right) <= len(left) - 8 and 8 <= len(points) <= len(left) - 8
+    assert {stamp - 250_000_000 for stamp in right} != {stamp + 125_000_000 for stamp in points}  # each is lost by itself
+
+
+def test_who_subscribes_late_gets_no_empty_cloud_or_image(start: Any, peer: Peer, world: Any) -> None:
+    images = peer.listen(Image, "/image")
+    start(input="world:5", world_size=SIZE, rate=2.0)
+    late: dict[str, list[Any]] = {}
+    wait_for(lambda: images, "the world does not play")
+    for topic in ("points", "right/image"):  # between two frames, one of which is prepared
+        late[topic] = peer.listen(TOPICS[topic], f"/{topic}")
+    wait_for(lambda: min(map(len, late.values())) >= 2, lambda: f"{ {t: len(m) for t, m in late.items()} }")
+    assert all(m.width > 1000 for m in late["points"]) and all(m.width == 96 for m in late["right/image"])
+
+
+def test_a_world_too_slow_for_its_rate_goes_slower_and_says_so(start: Any, peer: Peer, world: Any) -> None:
+    images, diagnostics = peer.listen(Image, "/image"), peer.diagnostics("replay")
+    start(input="world:5", world_size="320x96", rate=500.0)
+    wait_for(lambda: len(images) >= 60, lambda: f"{len(images)} images")
+    status = diagnostics.wait("of 500.0 Hz: a frame takes", DiagnosticStatus.WARN)
+    told, played = float(status.message.split()[1]), 1e9 / np.median(np.diff([stamp_ns(m) for m in images[-20:]]))
+    assert told < 250 and played / 2 < told < 2 * played
+    assert float(diagnostics.value("preparing p50 [ms]")) > 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
+from array import array
 from collections import deque
 from pathlib import Path
 
@@ -16,14 +17,15 @@ from hypothesis import given
 
 pytest.importorskip("rclpy", reason="no ROS 2: neither an installation is sourced nor are the wheels installed")
 
+from sensor_msgs.msg import CameraInfo, PointCloud2, PointField  # noqa: E402
 from std_msgs.msg import Header  # noqa: E402
 
 import bundles  # noqa: E402
 from lix_core.camera import Camera  # noqa: E402
-from lix_core.errors import ImageError, SourceError  # noqa: E402
+from lix_core.errors import DataError, GeometryError, ImageError, SourceError  # noqa: E402
 from lix_ros import messages, parameters, paths  # noqa: E402
 from lix_ros.diagnostics import FrameStatistics, percentile, rate  # noqa: E402
-from lix_ros.parameters import NODES, ParameterError, SegmentationParameters, validate  # noqa: E402
+from lix_ros.parameters import NODES, GeometryParameters, ParameterError, SegmentationParameters, validate  # noqa: E402
 from lix_ros.worker import NewestItemWorker, RateLimit  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,6 +127,106 @@ def test_an_unknown_encoding_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         messages.image_to_array(message)
 
 
+def cloud_of(
+    layout: list[tuple[str, str, int]], values: dict[str, list[float]], point_step: int, rows: int = 1, padding: int = 0
+) -> PointCloud2:
+    """A cloud of any layout: (field, NumPy type, offset) of each field, `padding` bytes of noise after each row."""
+    count = len(next(iter(values.values())))
+    names, kinds, offsets = zip(*layout)
+    dtype = np.dtype({"names": names, "formats": kinds, "offsets": offsets, "itemsize": point_step})
+    packed = np.frombuffer(np.random.default_rng(0).bytes(count * point_step), dtype).copy()
+    for name, column in values.items():
+        packed[name] = column
+    lines = packed.view(np.uint8).reshape(rows, -1)
+    noise = np.random.default_rng(1).integers(0, 256, (rows, padding), np.uint8)
+    numbers = {np.dtype(kind): number for number, kind in messages.CLOUD_FORMATS.items()}
+    return PointCloud2(
+        height=rows,
+        width=count // rows,
+        fields=[PointField(name=n, offset=o, datatype=numbers[np.dtype(k).newbyteorder("=")], count=1) for n, k, o in layout],
+        is_bigendian=kinds[0].startswith(">"),
+        point_step=point_step,
+        row_step=lines.shape[1] + padding,
+        data=np.hstack([lines, noise]).tobytes(),
+    )
+
+
+XYZ = {"x": [1.5, -2.0, 3.0, 0.25, 5.0, 6.0], "y": [0.5, 1.0, -7.0, 8.0, 9.0, 10.0], "z": [-1.0, 0.0, 1.0, 2.0, np.nan, 4.0]}
+LAYOUTS = {
+    "float32 in order": ([("x", "<f4", 0), ("y", "<f4", 4), ("z", "<f4", 8)], 12, 1, 0),
+    "padded points of an organised cloud with padded rows": ([("x", "<f4", 0), ("y", "<f4", 4), ("z", "<f4", 8)], 32, 2, 13),
+    "float64, in another order": ([("z", "<f8", 3), ("x", "<f8", 11), ("y", "<f8", 20)], 29, 3, 0),
+    "big endian": ([("x", ">f4", 4), ("y", ">f8", 8), ("z", ">f4", 0)], 16, 2, 1),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_cloud_of_any_layout_is_read(layout: str) -> None:
+    fields, point_step, rows, padding = LAYOUTS[layout]
+    points = messages.cloud_to_points(cloud_of(fields, XYZ, point_step, rows, padding))
+    assert points.dtype == np.float32
+    np.testing.assert_array_equal(points, np.stack(list(XYZ.values()), axis=1))
+
+
+def test_a_cloud_round_trips_with_intensity_and_ring() -> None:
+    points = np.random.default_rng(2).uniform(-50, 50, (40, 5)).astype(np.float32)
+    points[:, 4] = np.arange(40) * 1600
+    message = messages.points_to_cloud(points, Header(frame_id="lidar"))
+    assert (message.width, message.height, message.header.frame_id, message.is_dense) == (40, 1, "lidar", True)
+    assert [(f.name, f.datatype) for f in message.fields] == [("x", 7), ("y", 7), ("z", 7), ("intensity", 7), ("ring", 4)]
+    np.testing.assert_array_equal(messages.cloud_to_points(message, messages.CLOUD_FIELDS), points)
+    points[3, 1] = np.nan
+    assert not messages.points_to_cloud(points, Header()).is_dense
+    empty = messages.points_to_cloud(points[:0], Header())
+    assert messages.cloud_to_points(empty).shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"data": b"1234"}, "4 bytes, but 6x1 points of 12 bytes at row_step 72 take 72; is it truncated"),
+        ({"height": 2, "width": 3, "row_step": 5}, "at row_step 5"),
+        ({"point_step": 10}, "field z of the cloud is at byte 8, outside of a point of 10 bytes"),
+        ({"fields": []}, "no field x, y, z; it has none"),
+        ({"fields": [PointField(name=n, datatype=9) for n in "xyz"]}, "datatype 9"),
+    ],
+)
+def test_a_cloud_that_cannot_be_is_refused(changes: dict, words: str) -> None:
+    message = cloud_of(*LAYOUTS["float32 in order"][:1], XYZ, 12)
+    for name, value in changes.items():
+        setattr(message, name, value)
+    with pytest.raises(GeometryError, match=words):
+        messages.cloud_to_points(message)
+
+
+def test_float_images_round_trip_and_depth_is_read_as_rep_118_says() -> None:
+    depth = np.array([[1.5, 0.0, np.nan], [np.inf, -1.0, 80.25]], np.float32)
+    expected = np.array([[1.5, np.nan, np.nan], [np.nan, np.nan, 80.25]], np.float32)
+    message = messages.array_to_image(depth, "32FC1", Header())
+    assert (message.step, message.encoding) == (12, "32FC1")
+    np.testing.assert_array_equal(messages.image_to_depth(message), expected)
+    message = messages.array_to_image(np.array([[1, 0, 65535]], ">u2").view(np.uint8), "16UC1", Header())
+    message.width, message.is_bigendian = 3, 1
+    np.testing.assert_allclose(messages.image_to_depth(message), [[0.001, np.nan, 65.535]], rtol=1e-6)
+    message.encoding = "rgb8"
+    with pytest.raises(ImageError, match="'rgb8' is not a depth image; lix reads 32FC1, 16UC1, mono16"):
+        messages.image_to_depth(message)
+
+
+def test_a_disparity_message_says_what_is_unknown_as_ros_does() -> None:
+    camera = Camera.pinhole(3, 1, 500.0)
+    message = messages.disparity_image(np.array([[2.5, np.nan, 0.0]], np.float32), camera, 0.5, 64, Header(frame_id="lens"))
+    np.testing.assert_array_equal(messages.image_to_array(message.image)[0], [[2.5, -1.0, 0.0]])
+    assert (message.f, message.t, message.max_disparity, message.header.frame_id) == (500.0, 0.5, 64.0, "lens")
+
+
+def test_a_calibration_round_trips_and_one_of_zeros_is_refused() -> None:
+    camera = Camera(640, 480, (500, 0, 320, 0, 501, 240, 0, 0, 1), d=(0.1, 0.2, 0, 0, 0), p=(480, 0, 321, -240, 0, 480, 241, 0, 0, 0, 1, 0))
+    assert messages.camera_from_info(messages.camera_info(camera, Header())) == camera
+    with pytest.raises(DataError, match="focal lengths above 0"):
+        messages.camera_from_info(CameraInfo(width=640, height=480))
+
+
 @pytest.mark.parametrize("name", NODES)
 def test_config_says_what_the_dataclass_says(name: str) -> None:
     cls = NODES[name]
@@ -165,6 +267,24 @@ def test_a_bad_value_is_refused_with_name_value_and_cure(name: str, value: objec
 
 def test_whole_numbers_pass_for_doubles() -> None:
     assert validate(SegmentationParameters, "max_rate", 5) == 5.0
+    numbers = validate(GeometryParameters, "extrinsics", array("q", [0, 0, 0, 0, 0, 0, 1]))
+    assert numbers == [0.0] * 6 + [1.0] and all(type(n) is float for n in numbers)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ([1.0, 2.0], "must hold 0 or 7 numbers, got 2"),
+        ([1.0] * 6 + [float("nan")], "must hold finite numbers"),
+        (["a"] * 7, "must be a list of numbers"),
+        ("1234567", "must be a list of numbers"),
+        (1.0, "must be a list of numbers"),
+        ([True] * 7, "must be a list of numbers"),
+    ],
+)
+def test_a_list_of_numbers_is_checked(value: object, words: str) -> None:
+    with pytest.raises(ParameterError, match=f"extrinsics {words}"):
+        validate(GeometryParameters, "extrinsics", value)
 
 
 def test_the_transport_profile_is_set_unless_the_user_chose() -> None:

@@ -30,7 +30,7 @@ from lix_core.labels import LabelSet  # noqa: E402
 from lix_core.runtime.bundle import SHIPPED  # noqa: E402
 from lix_core.runtime.segmenter import Segmenter  # noqa: E402
 from lix_ros import messages, qos  # noqa: E402
-from ros import ROOT, Peer, image_message, node_starter, pixels_of, stamp_ns, wait_for  # noqa: E402
+from ros import ROOT, Peer, exchange, image_message, node_starter, pixels_of, stamp_ns, wait_for  # noqa: E402
 
 NODE = "/segmentation"
 PICTURE = bundles.blocks(np.random.default_rng(3).integers(0, 5, (6, 8)), 20)
@@ -46,21 +46,6 @@ def model(tmp_path: Path) -> Path:
 def start(tmp_path: Path, model: Path) -> Iterator[Any]:
     with node_starter("segmentation_node", tmp_path, model=str(model), diagnostics_period=0.1) as start_node:
         yield start_node
-
-
-def exchange(publisher: Any, received: list, message: Any) -> Any:
-    """Publish one message and wait for its answer, the one with its stamp.
-
-    Each side finds the other in its own time: until then a frame is not received, or not answered, and is sent again.
-    """
-    for _ in range(60):
-        publisher.publish(message)
-        end = time.monotonic() + 0.5
-        while time.monotonic() < end:
-            if answers := [m for m in received if stamp_ns(m) == stamp_ns(message)]:
-                return answers[0]
-            time.sleep(0.005)
-    raise AssertionError("no answer to the image")
 
 
 def as_encoding(rgb: np.ndarray, encoding: str) -> np.ndarray:

@@ -1,0 +1,208 @@
+"""Pairing of the frames of several sensors by their nearest stamps. No ROS in here."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Generic, Mapping, Sequence, TypeVar
+
+import numpy as np
+
+from lix_core.errors import GeometryError
+
+T = TypeVar("T")
+JUMP_NS = 1_000_000_000
+"""A stamp this much older than the newest of its stream comes from a clock that was set back (a bag that starts again), not late."""
+RECENT = 10
+"""Stamps of a stream that are remembered: their shortest interval tells how soon the next may come."""
+WINDOW, ENOUGH = 100, 10
+"""Items of a stream over which shares and typical differences are taken, and how few say nothing of shares."""
+NANOSECONDS = 1e9
+NOBODY, OPEN = -1, -2
+"""In the place of a partner: there will be none; it is not decided yet."""
+
+
+@dataclass
+class Stream(Generic[T]):
+    """One sensor's side of a Pairer; stamps are corrected for its offset [ns].
+
+    interval: what is taken for the time between two stamps until two have come [ns]. waiting, items: stamps in ascending order and
+    what came with them, until their fate is decided. decided: stamp of the last one of which that is so. outcomes: whether each of
+    the last decided items found its partners. differences: from stamps of the first stream to the nearest of this one [ns].
+    """
+
+    offset: int
+    interval: int
+    waiting: list[int] = field(default_factory=list)
+    items: list[T] = field(default_factory=list)
+    recent: deque[int] = field(default_factory=lambda: deque(maxlen=RECENT))
+    decided: int | None = None
+    unpaired: int = 0
+    outcomes: deque[bool] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    differences: deque[int] = field(default_factory=lambda: deque(maxlen=WINDOW))
+
+    def insert(self, stamp: int, item: T) -> bool:
+        """Put an item among those that wait; False where its stamp is there already, or its time is over."""
+        place = bisect_left(self.waiting, stamp)
+        if (self.decided is not None and stamp <= self.decided) or self.waiting[place : place + 1] == [stamp]:
+            self._lose(1)
+            return False
+        self.waiting.insert(place, stamp)
+        self.items.insert(place, item)
+        self.recent.append(stamp)
+        return True
+
+    def take(self, place: int) -> T:
+        """The waiting item at `place`; those before it have missed their partners."""
+        item = self.items[place]
+        self._lose(place)
+        self._forget(place + 1)
+        self.outcomes.append(True)
+        return item
+
+    def drop(self, count: int) -> None:
+        """The first `count` waiting items stay without a partner."""
+        if count:
+            self._lose(count)
+            self._forget(count)
+
+    def clear(self) -> None:
+        """Begin anew after a jump of the clock; what waits stays without a partner."""
+        self.drop(len(self.waiting))
+        self.recent.clear()
+        self.decided = None
+
+    @property
+    def newest(self) -> int | None:
+        return max(self.recent) if self.recent else None
+
+    @property
+    def soonest(self) -> int | None:
+        """The earliest stamp that the next item may have, if the stream keeps its shortest interval."""
+        stamps = sorted(self.recent)
+        return stamps[-1] + min((b - a for a, b in zip(stamps, stamps[1:])), default=self.interval) if stamps else None
+
+    def _lose(self, count: int) -> None:
+        self.unpaired += count
+        self.outcomes.extend([False] * count)
+
+    def _forget(self, count: int) -> None:
+        self.decided = self.waiting[count - 1]
+        del self.waiting[:count], self.items[:count]
+
+
+class Pairer(Generic[T]):
+    """Brings together the items of two or more streams whose stamps are nearest to each other.
+
+    An item of the first stream goes with the item of each other stream whose stamp is nearest and at most `slop` away, unless that one
+    is nearer to another item of the first. Each item is used once. A set is given out as soon as no item can still come that would
+    fit better: where stamps are equal or the other stream is later, at once; otherwise it relies on the other stream's keeping its
+    shortest interval of late. An item is dropped, and counted, as soon as its partner cannot come any more (streams come in order
+    of their stamps), or when `capacity` younger ones wait. Nothing ever waits by the clock.
+
+    Single items out of order are sorted in while they wait; repeated stamps, and those older than what was decided, are dropped. A
+    stamp more than a second back is a clock set back: all begins anew.
+    """
+
+    def __init__(self, streams: Sequence[str], slop: float, offsets: Mapping[str, float] | None = None, capacity: int = 10):
+        """
+        Args:
+            streams: names, the first being the one that the others are paired with.
+            slop: largest difference between the stamps of a pair [s].
+            offsets: by how much a stream's stamps are late [s]; it is taken off them. 0 for streams left out.
+            capacity: items of one stream that may wait.
+
+        Raises:
+            GeometryError: fewer than two streams, a negative slop, no capacity, or an offset of an unknown stream.
+        """
+        offsets = dict(offsets or {})
+        if len(set(streams)) < 2 or len(set(streams)) != len(streams):
+            raise GeometryError(f"pairing needs two or more streams of different names, got {list(streams)}")
+        if slop < 0 or capacity < 1 or not set(offsets) <= set(streams):
+            raise GeometryError(
+                f"slop must be 0 or more, capacity 1 or more, offsets of {list(streams)}; got {slop}, {capacity}, {offsets}"
+            )
+        self.slop, self.capacity, self.paired = slop, capacity, 0
+        self._slop = round(slop * NANOSECONDS)
+        self.streams = {name: Stream[T](round(offsets.get(name, 0.0) * NANOSECONDS), 2 * self._slop) for name in streams}
+        self._first, *self._others = self.streams.values()
+
+    def add(self, stream: str, stamp: int, item: T) -> list[tuple[T, ...]]:
+        """Take an item with its stamp [ns]; the sets that are decided now, oldest first, items in the order of the streams."""
+        side = self.streams[stream]
+        stamp -= side.offset
+        if side.newest is not None and stamp < side.newest - JUMP_NS:
+            for each in self.streams.values():
+                each.clear()
+        if not side.insert(stamp, item):
+            return []
+        sets = self._decide()
+        if len(self._first.waiting) > self.capacity:
+            self._drop_oldest()
+        for other in self._others:
+            other.drop(max(0, len(other.waiting) - self.capacity))
+        return sets
+
+    def share(self, stream: str) -> float | None:
+        """Share of a stream's last items that found their partners, 0..1; None until some ten are decided. A sensor that is faster than
+        another has items without a partner by nature."""
+        outcomes = self.streams[stream].outcomes
+        return sum(outcomes) / len(outcomes) if len(outcomes) >= ENOUGH else None
+
+    def difference(self, stream: str) -> float | None:
+        """How much later the nearest stamp of `stream` typically is than one of the first stream, after its offset: median [s]."""
+        differences = self.streams[stream].differences
+        return float(np.median(differences)) / NANOSECONDS if differences else None
+
+    def _decide(self) -> list[tuple[T, ...]]:
+        sets = []
+        while self._first.waiting:
+            places = [self._partner(other) for other in self._others]
+            if NOBODY in places:
+                self._drop_oldest()
+            elif OPEN in places:
+                break
+            else:
+                self._note_differences()
+                sets.append((self._first.take(0), *(other.take(place) for other, place in zip(self._others, places))))
+        self.paired += len(sets)
+        self._drop_hopeless()
+        return sets
+
+    def _partner(self, other: Stream[T]) -> int:
+        """Where the partner of the oldest waiting item of the first stream waits in `other`, or NOBODY, or OPEN."""
+        stamp, *later = self._first.waiting[:2]
+        # What is nearer to the next item of the first stream belongs to that one.
+        reach = min(stamp + self._slop, (stamp + later[0]) // 2) if later else stamp + self._slop
+        complete = other.newest is not None and other.newest >= reach
+        within = [place for place, s in enumerate(other.waiting) if stamp - self._slop <= s <= reach]
+        if not within:
+            return NOBODY if complete else OPEN
+        place = min(within, key=lambda p: abs(other.waiting[p] - stamp))
+        partner = other.waiting[place]
+        distance = abs(partner - stamp)
+        nearest_there = complete or other.soonest >= stamp + distance
+        nearest_here = bool(later) or self._first.soonest >= partner + distance
+        return place if nearest_there and nearest_here else OPEN
+
+    def _drop_hopeless(self) -> None:
+        """Items of the other streams that are too old for any item of the first that waits or will come."""
+        oldest = self._first.waiting[0] if self._first.waiting else self._first.newest
+        if oldest is not None:
+            for other in self._others:
+                other.drop(bisect_left(other.waiting, oldest - self._slop))
+
+    def _drop_oldest(self) -> None:
+        self._note_differences()
+        self._first.drop(1)
+
+    def _note_differences(self) -> None:
+        """Remember how far from the oldest item of the first stream, whose fate is being decided, those are to which it is the nearest."""
+        stamp = self._first.waiting[0]
+        for other in self._others:
+            if other.recent:
+                nearest = min(other.recent, key=lambda s: abs(s - stamp))
+                # A faster first stream has items that are nearest to none; they would blur the median.
+                if min(abs(nearest - s) for s in self._first.recent) >= abs(nearest - stamp):
+                    other.differences.append(nearest - stamp)

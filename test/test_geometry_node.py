@@ -1,0 +1,504 @@
+"""The geometry node, in a process of its own, spoken to over Fast DDS, on scenes whose depth and normals are known."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, Callable, Iterator, Mapping
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="no ROS 2: neither an installation is sourced nor are the wheels installed")
+
+from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402
+from rclpy.parameter import Parameter  # noqa: E402
+from sensor_msgs.msg import CameraInfo, Image, PointCloud2  # noqa: E402
+from std_msgs.msg import Header  # noqa: E402
+from stereo_msgs.msg import DisparityImage  # noqa: E402
+
+from lix_core import viz  # noqa: E402
+from lix_core.camera import Camera  # noqa: E402
+from lix_core.errors import GeometryError  # noqa: E402
+from lix_ros import geometry_node, geometry_sensors, messages  # noqa: E402
+from lix_ros.parameters import GeometryParameters  # noqa: E402
+from ros import Diagnostics, NodeProcess, Peer, answer_to, exchange, image_message, node_starter, pixels_of, stamp_ns, wait_for  # noqa: E402
+
+NODE = "/geometry"
+LEFT = Camera.pinhole(320, 96, 200.0)
+RIGHT = Camera.pinhole(320, 96, 200.0, baseline=0.5)
+DISPARITY = 10
+"""[pixels] of a wall at 200 * 0.5 / 10 = 10 m."""
+EXTRINSICS = [0.0, -0.1, -0.2, 0.5, -0.5, 0.5, 0.5]
+"""A LiDAR 0.1 m above and 0.2 m behind the camera, both looking ahead; x forward, y left, z up."""
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Any]:
+    with node_starter("geometry_node", tmp_path, diagnostics_period=0.1) as start_node:
+        yield start_node
+
+
+def texture(height: int = 96, width: int = 340) -> np.ndarray:
+    noise = np.random.default_rng(5).integers(0, 256, (height, width, 3), np.uint8)
+    return cv2.GaussianBlur(noise, (0, 0), 1.2)
+
+
+WALL = texture()
+LEFT_IMAGE, RIGHT_IMAGE = (np.ascontiguousarray(WALL[:, shift : shift + 320]) for shift in (0, DISPARITY))
+
+
+def header_at(stamp: int, frame_id: str = "camera_optical_frame") -> Header:
+    header = Header(frame_id=frame_id)
+    header.stamp.sec, header.stamp.nanosec = divmod(stamp, 10**9)
+    return header
+
+
+class Stereo:
+    """A stereo camera. send(): one pair of the wall, each time with new stamps."""
+
+    def __init__(self, peer: Peer, cameras: tuple[Camera, Camera] = (LEFT, RIGHT)):
+        self.cameras = dict(zip(("left", "right"), cameras))
+        self.images = {side: peer.publisher(Image, f"/{side}/image") for side in self.cameras}
+        self.infos = {side: peer.publisher(CameraInfo, f"/{side}/camera_info") for side in self.cameras}
+
+    def send(
+        self,
+        left: np.ndarray = LEFT_IMAGE,
+        right: np.ndarray | None = RIGHT_IMAGE,
+        late: int = 0,
+        infos: Mapping[str, Callable[[], CameraInfo]] | None = None,
+    ) -> int:
+        """The left stamp. late: by which the right one is later [ns]. infos: make others than the cameras' own."""
+        stamp = time.time_ns()
+        for side, image, stamped in (("left", left, stamp), ("right", right, stamp + late)):
+            info = infos[side]() if infos and side in infos else messages.camera_info(self.cameras[side], Header())
+            info.header = header_at(stamped)
+            self.infos[side].publish(info)
+            if image is not None:
+                self.images[side].publish(image_message(image, "rgb8", stamped, f"{side}_optical_frame"))
+        return stamp
+
+
+class Lidar:
+    """A LiDAR and a camera. send(): one scan."""
+
+    def __init__(self, peer: Peer):
+        self.points = peer.publisher(PointCloud2, "/points")
+        self.info = peer.publisher(CameraInfo, "/camera_info")
+
+    def send(self, cloud: PointCloud2, late: int = 5_000_000) -> int:
+        """The camera's stamp. late: by which the cloud's is later [ns]."""
+        stamp = time.time_ns()
+        cloud.header = header_at(stamp + late, "lidar")
+        self.points.publish(cloud)
+        self.info.publish(messages.camera_info(LEFT, header_at(stamp)))
+        return stamp
+
+
+def wall_cloud(step: float = 0.02) -> PointCloud2:
+    """A wall 10 m ahead of the camera, as the LiDAR of EXTRINSICS sees it, with two points that are no numbers."""
+    y, z = np.meshgrid(np.arange(-9, 9, 4 * step), np.arange(-3, 3, 4 * step))
+    points = np.stack([np.full(y.size, 10.2), y.ravel(), z.ravel(), np.full(y.size, 0.5), np.zeros(y.size)], axis=1)
+    points[:2, :3] = np.nan
+    return messages.points_to_cloud(points, Header())
+
+
+def until_told(send: Callable[[], Any], diagnostics: Diagnostics, words: str) -> bytes:
+    """Send, ten times a second, until the diagnostics' message has `words`; its level."""
+
+    def told() -> bool:
+        send()
+        time.sleep(0.1)
+        return bool(diagnostics.latest) and words in diagnostics.latest.message
+
+    wait_for(told, lambda: f"diagnostics never said {words!r}; the last was {diagnostics.latest}")
+    return diagnostics.latest.level
+
+
+def test_a_stereo_pair_of_a_wall_gives_its_depth_disparity_and_normals(start: Any, peer: Peer) -> None:
+    start()
+    kinds = {"depth": Image, "disparity": DisparityImage, "normals": Image, "normals_color": Image, "camera_info": CameraInfo}
+    received = {name: peer.listen(kind, f"{NODE}/{name}") for name, kind in kinds.items()}
+    camera = Stereo(peer)
+    stamps: list[int] = []
+
+    def all_answered() -> bool:
+        stamps.append(stamp_ns(answer_to(camera.send, received["depth"])))
+        return all(any(stamp_ns(m) == stamps[-1] for m in list_) for list_ in received.values())
+
+    wait_for(all_answered, "not every output came")
+    got = {name: next(m for m in list_ if stamp_ns(m) == stamps[-1]) for name, list_ in received.items()}
+    assert {m.header.frame_id for m in got.values()} == {"left_optical_frame"}
+    encodings = {name: m.encoding for name, m in got.items() if isinstance(m, Image)}
+    assert encodings == {"depth": "32FC1", "normals": "32FC3", "normals_color": "rgb8"}
+    depth, normals = pixels_of(got["depth"]), pixels_of(got["normals"])
+    known = np.isfinite(depth)
+    assert known[10:-10, 150:-10].mean() > 0.95 and not known[:, : DISPARITY - 2].any()
+    assert np.abs(np.median(depth[known]) - 10) < 0.05 and np.percentile(np.abs(depth[known] - 10), 90) < 0.2
+    facing = normals[np.isfinite(normals[..., 0])]
+    np.testing.assert_allclose(np.median(facing, axis=0), (0, 0, -1), atol=0.05)
+    np.testing.assert_array_equal(pixels_of(got["normals_color"]), viz.normals_color(normals))
+    message = got["disparity"]
+    disparity = pixels_of(message.image)
+    assert (message.f, message.t, message.min_disparity, message.max_disparity, message.delta_d) == (200.0, 0.5, 0.0, 128.0, 0.0625)
+    assert (message.valid_window.width, message.valid_window.height, message.image.encoding) == (320, 96, "32FC1")
+    np.testing.assert_allclose(disparity[known], 200 * 0.5 / depth[known], rtol=1e-5)
+    assert (disparity[~known] <= 0).all()
+    assert (list(got["camera_info"].p), got["camera_info"].width) == (list(LEFT.p), 320)
+
+
+def test_a_lidar_scan_of_a_wall_gives_depth_at_its_points_with_the_cameras_stamp(start: Any, peer: Peer) -> None:
+    start(input="lidar", extrinsics=EXTRINSICS, completion_reach=0)
+    depths, confidences = (peer.listen(Image, f"{NODE}/{name}") for name in ("depth", "confidence"))
+    lidar = Lidar(peer)
+    message = answer_to(lambda: lidar.send(wall_cloud()), depths)
+    depth = pixels_of(message)
+    known = np.isfinite(depth)
+    assert (message.header.frame_id, depth.shape) == ("camera_optical_frame", (96, 320))
+    np.testing.assert_allclose(depth[known], 10.0, atol=1e-4)
+    # 0.08 m between points are 1.6 pixels at 10 m.
+    assert 0.3 < known.mean() < 0.5
+    confidence = answer_to(lambda: lidar.send(wall_cloud()), confidences)
+    assert confidence.encoding == "mono8"
+    np.testing.assert_array_equal(pixels_of(confidence), np.where(known, 255, 0))
+    assert peer.set_parameter(NODE, "completion_reach", 24).successful
+    filled = pixels_of(answer_to(lambda: lidar.send(wall_cloud()), depths))
+    assert np.isfinite(filled[10:-10, 10:-10]).all()
+    np.testing.assert_allclose(filled[np.isfinite(filled)], 10.0, atol=1e-3)
+
+
+def test_a_depth_image_of_a_slope_gives_its_exact_normal(start: Any, peer: Peer) -> None:
+    start(input="depth")
+    depths, normals_out = (peer.listen(Image, f"{NODE}/{name}") for name in ("depth", "normals"))
+    images, infos = peer.publisher(Image, "/depth/image"), peer.publisher(CameraInfo, "/depth/camera_info")
+    normal = np.array([0.3, -0.8, -0.52]) / np.linalg.norm([0.3, -0.8, -0.52])
+    slope = (-4.0 / (LEFT.rays @ normal)).astype(np.float32)
+    slope[(slope < 0) | (slope > 30)] = np.nan
+    for encoding, sent in (("32FC1", slope), ("16UC1", np.where(np.isnan(slope), 0, np.rint(slope * 1e3)).astype(np.uint16))):
+
+        def send() -> int:
+            infos.publish(messages.camera_info(LEFT, Header()))
+            message = image_message(sent.view(np.uint8).reshape(96, -1), encoding, padding=6)
+            message.width = 320
+            images.publish(message)
+            return stamp_ns(message)
+
+        got = pixels_of(answer_to(send, normals_out))
+        known = np.isfinite(got[..., 0])
+        assert known.sum() > 0.8 * np.isfinite(slope).sum()
+        error = np.degrees(np.arccos(np.clip(got[known] @ normal.astype(np.float32), -1, 1)))
+        assert np.median(error) < (0.1 if encoding == "32FC1" else 3.0)
+        np.testing.assert_allclose(pixels_of(answer_to(send, depths)), slope, atol=6e-4)
+    assert peer.set_parameter(NODE, "max_depth", 6.0).successful
+    assert peer.set_parameter(NODE, "min_depth", 5.0).successful
+    near = pixels_of(answer_to(send, depths))
+    inside = (slope > 5.001) & (slope < 5.999)
+    np.testing.assert_array_equal(np.isfinite(near), np.isfinite(near) & (slope > 4.999) & (slope < 6.001))
+    assert np.isfinite(near[inside]).all()
+
+
+def test_only_what_is_subscribed_is_computed(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: list[str] = []
+    for module, name in ((geometry_node, "normals_from_depth"), (geometry_sensors, "complete"), (geometry_sensors, "project_cloud")):
+        function = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, _f=function, _n=name: computed.append(_n) or _f(*a))
+    values = {"input": "lidar", "extrinsics": EXTRINSICS}
+    node = geometry_node.GeometryNode(parameter_overrides=[Parameter(name, value=value) for name, value in values.items()])
+    try:
+        frame = (messages.camera_info(LEFT, header_at(time.time_ns())), wall_cloud())
+
+        def work(*names: str) -> list[str]:
+            monkeypatch.setattr(node, "_wanted", lambda: set(names))
+            computed.clear()
+            counts, before = node._statistics, node._statistics.published + node._statistics.skipped
+            node._offer(frame)
+            wait_for(lambda: counts.published + counts.skipped > before, lambda: counts.last_error)
+            return list(computed)
+
+        assert work() == []
+        assert work("depth") == ["project_cloud", "complete"]
+        assert work("normals_color") == ["project_cloud", "complete", "normals_from_depth"]
+    finally:
+        node.close()
+        node.destroy_node()
+
+
+def test_without_a_subscriber_pairs_are_counted_and_skipped(start: Any, peer: Peer) -> None:
+    start()
+    diagnostics, camera = peer.diagnostics("geometry"), Stereo(peer)
+
+    def skipped() -> bool:
+        camera.send()
+        time.sleep(0.05)
+        return int(diagnostics.value("frames skipped (on purpose)") or 0) >= 12
+
+    wait_for(skipped, lambda: str(diagnostics.latest))
+    diagnostics.wait("nobody subscribes", DiagnosticStatus.OK)
+    assert (diagnostics.value("frames out"), diagnostics.value("left/image paired [%]")) == ("0", "100")
+
+
+def test_an_offset_between_the_cameras_is_told_and_taken_off(start: Any, peer: Peer) -> None:
+    start()
+    depths, diagnostics, camera = peer.listen(Image, f"{NODE}/depth"), peer.diagnostics("geometry"), Stereo(peer)
+    words = "0 % of left/image found a partner within 20 ms; the nearest of right/image is typically 30 ms later: set offset to 0.030"
+    assert until_told(lambda: camera.send(late=30_000_000), diagnostics, words) == DiagnosticStatus.WARN
+    assert not depths
+    assert peer.set_parameter(NODE, "offset", 0.03).successful
+    answer = answer_to(lambda: camera.send(late=30_000_000), depths)
+    assert answer.header.frame_id == "left_optical_frame"
+    wait_for(lambda: diagnostics.value("stamp difference p50 [ms]") == "0.0", lambda: str(diagnostics.latest))
+
+
+def test_an_image_without_its_partner_is_counted_and_not_waited_for(start: Any, peer: Peer) -> None:
+    start(input_reliability="reliable")
+    depths, diagnostics, camera = peer.listen(Image, f"{NODE}/depth"), peer.diagnostics("geometry"), Stereo(peer)
+    answer_to(camera.send, depths)
+    wait_for(lambda: diagnostics.value("frames out") not in ("", "0"), lambda: str(diagnostics.latest))
+    before = int(diagnostics.value("left/image unpaired"))
+    camera.send(right=None)
+    time.sleep(0.03)
+    sent = camera.send()
+    wait_for(lambda: any(stamp_ns(m) == sent for m in depths), "the pair after a lonely image was not answered", timeout=2.0)
+    wait_for(lambda: int(diagnostics.value("left/image unpaired")) == before + 1, lambda: str(diagnostics.latest))
+
+
+def test_swapped_cameras_are_said_and_nothing_of_them_is_published(start: Any, peer: Peer) -> None:
+    node = start()
+    depths, diagnostics, camera = peer.listen(Image, f"{NODE}/depth"), peer.diagnostics("geometry"), Stereo(peer)
+    level = until_told(lambda: camera.send(RIGHT_IMAGE, LEFT_IMAGE), diagnostics, "left and right are swapped")
+    assert level == DiagnosticStatus.ERROR and "left and right are swapped" in node.output
+    assert not depths
+    answer_to(camera.send, depths)
+    wait_for(lambda: diagnostics.latest.level != DiagnosticStatus.ERROR, lambda: str(diagnostics.latest))
+
+
+def measure(left: np.ndarray, right: np.ndarray, cameras: tuple[Camera, Camera] = (LEFT, RIGHT)) -> geometry_sensors.Measurement:
+    """What the stereo sensor makes of one pair, without a node around it."""
+    sensor = geometry_sensors.StereoPair(GeometryParameters(), geometry_sensors.Transforms(None))
+    infos = dict(zip(sensor.INFOS, (messages.camera_info(camera, Header()) for camera in cameras)))
+    return sensor.measure([image_message(image, "rgb8") for image in (left, right)], infos)
+
+
+def test_infinity_is_where_the_principal_points_say_and_the_baseline_is_between_both_cameras() -> None:
+    left = Camera.pinhole(320, 96, 200.0, baseline=-0.2)
+    right = Camera.pinhole(320, 96, 200.0, cx=LEFT.cx + 4, baseline=0.3)
+    measured = measure(LEFT_IMAGE, np.ascontiguousarray(WALL[:, DISPARITY - 4 : DISPARITY + 316]), (left, right))
+    assert measured.baseline == pytest.approx(0.5)
+    assert np.nanmedian(measured.depth) == pytest.approx(10.0, abs=0.05)
+    assert np.nanmedian(measured.disparity) == pytest.approx(DISPARITY, abs=0.05)
+
+
+def test_rows_that_disagree_are_a_warning_and_one_camera_twice_a_fault() -> None:
+    assert measure(LEFT_IMAGE, RIGHT_IMAGE).warning == ""
+    assert measure(LEFT_IMAGE, np.roll(RIGHT_IMAGE, 4, axis=0)).warning.startswith("not rectified: rows differ by 4")
+    with pytest.raises(GeometryError, match="the same image"):
+        measure(LEFT_IMAGE, LEFT_IMAGE)
+
+
+def info(camera: Camera, **changes: Any) -> CameraInfo:
+    message = messages.camera_info(camera, Header())
+    for name, value in changes.items():
+        setattr(message, name, value)
+    return message
+
+
+BAD_PAIRS: dict[str, tuple[dict[str, Callable[[], CameraInfo]], str]] = {
+    "zeros in k": ({"left": lambda: info(LEFT, k=[0.0] * 9)}, "focal lengths above 0"),
+    "another size": (
+        {"left": lambda: info(LEFT.scaled(640, 192)), "right": lambda: info(RIGHT.scaled(640, 192))},
+        "the left image is 320x96, its calibration is for 640x192",
+    ),
+    "two sizes": (
+        {"right": lambda: info(Camera.pinhole(300, 96, 200.0, baseline=0.5))},
+        "the left camera_info is for 320x96, the right one for 300x96",
+    ),
+    "no baseline": ({"right": lambda: info(LEFT)}, "p[3] of right/camera_info is 0"),
+    "infos swapped": ({"left": lambda: info(RIGHT), "right": lambda: info(LEFT)}, "left and right camera_info are swapped"),
+    "two lenses": ({"right": lambda: info(Camera.pinhole(320, 96, 210.0, baseline=0.5))}, "fx 200.00 and 210.00"),
+}
+
+
+def test_calibrations_that_cannot_be_are_said_and_the_next_good_pair_goes_on(start: Any, peer: Peer) -> None:
+    start()
+    depths, diagnostics, camera = peer.listen(Image, f"{NODE}/depth"), peer.diagnostics("geometry"), Stereo(peer)
+    answer_to(camera.send, depths)
+    for infos, words in BAD_PAIRS.values():
+        assert until_told(lambda: camera.send(infos=infos), diagnostics, words) == DiagnosticStatus.WARN
+        answer_to(camera.send, depths)
+
+
+def test_rectify_takes_the_raw_images_with_their_own_calibrations(start: Any, peer: Peer) -> None:
+    # Raw principal points 6 pixels right and 4 pixels left of the rectified ones: raw columns disagree by 10 more than disparity.
+    raw = [Camera(320, 96, (200, 0, c.cx + shift, 0, 200, c.cy, 0, 0, 1), p=c.p) for c, shift in ((LEFT, 6), (RIGHT, -4))]
+    images = [np.ascontiguousarray(np.roll(image, shift, axis=1)) for image, shift in ((LEFT_IMAGE, 6), (RIGHT_IMAGE, -4))]
+    start(rectify=True)
+    depths, camera = peer.listen(Image, f"{NODE}/depth"), Stereo(peer, tuple(raw))
+    depth = pixels_of(answer_to(lambda: camera.send(*images), depths))
+    assert np.nanmedian(depth) == pytest.approx(10.0, abs=0.05)
+    assert peer.set_parameter(NODE, "rectify", False).successful
+    depth = pixels_of(answer_to(lambda: camera.send(*images), depths))
+    assert np.nanmedian(depth) == pytest.approx(5.0, abs=0.05)
+
+
+def changed(cloud: PointCloud2, **changes: Any) -> PointCloud2:
+    for name, value in changes.items():
+        setattr(cloud, name, value)
+    return cloud
+
+
+def test_bad_clouds_are_said_and_an_empty_one_gives_depth_that_is_unknown(start: Any, peer: Peer) -> None:
+    start(input="lidar", extrinsics=EXTRINSICS)
+    depths, diagnostics, lidar = peer.listen(Image, f"{NODE}/depth"), peer.diagnostics("geometry"), Lidar(peer)
+    for make, words in (
+        (lambda: changed(wall_cloud(), data=wall_cloud().data[:500]), "is it truncated?"),
+        (lambda: changed(wall_cloud(), fields=wall_cloud().fields[:2]), "the cloud has no field z"),
+    ):
+        until_told(lambda: lidar.send(make()), diagnostics, words)
+    empty = messages.points_to_cloud(np.zeros((0, 5)), Header())
+    assert np.isnan(pixels_of(answer_to(lambda: lidar.send(empty), depths))).all()
+    diagnostics.wait("none of the cloud's 0 points is in the image", DiagnosticStatus.WARN)
+    assert np.isfinite(pixels_of(answer_to(lambda: lidar.send(wall_cloud()), depths))).any()
+    # Forgetting that the optical frame looks along z puts the wall beside the camera.
+    assert peer.set_parameter(NODE, "extrinsics", [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]).successful
+    answer_to(lambda: lidar.send(wall_cloud()), depths)
+    diagnostics.wait("LiDAR points fall into the image", DiagnosticStatus.WARN)
+    refused = peer.set_parameter(NODE, "extrinsics", [0.0] * 7)
+    assert (refused.successful, "norm 1" in refused.reason) == (False, True)
+    refused = peer.set_parameter(NODE, "extrinsics", [0.0, 1.0])
+    assert (refused.successful, "0 or 7 numbers" in refused.reason) == (False, True)
+
+
+def test_bad_depth_images_are_said(start: Any, peer: Peer) -> None:
+    start(input="depth")
+    depths, diagnostics = peer.listen(Image, f"{NODE}/depth"), peer.diagnostics("geometry")
+    images, infos = peer.publisher(Image, "/depth/image"), peer.publisher(CameraInfo, "/depth/camera_info")
+    for pixels, encoding, words in (
+        (np.zeros((96, 320, 3), np.uint8), "rgb8", "'rgb8' is not a depth image"),
+        (np.ones((10, 20), np.float32), "32FC1", "the depth image is 20x10, its calibration is for 320x96"),
+    ):
+
+        def send() -> None:
+            infos.publish(messages.camera_info(LEFT, Header()))
+            images.publish(image_message(pixels, encoding))
+
+        until_told(send, diagnostics, words)
+    assert np.isnan(pixels_of(exchange(images, depths, image_message(np.zeros((96, 320), np.float32), "32FC1")))).all()
+    diagnostics.wait("no pixel of the depth image is known", DiagnosticStatus.WARN)
+
+
+TF_STAND_IN = f"""
+import builtin_interfaces.msg
+from types import SimpleNamespace as S
+
+class TransformException(Exception):
+    pass
+
+class Buffer:
+    def lookup_transform(self, target, source, time):
+        if source != "lidar":
+            raise TransformException(f'"{{source}}" passed to lookupTransform argument source_frame does not exist.')
+        assert target == "camera_optical_frame" and time.nanoseconds > 0
+        x, y, z, qx, qy, qz, qw = {EXTRINSICS}
+        return S(transform=S(translation=S(x=x, y=y, z=z), rotation=S(x=qx, y=qy, z=qz, w=qw)))
+
+class TransformListener:
+    def __init__(self, buffer, node):
+        pass
+"""
+
+
+def test_extrinsics_come_from_tf_where_it_is_installed(start: Any, peer: Peer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tf2_ros.py").write_text(TF_STAND_IN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    start(input="lidar")
+    depths, lidar, diagnostics = peer.listen(Image, f"{NODE}/depth"), Lidar(peer), peer.diagnostics("geometry")
+    depth = pixels_of(answer_to(lambda: lidar.send(wall_cloud()), depths))
+    np.testing.assert_allclose(depth[np.isfinite(depth)], 10.0, atol=1e-3)
+    lost = messages.points_to_cloud(np.zeros((1, 5)), header_at(time.time_ns(), "velodyne"))
+    stamp = stamp_ns(lost)
+    lidar.points.publish(lost)
+    lidar.info.publish(messages.camera_info(LEFT, header_at(stamp)))
+    diagnostics.wait('no transform from velodyne to camera_optical_frame: "velodyne" passed to', DiagnosticStatus.WARN)
+
+
+@pytest.mark.skipif(geometry_sensors.Buffer is not None, reason="tf2_ros is installed")
+def test_without_tf_and_extrinsics_the_cure_is_said(start: Any, peer: Peer) -> None:
+    start(input="lidar", extrinsics=[])
+    depths, diagnostics, lidar = peer.listen(Image, f"{NODE}/depth"), peer.diagnostics("geometry"), Lidar(peer)
+    words = "no transform from lidar to camera_optical_frame: tf2_ros is not installed"
+    assert until_told(lambda: lidar.send(wall_cloud()), diagnostics, words) == DiagnosticStatus.WARN
+    assert int(diagnostics.value("frames failed")) > 0
+    assert peer.set_parameter(NODE, "extrinsics", EXTRINSICS).successful
+    assert np.isfinite(pixels_of(answer_to(lambda: lidar.send(wall_cloud()), depths))).any()
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[NodeProcess]:
+    """A street played live: its left camera is `left`, its true depth `truth`. A third of right images and clouds is lost."""
+    pytest.importorskip("embreex", reason="the world needs the extra sim")
+    remaps = {"image": "left/image", "camera_info": "left/camera_info", "depth": "truth"}
+    settings = {"input": "world:3", "world_weather": "clear", "right_offset": 0.03, "points_offset": -0.03, "dropout": 0.33}
+    node = NodeProcess("replay_node", tmp_path, settings, remaps)
+    yield node
+    if node.process.poll() is None:
+        node.stop()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "lost", "least_known", "median_error"),
+    [
+        ({"input": "stereo", "offset": 0.03}, "left/image", 0.6, 0.03),
+        ({"input": "lidar", "offset": -0.03, "extrinsics": [0.0, -0.08, -0.27, 0.5, -0.5, 0.5, 0.5]}, "camera_info", 0.6, 0.01),
+    ],
+    ids=["stereo", "lidar"],
+)
+def test_a_world_played_live_comes_out_with_its_true_depth(
+    tmp_path: Path, peer: Peer, world: NodeProcess, parameters: dict, lost: str, least_known: float, median_error: float
+) -> None:
+    """The stated errors are of relative depth, where it is known; frames without a partner are counted and not waited for."""
+    node = NodeProcess("geometry_node", tmp_path, {**parameters, "diagnostics_period": 0.1}, {"camera_info": "left/camera_info"})
+    try:
+        depths, truths, diagnostics = peer.listen(Image, f"{NODE}/depth"), peer.listen(Image, "/truth"), peer.diagnostics("geometry")
+
+        def pairs() -> list[tuple[np.ndarray, np.ndarray]]:
+            return [(pixels_of(d), pixels_of(t)) for d in depths[:] for t in truths[:] if stamp_ns(d) == stamp_ns(t)]
+
+        wait_for(lambda: len(pairs()) >= 5, lambda: f"{world.output}{node.output}{diagnostics.latest}")
+        wait_for(lambda: int(diagnostics.value(f"{lost} unpaired") or 0) > 0, lambda: str(diagnostics.latest))
+        for depth, truth in pairs():
+            both = np.isfinite(depth) & np.isfinite(truth)
+            assert both.sum() > least_known * np.isfinite(truth).sum()
+            assert np.median(np.abs(depth - truth)[both] / truth[both]) < median_error
+    finally:
+        assert node.stop() == 0, node.output
+
+
+def test_a_topic_that_is_silent_is_named(start: Any, peer: Peer) -> None:
+    start(silence_timeout=0.4)
+    diagnostics = peer.diagnostics("geometry")
+    camera = peer.publisher(Image, "/left/image")
+    for _ in range(20):
+        camera.publish(image_message(LEFT_IMAGE, "rgb8"))
+        time.sleep(0.03)
+    text = diagnostics.wait("no message on /right/camera_info", DiagnosticStatus.WARN).message
+    assert "no message on /right/image for" in text and "remap `right/image`" in text and "/left/image " not in text
+
+
+@pytest.mark.parametrize("parameters", [{"input": "sonar"}, {"extrinsics": ["a"]}, {"slop": -1.0}])
+def test_parameters_that_cannot_be_are_told_without_a_traceback(start: Any, ros: None, parameters: dict) -> None:
+    node = start(**parameters)
+    assert node.process.wait(timeout=30) == 2
+    assert "cannot start" in node.output and next(iter(parameters)) in node.output
+
+
+def test_sigint_twice_ends_the_node_cleanly_while_frames_flow(start: Any, peer: Peer) -> None:
+    node = start()
+    depths, camera = peer.listen(Image, f"{NODE}/depth"), Stereo(peer)
+    answer_to(camera.send, depths)
+    for _ in range(5):
+        camera.send()
+    assert node.stop(2) == 0
+    assert "Traceback" not in node.output
