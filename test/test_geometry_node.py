@@ -23,7 +23,7 @@ from lix_core.camera import Camera  # noqa: E402
 from lix_core.errors import GeometryError  # noqa: E402
 from lix_ros import geometry_node, geometry_sensors, messages  # noqa: E402
 from lix_ros.parameters import GeometryParameters  # noqa: E402
-from ros import Diagnostics, NodeProcess, Peer, answer_to, exchange, image_message, node_starter, pixels_of, stamp_ns, wait_for  # noqa: E402
+from ros import Diagnostics, Peer, answer_to, exchange, image_message, node_starter, pixels_of, stamp_ns, wait_for  # noqa: E402
 
 NODE = "/geometry"
 LEFT = Camera.pinhole(320, 96, 200.0)
@@ -433,47 +433,6 @@ def test_without_tf_and_extrinsics_the_cure_is_said(start: Any, peer: Peer) -> N
     assert int(diagnostics.value("frames failed")) > 0
     assert peer.set_parameter(NODE, "extrinsics", EXTRINSICS).successful
     assert np.isfinite(pixels_of(answer_to(lambda: lidar.send(wall_cloud()), depths))).any()
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[NodeProcess]:
-    """A street played live: its left camera is `left`, its true depth `truth`. A third of right images and clouds is lost."""
-    pytest.importorskip("embreex", reason="the world needs the extra sim")
-    remaps = {"image": "left/image", "camera_info": "left/camera_info", "depth": "truth"}
-    settings = {"input": "world:3", "world_weather": "clear", "right_offset": 0.03, "points_offset": -0.03, "dropout": 0.33}
-    node = NodeProcess("replay_node", tmp_path, settings, remaps)
-    yield node
-    if node.process.poll() is None:
-        node.stop()
-
-
-@pytest.mark.parametrize(
-    ("parameters", "lost", "least_known", "median_error"),
-    [
-        ({"input": "stereo", "offset": 0.03}, "left/image", 0.6, 0.03),
-        ({"input": "lidar", "offset": -0.03, "extrinsics": [0.0, -0.08, -0.27, 0.5, -0.5, 0.5, 0.5]}, "camera_info", 0.6, 0.01),
-    ],
-    ids=["stereo", "lidar"],
-)
-def test_a_world_played_live_comes_out_with_its_true_depth(
-    tmp_path: Path, peer: Peer, world: NodeProcess, parameters: dict, lost: str, least_known: float, median_error: float
-) -> None:
-    """The stated errors are of relative depth, where it is known; frames without a partner are counted and not waited for."""
-    node = NodeProcess("geometry_node", tmp_path, {**parameters, "diagnostics_period": 0.1}, {"camera_info": "left/camera_info"})
-    try:
-        depths, truths, diagnostics = peer.listen(Image, f"{NODE}/depth"), peer.listen(Image, "/truth"), peer.diagnostics("geometry")
-
-        def pairs() -> list[tuple[np.ndarray, np.ndarray]]:
-            return [(pixels_of(d), pixels_of(t)) for d in depths[:] for t in truths[:] if stamp_ns(d) == stamp_ns(t)]
-
-        wait_for(lambda: len(pairs()) >= 5, lambda: f"{world.output}{node.output}{diagnostics.latest}")
-        wait_for(lambda: int(diagnostics.value(f"{lost} unpaired") or 0) > 0, lambda: str(diagnostics.latest))
-        for depth, truth in pairs():
-            both = np.isfinite(depth) & np.isfinite(truth)
-            assert both.sum() > least_known * np.isfinite(truth).sum()
-            assert np.median(np.abs(depth - truth)[both] / truth[both]) < median_error
-    finally:
-        assert node.stop() == 0, node.output
 
 
 def test_a_topic_that_is_silent_is_named(start: Any, peer: Peer) -> None:

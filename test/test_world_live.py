@@ -88,7 +88,7 @@ def test_stereo_depth_is_within_half_a_pixel_of_truth(replay: Any, geometry: Any
     assert both.sum() > 0.8 * (truth < 40).sum()
     assert np.mean(found[np.isnan(truth)] < 20) < 0.02  # the sky is unknown or far
     assert np.median(outcome.angles()) < 15
-    assert float(outcome.diagnostics.value("pairing rate [%]")) > 90
+    assert float(outcome.diagnostics.value("left/image paired [%]")) > 90
 
 
 def test_lidar_depth_is_completed_to_within_a_hundredth_of_truth(replay: Any, geometry: Any, peer: Peer) -> None:

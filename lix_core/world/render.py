@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Sequence
 
 import cv2
@@ -30,9 +30,9 @@ BAND_RAYS = 15_360
 """Rays worked on at a time: their arrays stay in a core's cache."""
 SURFACE_OFFSET_M = 2e-3
 """Secondary rays start this far off their surface, plus a share of the distance for the rounding of float32."""
-OCCLUSION_REACH_M = 2.5
-"""Surfaces nearer than this take sky light from each other."""
-EDGE_SHARE, EDGE_CONTRAST = 0.1, 0.06
+OCCLUSION_REACH_M, OCCLUSION_STEP = 2.5, 3
+"""Surfaces nearer than this take sky light from each other, looked at in every third row and column."""
+EDGE_SHARE, EDGE_CONTRAST = 0.05, 0.06
 """At most this share of the pixels, those where brightness (square root of light) varies most and by more than this, get more rays."""
 EDGE_SAMPLES_PX = ((0.33, 0.17), (-0.33, -0.17))
 LAMP_REACH_M = 45.0
@@ -72,6 +72,13 @@ class Hits:
     v: np.ndarray
 
 
+@lru_cache(maxsize=1024)
+def mip_levels(texture: Texture) -> tuple[np.ndarray, ...]:
+    """The texture at 1, 1/2, 1/4, ... of its size."""
+    sizes = [TEXTURE_SIZE >> level for level in range(1, MIP_LEVELS)]
+    return texture.pixels, *(cv2.resize(texture.pixels, (size, size), interpolation=cv2.INTER_AREA) for size in sizes)
+
+
 class Atlas:
     """All textures of a scene with their mip levels in one picture, so that one cv2.remap looks up every pixel."""
 
@@ -85,11 +92,10 @@ class Atlas:
             size = TEXTURE_SIZE >> level
             picture = np.zeros((rows * (size + 2), width, 3), np.uint8)
             for i, texture in enumerate(textures):
-                tile = cv2.resize(texture.pixels, (size, size), interpolation=cv2.INTER_AREA) if level else texture.pixels
                 row, column = divmod(i, per_row)
                 y, x = row * (size + 2), column * (size + 2)
                 # A pixel of the opposite side around each tile, so that bilinear lookups wrap.
-                picture[y : y + size + 2, x : x + size + 2] = cv2.copyMakeBorder(tile, 1, 1, 1, 1, cv2.BORDER_WRAP)
+                picture[y : y + size + 2, x : x + size + 2] = cv2.copyMakeBorder(mip_levels(texture)[level], 1, 1, 1, 1, cv2.BORDER_WRAP)
             levels.append(picture)
             self._top.append(top)
             top += len(picture)
@@ -196,7 +202,7 @@ class Renderer:
 
     def _material_reflectivity(self) -> np.ndarray:
         """(M,) float32 0..1 of each material at the LiDAR's wavelength."""
-        mean = [LINEAR[t.pixels].mean() for t in self.scene.textures]
+        mean = [LINEAR[mip_levels(t)[-1]].mean() for t in self.scene.textures]
         own = [m.reflectivity if m.reflectivity == m.reflectivity else mean[m.texture] * np.mean(m.tint) for m in self.scene.materials]
         return np.array(own, np.float32)
 
@@ -403,11 +409,11 @@ class Renderer:
     ) -> np.ndarray:
         """(H, W) float32 0..1: how much of the sky light comes past things nearby.
 
-        One ray for every fourth pixel; 4 x 4 neighbours have different directions, which a mean over as many brings together
+        One ray for every ninth pixel; 4 x 4 neighbours have different directions, which a mean over as many brings together
         (interleaved sampling, Keller and Heidrich, EGWR 2001).
         """
-        height, width = shape
-        rows, columns = np.arange(0, height, 2), np.arange(0, width, 2)
+        width = shape[1]
+        rows, columns = (np.arange(0, size, OCCLUSION_STEP) for size in shape)
         grid = (rows[:, None] * width + columns).ravel()
         scatter = SPHERE[(np.arange(len(rows)) % 4)[:, None] * 4 + np.arange(len(columns)) % 4].reshape(-1, 3)
         hit = np.flatnonzero(np.isfinite(depth[grid]))
@@ -422,4 +428,4 @@ class Renderer:
         open_sky = np.ones(len(grid), np.float32)
         open_sky[hit[blocked]] = 0.15
         coarse = cv2.blur(open_sky.reshape(len(rows), len(columns)), (4, 4))
-        return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
+        return cv2.resize(coarse, shape[::-1], interpolation=cv2.INTER_LINEAR)

@@ -27,8 +27,9 @@ def encode(kind: str, values: Tensor) -> tuple[Tensor, Tensor]:
         raise GeometryError(f"{encoding.quantity} must be a float tensor of shape {shape}, got {values.dtype} of {tuple(values.shape)}")
     known = torch.isfinite(planes).all(1) & ((planes != 0).any(1) if encoding.channels > 1 else planes[:, 0] > 0)
     mask = known.unsqueeze(1)
-    planes = torch.where(mask, planes, encoding.high) / encoding.unit(planes.shape[-1])
-    x = (CURVES[encoding.curve][0](planes.clamp(encoding.low, encoding.high)) - encoding.mean) / encoding.std
+    # The clamp also stops the gradient of what is unknown: it gives 0 beyond the limits and for NaN.
+    planes = (planes / encoding.unit(planes.shape[-1])).clamp(encoding.low, encoding.high)
+    x = (CURVES[encoding.curve][0](planes) - encoding.mean) / encoding.std
     return torch.where(mask, x, 0), known
 
 
