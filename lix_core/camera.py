@@ -22,6 +22,8 @@ from lix_core.errors import DataError, GeometryError
 COEFFICIENTS = {"plumb_bob": (4, 5), "rational_polynomial": (8, 12, 14)}
 """Distortion models that can be rectified, and how many coefficients each may have."""
 
+NO_ROTATION = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+
 
 @dataclass(frozen=True)
 class Camera:
@@ -29,8 +31,8 @@ class Camera:
 
     width, height: [pixels]. k: (9,) row-major 3x3 intrinsic matrix of the raw image [pixels].
     distortion_model, d: `plumb_bob` or `rational_polynomial`, and its coefficients.
-    r: (9,) rectifying rotation. p: (12,) projection matrix of the rectified image [pixels; 4th column pixels * m]; left out or
-    all zero, it is k.
+    r: (9,) rectifying rotation; all zero (what messages have by default), there is none. p: (12,) projection matrix of the rectified
+    image [pixels; 4th column pixels * m]; left out or all zero, it is k.
 
     Raises:
         DataError: a size or focal length that is not above 0 (an uncalibrated camera), or matrices of the wrong size.
@@ -41,12 +43,14 @@ class Camera:
     k: tuple[float, ...]
     distortion_model: str = "plumb_bob"
     d: tuple[float, ...] = (0.0,) * 5
-    r: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+    r: tuple[float, ...] = NO_ROTATION
     p: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("k", "d", "r", "p"):
             object.__setattr__(self, name, tuple(float(v) for v in getattr(self, name)))
+        if not any(self.r):
+            object.__setattr__(self, "r", NO_ROTATION)
         if not any(self.p):
             k = self.k
             object.__setattr__(self, "p", (*k[0:3], 0.0, *k[3:6], 0.0, *k[6:9], 0.0))
@@ -117,7 +121,17 @@ class Camera:
     @property
     def is_rectified(self) -> bool:
         """Whether the raw image is already the rectified one: no distortion, no rotation, the same matrix."""
-        return not any(self.d) and np.allclose(self.r, np.eye(3).ravel()) and np.allclose(self.matrix, np.reshape(self.k, (3, 3)))
+        return (
+            self._lens_known
+            and not any(self.d)
+            and np.allclose(self.r, np.eye(3).ravel())
+            and np.allclose(self.matrix, np.reshape(self.k, (3, 3)))
+        )
+
+    @property
+    def _lens_known(self) -> bool:
+        """Whether the distortion model is one of COEFFICIENTS, or none; others bend light even where their coefficients are 0."""
+        return self.distortion_model in ("", *COEFFICIENTS)
 
     @cached_property
     def rays(self) -> np.ndarray:
@@ -152,17 +166,11 @@ class Camera:
         Raises:
             GeometryError: a distortion model other than plumb_bob and rational_polynomial, or a wrong number of coefficients.
         """
-        d = np.array(self.d)
-        if d.any():
-            allowed = COEFFICIENTS.get(self.distortion_model)
-            if allowed is None:
-                raise GeometryError(
-                    f"distortion model {self.distortion_model!r} cannot be rectified here; {' and '.join(COEFFICIENTS)} can"
-                )
-            if len(d) not in allowed:
-                raise GeometryError(
-                    f"distortion model {self.distortion_model} has {' or '.join(map(str, allowed))} coefficients, got {len(d)}"
-                )
+        d, model = np.array(self.d), self.distortion_model
+        if not self._lens_known or (d.any() and not model):
+            raise GeometryError(f"distortion model {model!r} cannot be rectified here; {' and '.join(COEFFICIENTS)} can")
+        if d.any() and len(d) not in COEFFICIENTS[model]:
+            raise GeometryError(f"distortion model {model} has {' or '.join(map(str, COEFFICIENTS[model]))} coefficients, got {len(d)}")
         k, r = np.reshape(self.k, (3, 3)), np.reshape(self.r, (3, 3))
         return cv2.initUndistortRectifyMap(k, d if d.any() else None, r, self.matrix, (self.width, self.height), cv2.CV_32FC1)
 

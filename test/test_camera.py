@@ -241,6 +241,8 @@ def test_a_rectified_camera_leaves_images_alone_and_another_moves_them():
     ("model", "d", "words"),
     [
         ("equidistant", (0.1,) * 4, "distortion model 'equidistant' cannot be rectified here; plumb_bob and rational_polynomial can"),
+        ("equidistant", (0.0,) * 4, "distortion model 'equidistant' cannot"),
+        ("", (0.1,) * 5, "distortion model '' cannot"),
         ("plumb_bob", (0.1,) * 8, "distortion model plumb_bob has 4 or 5 coefficients, got 8"),
         ("rational_polynomial", (0.1,) * 5, "distortion model rational_polynomial has 8 or 12 or 14 coefficients, got 5"),
     ],
@@ -250,11 +252,16 @@ def test_lenses_nobody_can_rectify_are_refused_in_words(model, d, words):
         Camera(640, 480, K, model, d).rectification_maps()
 
 
-@pytest.mark.parametrize(("model", "d"), [("equidistant", (0.0,) * 4), ("plumb_bob", ()), ("", ())])
+@pytest.mark.parametrize(("model", "d"), [("plumb_bob", ()), ("", ()), ("", (0.0,) * 5)])
 def test_a_lens_without_distortion_needs_no_model(model, d):
     columns, rows = Camera(64, 48, Camera.pinhole(64, 48, 60.0).k, model, d).rectification_maps()
     grid = np.meshgrid(np.arange(64), np.arange(48))
     np.testing.assert_allclose([columns, rows], grid, atol=1e-4)
+
+
+def test_a_rectifying_rotation_of_zeros_is_none():
+    camera = Camera(64, 48, Camera.pinhole(64, 48, 60.0).k, r=(0.0,) * 9)
+    assert camera.r == IDENTITY and camera.is_rectified
 
 
 def test_the_calibration_of_the_rectified_image_keeps_projection_and_baseline():

@@ -161,6 +161,10 @@ def test_the_batched_version_agrees():
             expected = complete(sample, reach)
             np.testing.assert_allclose(depth, expected.depth, rtol=1e-4)
             np.testing.assert_allclose(confidence, expected.confidence, atol=1e-4)
+    with pytest.raises(GeometryError, match="above 0 m or NaN"):
+        batch.complete(torch.zeros(1, 4, 4))
+    with pytest.raises(GeometryError, match="reach"):
+        batch.complete(torch.ones(1, 4, 4), 0)
 
 
 @pytest.mark.skipif(not KITTI.exists(), reason="needs the kitti_stream recording")

@@ -166,6 +166,12 @@ def test_the_ring_spacing_is_read_from_the_image():
     assert measure_ring_spacing(np.full((4, 5), np.nan, np.float32)) == 1.0
 
 
+def test_points_that_did_not_return_are_not_where_the_lidar_is():
+    ahead = AXES.copy()
+    ahead[2, 3] = 0.2
+    assert np.isnan(project_cloud(np.zeros((100, 3), np.float32), CAMERA, ahead)).all()
+
+
 @pytest.mark.parametrize("points", [np.zeros((0, 5), np.float32), np.full((200, 3), np.nan), np.full((9, 4), np.inf), np.zeros((5, 3))])
 def test_clouds_without_a_usable_point_give_no_depth_and_no_crash(points):
     depth = project_cloud(points, CAMERA, AXES)
@@ -242,3 +248,7 @@ def test_the_batched_version_agrees():
             np.testing.assert_allclose(depth, project_cloud(cloud, STREET, transform, gap), rtol=1e-6)
     empty = batch.project_clouds(torch.full((1, 0, 3), torch.nan), matrix, extrinsics[0], STREET.shape)
     assert empty.isnan().all()
+    with pytest.raises(GeometryError, match="clouds are"):
+        batch.project_clouds(torch.zeros(4, 3), matrix, extrinsics[0], STREET.shape)
+    with pytest.raises(GeometryError, match="not a rigid transform"):
+        batch.project_clouds(torch.zeros(1, 4, 3), matrix, 2 * extrinsics[0], STREET.shape)

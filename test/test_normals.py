@@ -269,6 +269,17 @@ def test_torch_agrees_on_exact_depth(method):
     np.testing.assert_allclose(batch(depth, CAMERA, method), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize(("top", "left", "rows", "columns"), [(101, 203, 8, 8), (7, 33, 11, 11), (300, 101, 2, 200), (50, 401, 200, 3)])
+def test_a_small_patch_of_noisy_depth_has_normals_in_both_versions(top, left, rows, columns):
+    camera = Camera.pinhole(640, 480, 500.0)
+    depth = np.full(camera.shape, np.nan, np.float32)
+    depth[top : top + rows, left : left + columns] = 10 + 0.1 * np.random.default_rng(0).standard_normal((rows, columns))
+    normals = normals_from_depth(depth, camera)
+    known = np.isfinite(normals).all(-1)
+    assert known.sum() == rows * columns
+    np.testing.assert_array_equal(np.isfinite(batch(depth[None], camera)[0]).all(-1), known)
+
+
 @pytest.mark.parametrize("sigma", [0.05, 0.2])
 def test_torch_agrees_on_noisy_depth(sigma):
     """To 1e-4, but for the few pixels at edges where the weights of two unlike planes amplify what float32 rounds."""

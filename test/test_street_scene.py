@@ -220,7 +220,7 @@ def test_grey_cars_stand_before_grey_walls_where_the_plan_says_so():
     assert len(np.unique(scene.instance[np.isin(scene.material, parked)])) >= 3
 
 
-def test_prefabricated_figures_are_closed_off_and_upright():
+def test_prefabricated_figures_stand_on_the_ground_and_are_of_a_size_to_render():
     for kind in BODIES:
         corners = np.concatenate([s.triangles.reshape(-1, 3) for s in vehicle(kind).values()])
         assert corners[:, 2].min() == pytest.approx(0.0, abs=0.02)

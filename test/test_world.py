@@ -6,15 +6,17 @@ import dataclasses
 
 import numpy as np
 import pytest
-import trimesh
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+trimesh = pytest.importorskip("trimesh", reason="the extra `test` is not installed")
+pytest.importorskip("embreex", reason="the extra `sim` is not installed")
 
 from lix_core.camera import Camera
 from lix_core.errors import GeometryError
 from lix_core.geometry.lidar import project_cloud
 from lix_core.labels import STREET
-from lix_core.world.drive import CAR_FROM_OPTICAL, Rig
+from lix_core.world.drive import CAR_FROM_OPTICAL, Drive, Rig
 from lix_core.world.render import MIP_LEVELS, Atlas, Renderer
 from lix_core.world.scene import Material, Part, Scene, Texture, Weather
 from lix_core.world.sensors import Lidar, develop, exposure_of
@@ -24,6 +26,7 @@ HEIGHT_M = 1.5
 NOON = Weather("noon", (0, 0, 1), (0.7, 0.7, 0.7), (0.3, 0.3, 0.3), (0.5, 0.6, 0.7), (0.2, 0.3, 0.6))
 ROAD, CAR, SIGN, SKY = (STREET.id_of(name) for name in ("road", "car", "sign", "sky"))
 WHITE, RED, GREY = range(3)
+ARRAYS = ("rgb", "right", "depth", "normals", "labels", "instances", "cloud", "world_from_camera")
 PATH = np.array([[0.0, 0, 0], [100.0, 0, 0]])
 
 
@@ -175,7 +178,7 @@ def test_at_night_lamps_and_headlights_light_the_road():
     view = Renderer(scene).view(CAMERA, at_height())
     x = HEIGHT_M * CAMERA.fy / (np.arange(CAMERA.height) - CAMERA.cy)
     middle = view.radiance[:, CAMERA.width // 2].mean(axis=-1)
-    dark = Renderer(scene.in_weather(dataclasses.replace(night, lamps=False))).view(CAMERA, at_height())
+    dark = Renderer(dataclasses.replace(scene, weather=dataclasses.replace(night, lamps=False))).view(CAMERA, at_height())
     assert dark.radiance[-10:].max() < 0.02
     assert middle[(x > 4) & (x < 10)].mean() > 0.1, "headlights"
     assert middle[(x > 27) & (x < 33)].mean() > 1.5 * middle[(x > 17) & (x < 22)].mean(), "the lamp's pool of light"
@@ -307,6 +310,24 @@ def test_a_rig_needs_a_rectified_left_camera():
         Rig(Camera.pinhole(64, 48, 50.0, baseline=0.5))
     with pytest.raises(GeometryError, match="above 0 m"):
         Rig(baseline=0.0)
+
+
+@pytest.mark.parametrize("wrong", [{"seed": -1}, {"spacing": float("inf")}, {"spacing": 0.0}, {"rate": float("nan")}, {"weather": "snow"}])
+def test_a_drive_that_cannot_be_is_refused_at_once(wrong):
+    with pytest.raises(GeometryError, match="needs a seed|no weather 'snow'; there is clear"):
+        Drive(**{"seed": 1, **wrong})
+
+
+def test_every_frame_of_a_drive_is_a_function_of_seed_and_index():
+    """Several bands of rays, whatever is rendered before, with or without the other sensors."""
+    rig = Rig(Camera.pinhole(320, 96, 185.0), lidar=Lidar(rings=16, columns=256))
+    first, second = Drive(3, rig, "night"), Drive(3, rig, "night")
+    frames = [first.frame(i) for i in (0, 1)]
+    again = second.frame(1)
+    assert all(np.array_equal(getattr(frames[1], n), getattr(again, n), equal_nan=n in ("depth", "normals")) for n in ARRAYS)
+    assert not np.array_equal(frames[0].rgb, frames[1].rgb)
+    alone = second.frame(0, right=False, cloud=False)
+    assert np.array_equal(alone.rgb, frames[0].rgb) and alone.right.size == alone.cloud.size == 0
 
 
 def test_the_path_is_followed_with_its_heading():

@@ -60,8 +60,7 @@ def complete(sparse_depth: np.ndarray, reach: int = 24) -> Completion:
         GeometryError: not an image of floats, a depth that is not above 0, or a reach below 1.
     """
     sparse_depth = check_depth(sparse_depth)
-    if not (isinstance(reach, (int, np.integer)) and reach >= 1):
-        raise GeometryError(f"the reach of a completion is a whole number of pixels from 1, got {reach!r}")
+    check_reach(reach)
     known = np.isfinite(sparse_depth)
     check_positive(sparse_depth, known)
     depth, confidence = np.full_like(sparse_depth, np.nan), np.zeros_like(sparse_depth)
@@ -159,6 +158,12 @@ def coarse_levels(v: np.ndarray, u: np.ndarray, values: np.ndarray, height: int,
             total = cv2.resize(total, None, fx=2, fy=2, interpolation=cv2.INTER_LINEAR) + blurred.pop()
         plane[1:-1], plane[0], plane[-1] = total, total[0], total[-1]
     return planes
+
+
+def check_reach(reach: int) -> None:
+    """Raises GeometryError where the reach is not a whole number above 0."""
+    if not (isinstance(reach, (int, np.integer)) and reach >= 1):
+        raise GeometryError(f"the reach of a completion is a whole number of pixels from 1, got {reach!r}")
 
 
 def check_positive(depth: np.ndarray, known: np.ndarray) -> None:

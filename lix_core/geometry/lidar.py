@@ -20,8 +20,8 @@ def project_cloud(
 ) -> np.ndarray:
     """LiDAR points -> sparse depth in the rectified image; of several points on one pixel the nearest counts.
 
-    Points that are NaN or infinite, not in front of the camera or outside the image are left out. An empty cloud is legal and gives
-    no depth at all; `cloud_fault` tells a cloud that misses the image.
+    Points that are NaN, infinite or 0, 0, 0 (no return), not in front of the camera or outside the image are left out. An empty cloud
+    is legal and gives no depth at all; `cloud_fault` tells a cloud that misses the image.
 
     Args:
         points: (N, >= 3) numbers, x, y, z [m] in the LiDAR's frame, then anything.
@@ -41,7 +41,8 @@ def project_cloud(
     with np.errstate(all="ignore"):
         u, v, z = projection[:, :3] @ points[:, :3].T.astype(np.float64) + projection[:, 3:]
         u, v = np.floor(u / z + 0.5), np.floor(v / z + 0.5)
-        seen = np.flatnonzero((z > 0) & (z < np.inf) & (u >= 0) & (u < camera.width) & (v >= 0) & (v < camera.height))
+        returned = (points[:, :3] != 0).any(axis=1)
+        seen = np.flatnonzero(returned & (z > 0) & (z < np.inf) & (u >= 0) & (u < camera.width) & (v >= 0) & (v < camera.height))
     depth = np.full(camera.shape, np.inf, np.float32)
     np.minimum.at(depth, (v[seen].astype(np.intp), u[seen].astype(np.intp)), z[seen].astype(np.float32))
     depth[np.isinf(depth)] = np.nan

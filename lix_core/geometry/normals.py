@@ -192,7 +192,8 @@ def planes(w: np.ndarray, camera: Camera) -> np.ndarray:
     image = _padded(w)
     floor = _typical(w) * FLOOR
     steps = image[::4, 1:] - image[::4, :-1]
-    if _typical(steps[:, 1:] - steps[:, :-1]) <= floor:
+    # Where nothing of the sampled grid is known (a small patch of depth), there is no telling either.
+    if not _typical(steps[:, 1:] - steps[:, :-1]) > floor:
         return one_sided(w, camera)
     pyramid = [image]
     while len(pyramid) <= STAGES[0][0]:

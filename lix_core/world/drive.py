@@ -14,6 +14,7 @@ from lix_core.world.render import Renderer
 from lix_core.world.scene import Scene
 from lix_core.world.sensors import Lidar, develop, exposure_of
 from lix_core.world.street import build_street
+from lix_core.world.weather import check_weather
 
 ROOM_M = 110.0
 """Length of every street's path that a drive may use."""
@@ -97,11 +98,12 @@ class Drive:
     def __init__(
         self, seed: int, rig: Rig | None = None, weather: str = "", frames_per_scene: int = 4, spacing: float = 8.0, rate: float = 10.0
     ):
-        if seed < 0 or frames_per_scene < 1 or not spacing > 0 or not rate > 0:
+        if seed < 0 or frames_per_scene < 1 or not 0 < spacing < math.inf or not 0 < rate < math.inf:
             raise GeometryError(
                 f"a drive needs a seed of at least 0, and frames per scene, spacing and rate above 0; got seed {seed}, "
                 f"{frames_per_scene} frames, {spacing} m, {rate} Hz"
             )
+        check_weather(weather)
         self.seed, self.rig, self.weather, self.spacing, self.rate = seed, rig or Rig(), weather, spacing, rate
         self.frames_per_scene = min(frames_per_scene, 1 + int(ROOM_M // spacing))
         self._built: tuple[int, Renderer] | None = None

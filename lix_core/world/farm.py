@@ -82,6 +82,7 @@ class Crew:
                 try:
                     kind, text = pipe.recv()
                 except (EOFError, ConnectionError):
+                    self._workers[pipe].join(STOP_S)
                     kind, text = FAILED, f"a rendering process ended by itself (status {self._workers[pipe].exitcode}); out of memory?"
                 if kind == FAILED:
                     raise LixError(f"{text}; what was rendered stays, the same command goes on")
@@ -93,7 +94,8 @@ class Crew:
     @staticmethod
     def _give(pipe: Connection, work: list[tuple[int, list[int]]]) -> bool:
         if work:
-            pipe.send(work.pop())
+            with suppress(ConnectionError):  # that the worker is gone is told where its answer is read
+                pipe.send(work.pop())
             return True
         return False
 

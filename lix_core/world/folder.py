@@ -73,10 +73,13 @@ class WorldFolder:
             self.rate = float(self.drive["rate"])
             self._per_scene = int(self.drive["frames_per_scene"])
             self.labels = LabelSet.from_dict(world["labels"])
-            if world["format"] != FORMAT:
-                raise DataError(f"{path / WORLD_FILE} is of format {world['format']}, this lix reads {FORMAT}; render it again")
-        except (KeyError, TypeError) as error:
+            written = world["format"]
+            if self._length < 1 or self._per_scene < 1:
+                raise ValueError("frames and frames_per_scene count from 1")
+        except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path / WORLD_FILE} is not of a folder that `lix world render` wrote: {error}") from None
+        if written != FORMAT:
+            raise DataError(f"{path / WORLD_FILE} is of format {written}, this lix reads {FORMAT}; render it again")
         self._homes: dict[int, Path] = {}
 
     # ---- reading

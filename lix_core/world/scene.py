@@ -5,7 +5,7 @@ World frame: x east, y north, z up [m] (REP 103); the ground is near z = 0.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Sequence
 
 import numpy as np
@@ -154,10 +154,6 @@ class Scene:
             np.asarray(path, np.float64).reshape(-1, 3),
             np.zeros((0, 3)) if lamp_positions is None else np.asarray(lamp_positions, np.float64).reshape(-1, 3),
         )
-
-    def in_weather(self, weather: Weather) -> "Scene":
-        """The same street in another light."""
-        return replace(self, weather=weather)
 
     @property
     def path_length(self) -> float:

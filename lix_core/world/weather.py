@@ -132,6 +132,12 @@ WEATHERS: Mapping[str, tuple[float, Callable[[np.random.Generator], Weather]]] =
 """Kinds of weather by name: the share of streets that have it, and how it is drawn."""
 
 
+def check_weather(name: str) -> None:
+    """Raises GeometryError where there is no such kind; "" is any."""
+    if name and name not in WEATHERS:
+        raise GeometryError(f"no weather {name!r}; there is {', '.join(WEATHERS)}, or none for any of them")
+
+
 def draw_weather(name: str, rng: np.random.Generator) -> Weather:
     """Weather of a kind of WEATHERS; "" is any of them, by their shares.
 
@@ -140,6 +146,5 @@ def draw_weather(name: str, rng: np.random.Generator) -> Weather:
     """
     if not name:
         name = str(rng.choice(list(WEATHERS), p=[share for share, _ in WEATHERS.values()]))
-    if name not in WEATHERS:
-        raise GeometryError(f"no weather {name!r}; there is {', '.join(WEATHERS)}, or none for any of them")
+    check_weather(name)
     return WEATHERS[name][1](rng)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lix_core.errors import GeometryError
 from lix_core.geometry import completion
 from lix_core.geometry.completion import FADE, GAP_ERROR, LEVEL_SIGMA, ROW_SIGMA, SOFT_SPLIT, SPLIT_CELL, SPLIT_SIGMA, TINY, TOLERANCE
 
@@ -14,8 +15,13 @@ from lix_core.geometry.completion import FADE, GAP_ERROR, LEVEL_SIGMA, ROW_SIGMA
 def complete(sparse_depth: Tensor, reach: int = 24) -> tuple[Tensor, Tensor]:
     """(B, H, W) float32 depth [m], NaN = unknown -> dense depth, NaN = unknown, and confidence 0 to 1, both (B, H, W) float32.
 
-    The same as `completion.complete`; a sample without any measurement stays unknown with confidence 0.
+    The same as `completion.complete`; a sample without any measurement stays unknown with confidence 0. Raises GeometryError as that.
     """
+    completion.check_reach(reach)
+    if sparse_depth.ndim != 3 or (sparse_depth <= 0).any():
+        raise GeometryError(
+            f"sparse depth is (B, H, W), above 0 m or NaN, got shape {tuple(sparse_depth.shape)}, least {sparse_depth.min()}"
+        )
     height, width = sparse_depth.shape[-2:]
     levels = completion.level_count(reach)
     known = sparse_depth.isfinite()[:, None]

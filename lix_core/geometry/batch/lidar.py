@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lix_core.errors import GeometryError
 from lix_core.geometry import lidar
 from lix_core.geometry.lidar import SLACK
 
@@ -28,14 +29,22 @@ def project_clouds(
 
     Returns:
         (B, H, W) float32 depth [m], NaN where no point falls.
+
+    Raises:
+        GeometryError: as `lidar.project_cloud`.
     """
+    if points.ndim != 3 or points.shape[-1] < 3:
+        raise GeometryError(f"clouds are (B, N, 3 or more), NaN filling up the shorter ones, got {tuple(points.shape)}")
+    lidar.check_options(hidden_gap, ring_spacing)
+    for each in camera_from_lidar.reshape(-1, 4, 4):
+        lidar.check_rigid(each.detach().cpu().numpy(), "camera_from_lidar")
     height, width = size
     count = len(points)
     matrix, transform = matrix.double().expand(count, 3, 3), camera_from_lidar.double().expand(count, 4, 4)
     projection = matrix @ transform[:, :3]
     u, v, z = (points[..., :3].double() @ projection[:, :, :3].mT + projection[:, None, :, 3]).unbind(-1)
     u, v = torch.floor(u / z + 0.5), torch.floor(v / z + 0.5)
-    seen = (z > 0) & (z < torch.inf) & (u >= 0) & (u < width) & (v >= 0) & (v < height)
+    seen = (points[..., :3] != 0).any(dim=-1) & (z > 0) & (z < torch.inf) & (u >= 0) & (u < width) & (v >= 0) & (v < height)
     place = torch.where(seen, v * width + u, 0.0).long()
     depth = torch.full((count, height * width), torch.inf, device=points.device)
     depth.scatter_reduce_(1, place, torch.where(seen, z, torch.inf).float(), "amin")

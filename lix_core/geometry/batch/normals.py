@@ -205,5 +205,5 @@ def _planes(w: Tensor, known: Tensor, fx: Tensor, fy: Tensor, cx: Tensor, cy: Te
     normals = _unit(gu[inside], gv[inside], w, known & (total[inside] > 0), _ramps(w.shape, cx, cy), fx, fy)
 
     bends = (steps[..., 1:] - steps[..., :-1], there[..., 1:] & there[..., :-1])
-    exact = _typical(*bends) <= floor
+    exact = ~(_typical(*bends) > floor)
     return torch.where(exact[:, None], _only_one_sided(w, known, fx, fy, cx, cy), normals)
