@@ -8,6 +8,8 @@ Arguments that are left empty leave the matter to the parameter file. To include
 inclusion in a GroupAction (see demo.launch.py), or its arguments reach the next one.
 """
 
+from typing import List
+
 from ament_index_python.packages import PackageNotFoundError, get_package_prefix
 from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, LogInfo, OpaqueFunction
@@ -18,7 +20,8 @@ from launch_ros.parameter_descriptions import ParameterValue
 from lix_ros.paths import share_directory, transport_environment
 
 CONFIG = share_directory() / "config"
-PARAMETER_TYPES = {"input": str, "rectify": bool, "extrinsics": list[float], "use_sim_time": bool}
+# typing.List: launch does not know list[float].
+PARAMETER_TYPES = {"input": str, "rectify": bool, "extrinsics": List[float], "use_sim_time": bool}
 
 ARGUMENTS = [
     DeclareLaunchArgument("name", default_value="geometry", description="Name of the node: it publishes <name>/depth and so on."),

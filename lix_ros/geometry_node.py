@@ -21,9 +21,11 @@ from lix_core.pairing import Pairer
 from lix_ros import messages, running
 from lix_ros.diagnostics import Arrivals
 from lix_ros.geometry_sensors import SENSOR_PARAMETERS, SENSORS, Sensor, Transforms
-from lix_ros.parameters import GEOMETRY_OUTPUTS, GeometryParameters
+from lix_ros.parameters import GEOMETRY_OUTPUTS, GeometryParameters, ParameterError
 from lix_ros.stream_node import MEMORY_S, StreamNode
 
+LIMITS = {"min_depth", "max_depth"}
+"""Parameters that must agree with each other."""
 LOW_SHARE = 0.4
 """Diagnostics warn when a smaller share of messages finds a partner; a LiDAR of twice the camera's rate has half."""
 
@@ -50,10 +52,12 @@ class GeometryNode(StreamNode):
     # ---- inputs and outputs
 
     def _load(self, settings: GeometryParameters) -> Sensor:
+        if 0 < settings.max_depth <= settings.min_depth:
+            raise ParameterError(f"max_depth must be above min_depth, or 0; got {settings.max_depth} and {settings.min_depth} m")
         return SENSORS[settings.input](settings, self._transforms)
 
     def _reload(self, settings: GeometryParameters, changed: Any) -> Sensor | None:
-        return self._load(settings) if SENSOR_PARAMETERS & changed else None
+        return self._load(settings) if (SENSOR_PARAMETERS | LIMITS) & changed else None
 
     def _output_types(self) -> dict[str, type]:
         offered = SENSORS[self._settings.input].OUTPUTS
@@ -107,7 +111,8 @@ class GeometryNode(StreamNode):
         header, camera = measured.header, measured.camera
         depth = within(measured.depth, settings.min_depth, settings.max_depth)
         self._known = float(np.isfinite(depth).mean())
-        self._warning, self._warning_time = measured.warning, time.monotonic()
+        nothing = "" if self._known else "no pixel has a depth (dark, covered, or all nearer than min_depth or farther than max_depth?)"
+        self._warning, self._warning_time = measured.warning or nothing, time.monotonic()
         if "depth" in wanted:
             self._outputs["depth"].publish(messages.array_to_image(depth, "32FC1", header))
         if "disparity" in wanted:
@@ -120,7 +125,7 @@ class GeometryNode(StreamNode):
             if "normals_color" in wanted:
                 self._outputs["normals_color"].publish(messages.array_to_image(viz.normals_color(normals), "rgb8", header))
         if "confidence" in wanted:
-            confidence = np.rint(measured.confidence * 255).astype(np.uint8)
+            confidence = np.rint(np.where(np.isnan(depth), 0, measured.confidence) * 255).astype(np.uint8)
             self._outputs["confidence"].publish(messages.array_to_image(confidence, "mono8", header))
         if self._info_out.get_subscription_count() > 0:
             self._info_out.publish(messages.camera_info(camera, header))

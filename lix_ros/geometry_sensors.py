@@ -19,7 +19,7 @@ from lix_core.errors import GeometryError
 from lix_core.geometry.completion import Completion, complete
 from lix_core.geometry.lidar import cloud_fault, project_cloud
 from lix_core.geometry.poses import matrix_from_pose
-from lix_core.geometry.stereo import StereoMatcher, StereoOptions, disparity_to_depth, pair_fault
+from lix_core.geometry.stereo import StereoMatcher, StereoOptions, disparity_to_depth, pair_fault, pair_geometry
 from lix_core.pixels import as_uint8, to_rgb
 from lix_ros import messages
 from lix_ros.parameters import GeometryParameters
@@ -107,25 +107,6 @@ def camera_of(message: CameraInfo) -> Camera:
     return one_of_equal(messages.camera_from_info(message))
 
 
-def baseline_of(left: Camera, right: Camera) -> float:
-    """Distance between the cameras of a rectified pair [m]. Raises GeometryError where they are none."""
-    if left.shape != right.shape:
-        raise GeometryError(f"the left camera_info is for {left.width}x{left.height}, the right one for {right.width}x{right.height}")
-    if not np.allclose((left.fx, left.fy, left.cy), (right.fx, right.fy, right.cy), rtol=1e-3):
-        raise GeometryError(
-            f"p of a rectified pair has the same focal lengths and cy, got fx {left.fx:.2f} and {right.fx:.2f}, fy {left.fy:.2f} and "
-            f"{right.fy:.2f}, cy {left.cy:.2f} and {right.cy:.2f}; calibrate the two as a stereo pair"
-        )
-    baseline = right.baseline - left.baseline
-    if baseline < 0:
-        raise GeometryError(
-            f"left and right camera_info are swapped: by their p[3] the right camera is {-baseline:.3f} m left of the left one"
-        )
-    if baseline == 0:
-        raise GeometryError("p[3] of right/camera_info is 0: it must be -fx * baseline, as the calibration of a stereo pair writes it")
-    return baseline
-
-
 class StereoPair:
     """`input` stereo."""
 
@@ -151,10 +132,8 @@ class StereoPair:
     def measure(self, frame: Sequence[Image], infos: Mapping[str, CameraInfo]) -> Measurement:
         raw = [camera_of(infos[topic]) for topic in self.INFOS]
         left, right = (one_of_equal(camera.rectified()) for camera in raw)
-        baseline = baseline_of(left, right)
+        baseline, infinity = pair_geometry(left, right)
         images = self._images(frame, raw)
-        # Where the principal points differ, equal columns are not infinity; disparity is counted from what is.
-        infinity = left.cx - right.cx
         self._look_for_faults(*images, infinity)
         disparity = self._matcher.match(*images) - np.float32(infinity)
         depth = disparity_to_depth(disparity, left.fx, baseline)
@@ -171,11 +150,10 @@ class StereoPair:
     def _look_for_faults(self, left: np.ndarray, right: np.ndarray, infinity: float) -> None:
         """Now and then, and at every pair while it has one. Raises GeometryError where depth would be garbage."""
         now = time.monotonic()
-        # The check takes infinity for disparity 0.
-        if abs(infinity) > 1 or (self._checks >= FIRST_CHECKS and now < self._next_check and not self.fault):
+        if self._checks >= FIRST_CHECKS and now < self._next_check and not self.fault:
             return
         self._checks, self._next_check = self._checks + 1, now + CHECK_PERIOD_S
-        found = pair_fault(left, right)
+        found = pair_fault(left, right, infinity)
         self.fault, self._warning = ("", found) if found.startswith("not rectified") else (found, "")
         if self.fault:
             raise GeometryError(self.fault)

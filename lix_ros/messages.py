@@ -122,9 +122,8 @@ def cloud_to_points(message: PointCloud2, fields: Sequence[str] = CLOUD_FIELDS[:
     if missing := [name for name in fields if name not in known]:
         raise GeometryError(f"the cloud has no field {', '.join(missing)}; it has {', '.join(known) or 'none'}")
     height, width = message.height, message.width
-    points = np.empty((height * width, len(fields)), np.float32)
-    if not points.size:
-        return points
+    if not height * width:
+        return np.zeros((0, len(fields)), np.float32)
     order = ">" if message.is_bigendian else "<"
     for name in fields:
         field = known[name]
@@ -146,8 +145,10 @@ def cloud_to_points(message: PointCloud2, fields: Sequence[str] = CLOUD_FIELDS[:
         "itemsize": message.point_step,
     }
     view = np.ndarray((height, width), np.dtype(layout), message.data, strides=(message.row_step, message.point_step))
-    for column, name in enumerate(fields):
-        points[:, column] = view[name].reshape(-1)
+    points = np.empty((height * width, len(fields)), np.float32)
+    with np.errstate(over="ignore"):  # a double that float32 cannot hold becomes infinite, and such points are left out
+        for column, name in enumerate(fields):
+            points[:, column] = view[name].reshape(-1)
     return points
 
 

@@ -263,7 +263,7 @@ class ReplayParameters:
     )
     compressed: bool = parameter(False, "Also publish JPEG on `image/compressed`.")
     wait_for_subscriber: float = parameter(
-        10.0, "Hold the first frame until `image` has a subscriber, at most this long [s]; 0 starts at once.", range=(0.0, 3600.0)
+        10.0, "Hold the first frame until one of its topics has a subscriber, at most this long [s]; 0 starts at once.", range=(0.0, 3600.0)
     )
     reliability: str = parameter("reliable", "Reliability offered on the topics; reliable matches every subscriber.", choices=RELIABILITY)
     depth: int = parameter(10, "History depth of the topics [frames].", range=(1, 1000))

@@ -167,6 +167,9 @@ def test_a_lidar_scan_of_a_wall_gives_depth_at_its_points_with_the_cameras_stamp
     filled = pixels_of(answer_to(lambda: lidar.send(wall_cloud()), depths))
     assert np.isfinite(filled[10:-10, 10:-10]).all()
     np.testing.assert_allclose(filled[np.isfinite(filled)], 10.0, atol=1e-3)
+    assert peer.set_parameter(NODE, "max_depth", 9.0).successful
+    assert not np.isfinite(pixels_of(answer_to(lambda: lidar.send(wall_cloud()), depths))).any()
+    assert not pixels_of(answer_to(lambda: lidar.send(wall_cloud()), confidences)).any(), "no confidence in unknown depth"
 
 
 def test_a_depth_image_of_a_slope_gives_its_exact_normal(start: Any, peer: Peer) -> None:
@@ -295,6 +298,26 @@ def test_rows_that_disagree_are_a_warning_and_one_camera_twice_a_fault() -> None
     assert measure(LEFT_IMAGE, np.roll(RIGHT_IMAGE, 4, axis=0)).warning.startswith("not rectified: rows differ by 4")
     with pytest.raises(GeometryError, match="the same image"):
         measure(LEFT_IMAGE, LEFT_IMAGE)
+
+
+def test_the_pair_is_checked_where_principal_points_differ_too() -> None:
+    cameras = LEFT, Camera.pinhole(320, 96, 200.0, cx=LEFT.cx + 4, baseline=0.5)
+    near = np.ascontiguousarray(WALL[:, DISPARITY - 4 : DISPARITY + 316])
+    assert measure(LEFT_IMAGE, near, cameras).warning == ""
+    assert measure(LEFT_IMAGE, np.roll(near, 4, axis=0), cameras).warning.startswith("not rectified: rows differ by")
+    with pytest.raises(GeometryError, match="swapped"):
+        measure(near, LEFT_IMAGE, (LEFT, Camera.pinhole(320, 96, 200.0, cx=LEFT.cx - 4, baseline=0.5)))
+
+
+def test_a_covered_lens_and_limits_that_leave_nothing_are_said(start: Any, peer: Peer) -> None:
+    start()
+    diagnostics, camera = peer.diagnostics("geometry"), Stereo(peer)
+    peer.listen(Image, f"{NODE}/depth")
+    assert until_told(lambda: camera.send(right=np.zeros_like(RIGHT_IMAGE)), diagnostics, "no pixel has a depth") == DiagnosticStatus.WARN
+    assert peer.set_parameter(NODE, "max_depth", 5.0).successful
+    until_told(camera.send, diagnostics, "no pixel has a depth")
+    refused = peer.set_parameter(NODE, "min_depth", 6.0)
+    assert not refused.successful and "max_depth must be above min_depth" in refused.reason
 
 
 def info(camera: Camera, **changes: Any) -> CameraInfo:

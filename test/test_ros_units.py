@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
+import warnings
 from array import array
 from collections import deque
 from pathlib import Path
@@ -166,6 +167,22 @@ def test_a_cloud_of_any_layout_is_read(layout: str) -> None:
     points = messages.cloud_to_points(cloud_of(fields, XYZ, point_step, rows, padding))
     assert points.dtype == np.float32
     np.testing.assert_array_equal(points, np.stack(list(XYZ.values()), axis=1))
+
+
+def test_a_cloud_of_impossible_size_takes_no_memory() -> None:
+    message = cloud_of(LAYOUTS["float32 in order"][0], XYZ, 12)
+    message.height = message.width = 2**20
+    message.row_step = 12 * 2**20
+    with pytest.raises(GeometryError, match="is it truncated"):
+        messages.cloud_to_points(message)
+
+
+def test_a_double_beyond_float32_is_infinite() -> None:
+    layout = [("x", "<f8", 0), ("y", "<f8", 8), ("z", "<f8", 16)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        points = messages.cloud_to_points(cloud_of(layout, {name: [1e300] * 6 for name in "xyz"}, 24))
+    assert np.isinf(points).all()
 
 
 def test_a_cloud_round_trips_with_intensity_and_ring() -> None:

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from lix_core.camera import Camera
 from lix_core.errors import GeometryError
-from lix_core.geometry.stereo import MODES, StereoMatcher, StereoOptions, depth_to_disparity, disparity_to_depth, pair_fault
+from lix_core.geometry.stereo import MODES, StereoMatcher, StereoOptions, depth_to_disparity, disparity_to_depth, pair_fault, pair_geometry
 
 WIDTH, HEIGHT, FX, BASELINE = 320, 120, 200.0, 0.4
 PLANES = (  # normal and distance of n . X = distance, and the range of x that it fills [m]
@@ -279,9 +280,34 @@ def test_a_swapped_pair_that_is_not_rectified_has_both_faults(scene):
     assert re.fullmatch("left and right are swapped; not rectified: rows differ by .*", pair_fault(moved(scene[1], 5.0), scene[0]))
 
 
+def test_infinity_tells_swapped_cameras_from_principal_points_that_differ(scene):
+    """The pair's disparities are 6 to 30; with another column of the right principal point all are 40 less."""
+    left, right = scene
+    behind = np.ascontiguousarray(np.roll(right, 40, axis=1))
+    assert "swapped" in pair_fault(left, behind) and pair_fault(left, behind, infinity=-40.0) == ""
+    assert pair_fault(right, left, infinity=-40.0) == "" and "swapped" in pair_fault(right, left)
+
+
+def test_the_geometry_of_a_pair_is_its_baseline_and_where_infinity_is():
+    left = Camera.pinhole(320, 96, 200.0, baseline=-0.2)
+    assert pair_geometry(left, Camera.pinhole(320, 96, 200.0, cx=left.cx + 4, baseline=0.3)) == (pytest.approx(0.5), -4.0)
+    for right, words in (
+        (Camera.pinhole(320, 96, 200.0, baseline=-0.2), r"p\[3\] of right/camera_info is 0"),
+        (Camera.pinhole(320, 96, 200.0, baseline=-0.5), "left and right camera_info are swapped"),
+        (Camera.pinhole(320, 96, 210.0, baseline=0.5), "fx 200.00 and 210.00"),
+        (Camera.pinhole(300, 96, 200.0, baseline=0.5), "is for 320x96, the right one for 300x96"),
+    ):
+        with pytest.raises(GeometryError, match=words):
+            pair_geometry(left, right)
+
+
+@pytest.mark.parametrize("name", ["max_disparity", "block_size", "uniqueness", "speckle"])
+def test_options_of_whole_numbers_take_no_others(name):
+    with pytest.raises(GeometryError, match=f"{name} must be a whole number, got 32.0"):
+        StereoOptions(**{name: 32.0})
+
+
 def test_different_scenes_and_one_camera_twice_are_said(scene):
-    fault = pair_fault(scene[0], np.ascontiguousarray(scene[1][::-1, ::-1].T[:300, :300].repeat(2, 1)))
-    assert fault == "" or "different scenes" in fault
     (left, _), (_, right) = scene, shifted(10, seed=8)
     assert "left and right show different scenes" in pair_fault(left, cv2.resize(right, (600, 300)))
     assert "the same image" in pair_fault(scene[0], scene[0].copy())

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.metadata import entry_points, version
 from typing import Iterator
 
 import numpy as np
@@ -116,9 +116,12 @@ def gpu_check() -> Check:
 
 def world_check() -> Check:
     try:
-        return Check("world", OK, f"embreex {version('embreex')}")
-    except PackageNotFoundError:
+        import embreex.rtcore_scene  # noqa: F401
+    except ModuleNotFoundError:
         return Check("world", ABSENT, "no ray caster (embreex)", "pip install 'lix[sim]', for `lix world` and the replay of a live world")
+    except ImportError as error:
+        return Check("world", FAULT, f"embreex does not load: {error}", "pip install --force-reinstall embreex")
+    return Check("world", OK, f"embreex {version('embreex')}")
 
 
 def gpu_users() -> list[str]:

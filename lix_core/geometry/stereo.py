@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from lix_core.camera import Camera
 from lix_core.errors import GeometryError
 
 MODES = {
@@ -88,6 +89,9 @@ class StereoOptions:
     edge_filter: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("max_disparity", "block_size", "uniqueness", "speckle"):
+            if not isinstance(getattr(self, name), (int, np.integer)):
+                raise GeometryError(f"{name} must be a whole number, got {getattr(self, name)!r}")
         if self.max_disparity < 16 or self.max_disparity % 16:
             nearest = max(16, round(self.max_disparity / 16) * 16)
             raise GeometryError(f"max_disparity must be a multiple of 16 pixels, got {self.max_disparity}; take {nearest}")
@@ -178,6 +182,31 @@ class StereoMatcher:
         return (there > 0) & (np.abs(there * np.float32(1 / sx) - found) <= self.options.consistency * UNITS)
 
 
+def pair_geometry(left: Camera, right: Camera) -> tuple[float, float]:
+    """Baseline [m] of a rectified pair, and the disparity of what is infinitely far [pixels].
+
+    That disparity is 0 where the principal points share a column. Elsewhere take it off every disparity before it becomes depth.
+
+    Raises:
+        GeometryError: two cameras that are no rectified pair.
+    """
+    if left.shape != right.shape:
+        raise GeometryError(f"the left camera_info is for {left.width}x{left.height}, the right one for {right.width}x{right.height}")
+    if not np.allclose((left.fx, left.fy, left.cy), (right.fx, right.fy, right.cy), rtol=1e-3):
+        raise GeometryError(
+            f"p of a rectified pair has the same focal lengths and cy, got fx {left.fx:.2f} and {right.fx:.2f}, fy {left.fy:.2f} and "
+            f"{right.fy:.2f}, cy {left.cy:.2f} and {right.cy:.2f}; calibrate the two as a stereo pair"
+        )
+    baseline = right.baseline - left.baseline
+    if baseline < 0:
+        raise GeometryError(
+            f"left and right camera_info are swapped: by their p[3] the right camera is {-baseline:.3f} m left of the left one"
+        )
+    if baseline == 0:
+        raise GeometryError("p[3] of right/camera_info is 0: it must be -fx * baseline, as the calibration of a stereo pair writes it")
+    return baseline, left.cx - right.cx
+
+
 def disparity_to_depth(disparity: np.ndarray, fx: float, baseline: float) -> np.ndarray:
     """Disparity [pixels], any shape -> depth fx * baseline / disparity [m], float32; NaN where disparity is not above 0 and finite.
 
@@ -202,12 +231,12 @@ def depth_to_disparity(depth: np.ndarray, fx: float, baseline: float) -> np.ndar
     return disparity_to_depth(depth, fx, baseline)  # z = f b / d is its own inverse
 
 
-def pair_fault(left: np.ndarray, right: np.ndarray, row_tolerance: float = 1.0) -> str:
+def pair_fault(left: np.ndarray, right: np.ndarray, infinity: float = 0.0, row_tolerance: float = 1.0) -> str:
     """What is wrong with a pair that should be rectified, in words; "" where it is fine or where it cannot be told (blank, dark, fog).
 
     Found are: the same image twice, different scenes, left and right swapped, rows that differ by more than `row_tolerance` [pixels]
-    for half of the image. Swapped means that things are farther right in the right image, so the principal points' columns are taken
-    for equal. Some 15 to 20 ms: for the first frames, and now and then.
+    for half of the image. Swapped means that things are farther right in the right image than what is infinitely far, whose disparity
+    is `infinity` [pixels], see pair_geometry. Some 15 to 20 ms: for the first frames, and now and then.
 
     Shape:
         left, right: as in StereoMatcher.match.
@@ -235,7 +264,7 @@ def pair_fault(left: np.ndarray, right: np.ndarray, row_tolerance: float = 1.0) 
     agree, rows = _row_change(at_left, at_right)
     if agree.sum() < ENOUGH_MATCHES or agree.mean() < ENOUGH_SHARE:
         return ""
-    shift = ((at_left - at_right)[agree, 0]) / scale
+    shift = (at_left - at_right)[agree, 0] / scale - infinity
     faults = []
     if np.mean(shift < -1) >= SWAPPED_SHARE:
         faults.append("left and right are swapped")
