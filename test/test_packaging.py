@@ -30,8 +30,8 @@ ROSDEP_KEYS = {
 }
 LEARNING = {"models", "distill", "training", "data", "export.py", "world"}
 """Parts of lix_core that a robot does not run."""
-OPTIONAL_ON_A_ROBOT = {"openvino", "torch", "onnx", "onnx2torch"}
-"""Backends without a rosdep key."""
+OPTIONAL_ON_A_ROBOT = {"openvino", "torch", "onnx", "onnx2torch", "embreex"}
+"""Backends, and the ray caster that `lix doctor` looks for: none has a rosdep key."""
 
 
 @pytest.fixture(scope="module")

@@ -88,7 +88,9 @@ def test_stereo_depth_is_within_half_a_pixel_of_truth(replay: Any, geometry: Any
     assert both.sum() > 0.8 * (truth < 40).sum()
     assert np.mean(found[np.isnan(truth)] < 20) < 0.02  # the sky is unknown or far
     assert np.median(outcome.angles()) < 15
-    assert float(outcome.diagnostics.value("left/image paired [%]")) > 90
+    paired = "left/image paired [%]"
+    wait_for(lambda: outcome.diagnostics.value(paired).isdigit(), lambda: str(outcome.diagnostics.latest))
+    assert int(outcome.diagnostics.value(paired)) > 90
 
 
 def test_lidar_depth_is_completed_to_within_a_hundredth_of_truth(replay: Any, geometry: Any, peer: Peer) -> None:
