@@ -20,7 +20,7 @@ from launch_ros.parameter_descriptions import ParameterValue
 from lix_ros.paths import share_directory, transport_environment
 
 CONFIG = share_directory() / "config"
-# typing.List: launch does not know list[float].
+# typing.List: the list type that launch_ros documents.
 PARAMETER_TYPES = {"input": str, "rectify": bool, "extrinsics": List[float], "use_sim_time": bool}
 
 ARGUMENTS = [

@@ -16,6 +16,7 @@ from std_msgs.msg import Header
 from stereo_msgs.msg import DisparityImage
 
 from lix_core import viz
+from lix_core.geometry.limits import within
 from lix_core.geometry.normals import normals_from_depth
 from lix_core.pairing import Pairer
 from lix_ros import messages, running
@@ -175,13 +176,6 @@ class GeometryNode(StreamNode):
         for topic, arrivals in self._arrivals.items():
             values |= {f"{topic} received": str(arrivals.received), f"{topic} rate [Hz]": f"{arrivals.rate:.1f}"}
         return self._settings.input, values
-
-
-def within(depth: np.ndarray, nearest: float, farthest: float) -> np.ndarray:
-    """Depth that is NaN outside of nearest..farthest [m]; a farthest of 0 is no limit."""
-    if nearest <= 0 and farthest <= 0:
-        return depth
-    return np.where((depth >= nearest) & (depth <= (farthest or np.inf)), depth, np.float32(np.nan))
 
 
 def pairing_values(pairer: Pairer, paced: str) -> dict[str, str]:

@@ -135,7 +135,7 @@ class StereoPair:
         baseline, infinity = pair_geometry(left, right)
         images = self._images(frame, raw)
         self._look_for_faults(*images, infinity)
-        disparity = self._matcher.match(*images) - np.float32(infinity)
+        disparity = self._matcher.match(*images, infinity)
         depth = disparity_to_depth(disparity, left.fx, baseline)
         return Measurement(frame[0].header, left, depth, disparity, baseline, warning=self._warning)
 

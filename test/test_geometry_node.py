@@ -318,6 +318,16 @@ def test_a_covered_lens_and_limits_that_leave_nothing_are_said(start: Any, peer:
     until_told(camera.send, diagnostics, "no pixel has a depth")
     refused = peer.set_parameter(NODE, "min_depth", 6.0)
     assert not refused.successful and "max_depth must be above min_depth" in refused.reason
+    assert peer.set_parameter(NODE, "max_depth", 5.5).successful, "the refused min_depth of 6 m has changed nothing"
+
+
+def test_limits_that_contradict_each_other_at_start_are_said_until_they_are_put_right(start: Any, peer: Peer) -> None:
+    start(min_depth=12.0, max_depth=12.0)
+    words = "not configured: max_depth must be above min_depth, or 0; got 12.0 and 12.0 m"
+    peer.diagnostics("geometry").wait(words, DiagnosticStatus.ERROR)
+    assert peer.set_parameter(NODE, "min_depth", 8.0).successful
+    depth = pixels_of(answer_to(Stereo(peer).send, peer.listen(Image, f"{NODE}/depth")))
+    assert np.nanmedian(depth) == pytest.approx(10.0, abs=0.05)
 
 
 def info(camera: Camera, **changes: Any) -> CameraInfo:

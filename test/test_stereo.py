@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis.extra.numpy import arrays
 
 from lix_core.camera import Camera
 from lix_core.errors import GeometryError
+from lix_core.geometry.limits import within
 from lix_core.geometry.stereo import MODES, StereoMatcher, StereoOptions, depth_to_disparity, disparity_to_depth, pair_fault, pair_geometry
 
 WIDTH, HEIGHT, FX, BASELINE = 320, 120, 200.0, 0.4
@@ -178,6 +180,31 @@ def test_options_that_cannot_be_are_refused_in_words(options, words):
 
 
 # ---- depth and disparity
+
+
+@pytest.mark.parametrize("edge_filter", [False, True])
+def test_infinity_is_taken_off_and_what_is_farther_is_unknown(edge_filter):
+    """A wall at disparity 10: 14 where infinity is at -4, 3 where it is at 7, and nothing where it is at 12."""
+    left, right = shifted(10.0)
+    matcher = StereoMatcher(replace(SMALL, edge_filter=edge_filter))
+    plain = matcher.match(left, right)
+    for infinity in (-4.0, 7.0):
+        np.testing.assert_allclose(matcher.match(left, right, infinity), plain - np.float32(infinity), atol=1e-3)
+        assert np.nanmedian(matcher.match(left, right, infinity)) == pytest.approx(10 - infinity, abs=0.1)
+    assert np.isnan(matcher.match(left, right, 12.0)).mean() > 0.99
+
+
+def test_depth_beyond_its_limits_is_unknown():
+    depth = np.float32([[np.nan, 1, 2], [5, 8, 9]])
+    assert within(depth, 0, 0) is depth
+    for limits, expected in (
+        ((2, 8), [[np.nan, np.nan, 2], [5, 8, np.nan]]),
+        ((0, 5), [[np.nan, 1, 2], [5, np.nan, np.nan]]),
+        ((5, 0), [[np.nan, np.nan, np.nan], [5, 8, 9]]),
+    ):
+        limited = within(depth, *limits)
+        np.testing.assert_array_equal(limited, np.float32(expected))
+        assert limited.dtype == np.float32
 
 
 def test_depth_is_focal_length_times_baseline_over_disparity():

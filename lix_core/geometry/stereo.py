@@ -118,12 +118,14 @@ class StereoMatcher:
         # Rounded up to what OpenCV takes.
         self._back = self._matcher(-(-options.max_disparity // (UNITS * self._scale)) * UNITS)
 
-    def match(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    def match(self, left: np.ndarray, right: np.ndarray, infinity: float = 0.0) -> np.ndarray:
         """Disparity of every pixel of the left image.
+
+        infinity: columns by which infinitely far things are apart, see pair_geometry [pixels]. It is taken off every disparity.
 
         Shape:
             left, right: (H, W) or (H, W, 3) uint8, gray or RGB, rectified -> (H, W) float32 [pixels], above 0, NaN where it is
-            unknown: not alike from both sides, a speckle, or the match would lie beyond the right image.
+            unknown: not alike from both sides, a speckle, farther than infinity, or the match would lie beyond the right image.
 
         Raises:
             GeometryError: other types or shapes, sizes that differ, an image no wider than max_disparity.
@@ -144,7 +146,8 @@ class StereoMatcher:
         found[~known] = UNKNOWN
         if options.speckle > 0:
             cv2.filterSpeckles(found, UNKNOWN, options.speckle, SPECKLE_STEP * UNITS)
-        disparity = np.where(found > 0, found * np.float32(1 / UNITS) + PULL[found % UNITS], np.float32(np.nan))
+        disparity = found * np.float32(1 / UNITS) + PULL[found % UNITS] - np.float32(infinity)
+        disparity[(found <= 0) | (disparity <= 0)] = np.nan
         return _smooth_within_edges(disparity, guide) if options.edge_filter else disparity
 
     def _matcher(self, max_disparity: int) -> cv2.StereoSGBM:
@@ -183,9 +186,9 @@ class StereoMatcher:
 
 
 def pair_geometry(left: Camera, right: Camera) -> tuple[float, float]:
-    """Baseline [m] of a rectified pair, and the disparity of what is infinitely far [pixels].
+    """Baseline [m] of a rectified pair, and by how many columns infinitely far things are apart [pixels].
 
-    That disparity is 0 where the principal points share a column. Elsewhere take it off every disparity before it becomes depth.
+    The latter is 0 where the principal points share a column. StereoMatcher.match takes it off, and pair_fault judges by it.
 
     Raises:
         GeometryError: two cameras that are no rectified pair.
@@ -235,8 +238,8 @@ def pair_fault(left: np.ndarray, right: np.ndarray, infinity: float = 0.0, row_t
     """What is wrong with a pair that should be rectified, in words; "" where it is fine or where it cannot be told (blank, dark, fog).
 
     Found are: the same image twice, different scenes, left and right swapped, rows that differ by more than `row_tolerance` [pixels]
-    for half of the image. Swapped means that things are farther right in the right image than what is infinitely far, whose disparity
-    is `infinity` [pixels], see pair_geometry. Some 15 to 20 ms: for the first frames, and now and then.
+    for half of the image. Swapped means that things are farther right in the right image than if they were infinitely far, when they
+    are `infinity` columns apart [pixels], see pair_geometry. Some 15 to 20 ms: for the first frames, and now and then.
 
     Shape:
         left, right: as in StereoMatcher.match.
