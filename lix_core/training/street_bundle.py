@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from lix_core.data.camvid import CamVid
-from lix_core.export import OUTPUTS, export_student
+from lix_core.data.camvid import CamVidDataset
+from lix_core.export import OUTPUTS, export_network
 from lix_core.labels import STREET
 from lix_core.metrics import ConfusionMatrix
 from lix_core.models.networks import Student
@@ -107,11 +107,11 @@ def main(argv: list[str] | None = None) -> None:
         data=DATA,
         training=record,
     )
-    graph = export_student(network, MEAN, STD)
-    val, matrix = CamVid(args.data, "val"), ConfusionMatrix(len(STREET))
+    graph = export_network(network, MEAN, STD)
+    val, matrix = CamVidDataset(args.data, "val"), ConfusionMatrix(len(STREET))
     segmenter = Segmenter(Bundle(manifest, graph))
-    for image, truth in val.samples:
-        matrix.update(truth, segmenter.segment(image).mask)
+    for sample in val:
+        matrix.update(sample.labels, segmenter.segment(sample.image).mask)
     manifest = dataclasses.replace(manifest, metrics={KEY: matrix.summary(STREET.names)})
     path = Bundle(manifest, graph, card(manifest)).save(args.out)
     print(f"{path}: {path.stat().st_size / 1e6:.2f} MB, mIoU {matrix.miou:.4f} on val")

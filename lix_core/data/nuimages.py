@@ -1,0 +1,160 @@
+"""nuImages: 93000 annotated camera frames with masks of the driveable surface and of objects. RGB only.
+
+Caesar et al., CVPR 2020; tables: docs/schema_nuimages.md of nutonomy/nuscenes-devkit. Objects are drawn over surfaces, in the order of
+their tokens, as that devkit does. The tables' intrinsics are not given as a Camera: its images have lens distortion.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lix_core.data.readers import FrameSet, check_choice, read_rgb, require
+from lix_core.data.sample import Sample
+from lix_core.errors import DataError
+from lix_core.files import expanded
+from lix_core.labels import UNLABELLED, Label, LabelSet
+
+NUIMAGES = LabelSet(
+    "nuimages",
+    (
+        Label("other", (120, 120, 120)),
+        Label("driveable_surface", (0, 207, 191)),
+        Label("car", (255, 158, 0)),
+        Label("truck", (255, 99, 71)),
+        Label("bus", (255, 69, 0)),
+        Label("trailer", (255, 140, 0)),
+        Label("construction_vehicle", (233, 150, 70)),
+        Label("bicycle", (220, 20, 60)),
+        Label("motorcycle", (255, 61, 99)),
+        Label("pedestrian", (0, 0, 230)),
+        Label("traffic_cone", (47, 79, 79)),
+        Label("barrier", (112, 128, 144)),
+    ),
+)
+"""The ten classes of nuScenes' detection task, the driveable surface, and what no mask covers."""
+
+CATEGORIES = {
+    "flat.driveable_surface": "driveable_surface",
+    "vehicle.car": "car",
+    "vehicle.truck": "truck",
+    "vehicle.bus.bendy": "bus",
+    "vehicle.bus.rigid": "bus",
+    "vehicle.trailer": "trailer",
+    "vehicle.construction": "construction_vehicle",
+    "vehicle.bicycle": "bicycle",
+    "vehicle.motorcycle": "motorcycle",
+    "human.pedestrian.adult": "pedestrian",
+    "human.pedestrian.child": "pedestrian",
+    "human.pedestrian.construction_worker": "pedestrian",
+    "human.pedestrian.police_officer": "pedestrian",
+    "movable_object.trafficcone": "traffic_cone",
+    "movable_object.barrier": "barrier",
+}
+"""Official category -> class. All others (animals, debris, bicycle racks, emergency vehicles, the car itself, ...) are ignored."""
+
+SPLITS = ("train", "val", "test", "mini")
+
+
+class NuImagesDataset(FrameSet):
+    """The annotated camera frames of one official version: tables `<root>/v1.0-<split>/*.json`, images by their `filename` below root.
+
+    split: train, val, test (frames without labels) or mini. x: accepted and not there, so that nuImages mixes with data that have X.
+
+    Raises:
+        DataError: a table or an image is missing, named, or a table is damaged; from `self[i]`, a mask that is not of its image.
+    """
+
+    labels = NUIMAGES
+    licence = "CC BY-NC-SA 4.0 with nuScenes' terms of use: non-commercial; https://www.nuscenes.org/terms-of-use"
+    source = "https://www.nuscenes.org/nuimages#download: nuimages-v1.0-all-metadata.tgz and nuimages-v1.0-all-samples.tgz \
+(or nuimages-v1.0-mini.tgz), unpacked into one folder"
+
+    def __init__(self, root: str | Path, split: str, x: str = ""):
+        check_choice("split", split, SPLITS)
+        self.root, self.tables = expanded(root), expanded(root) / f"v1.0-{split}"
+        self.labelled = split != "test"
+        cure = f"get it from {self.source}"
+        needed = ["sample", "sample_data", *(["category", "object_ann", "surface_ann"] if self.labelled else [])]
+        require((self.tables / f"{name}.json" for name in needed), cure)
+        try:
+            keys = {row["key_camera_token"] for row in self._table("sample")}
+            frames = sorted((row["filename"], row["token"]) for row in self._table("sample_data") if row["token"] in keys)
+            self._masks = self._annotations({token for _, token in frames}) if self.labelled else {}
+        except (KeyError, TypeError) as error:
+            raise DataError(f"a table of {self.tables} lacks {error}; fetch it again") from None
+        super().__init__([filename for filename, _ in frames])
+        self._tokens = [token for _, token in frames]
+        require((self.root / name for name in self.names), cure)
+
+    def _table(self, name: str) -> list[dict[str, Any]]:
+        path = self.tables / f"{name}.json"
+        try:
+            return json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path} is damaged ({error}); fetch it again") from None
+
+    def _annotations(self, tokens: set[str]) -> dict[str, list[tuple[int, dict[str, Any]]]]:
+        """Token of a frame -> (train id, mask) of its annotations, in the order in which they are drawn."""
+        ids = {row["token"]: category_id(row["name"]) for row in self._table("category")}
+        masks = defaultdict(list)
+        for table in ("surface_ann", "object_ann"):
+            for row in sorted(self._table(table), key=lambda row: row["token"]):
+                # Some objects have no mask: they are hidden.
+                if row["sample_data_token"] in tokens and row["mask"] is not None:
+                    masks[row["sample_data_token"]].append((ids[row["category_token"]], row["mask"]))
+        return dict(masks)
+
+    def read(self, index: int) -> Sample:
+        image = read_rgb(self.root / self.names[index])
+        if not self.labelled:
+            return self.sample(index, image, None)
+        labels = np.full(image.shape[:2], NUIMAGES.id_of("other"), np.uint8)
+        for train_id, mask in self._masks.get(self._tokens[index], ()):
+            covered = decode_mask(mask, self.names[index])
+            if covered.shape != labels.shape:
+                raise DataError(f"{self.names[index]} is {labels.shape} but one of its masks is {covered.shape}; fetch both again")
+            labels[covered] = train_id
+        return self.sample(index, image, labels)
+
+
+def category_id(name: str) -> int:
+    """The train id of an official category; 255 for ignored ones."""
+    return NUIMAGES.id_of(CATEGORIES[name]) if name in CATEGORIES else UNLABELLED
+
+
+def decode_mask(mask: dict[str, Any], name: str) -> np.ndarray:
+    """(H, W) bool of a mask `{"size": [H, W], "counts": base64}`; `name` is for the error. Raises DataError.
+
+    `counts` is COCO's compressed run-length code (rleToString in cocoapi's maskApi.c): runs of 0 and 1 in turns, column by column; from
+    the fourth on as differences to the run before last; in groups of five bits, the low ones first, each in a character from 48 up.
+    """
+    try:
+        height, width = mask["size"]
+        codes = np.frombuffer(base64.b64decode(mask["counts"], validate=True), np.uint8).astype(np.int64) - 48
+        runs = decode_runs(codes)
+        if runs.min(initial=0) < 0 or runs.sum() != height * width:
+            raise ValueError(f"its runs cover {runs.sum()} pixels of {height} x {width}")
+    except (KeyError, TypeError, ValueError, binascii.Error) as error:
+        raise DataError(f"a mask of {name} is damaged ({error}); fetch the tables again") from None
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
+
+
+def decode_runs(codes: np.ndarray) -> np.ndarray:
+    """(N,) int64 six-bit codes -> the runs. Raises ValueError on codes that are none."""
+    if codes.size == 0 or codes.min() < 0 or codes.max() > 63 or codes[-1] & 0x20:
+        raise ValueError("it is no run-length code")
+    last = np.flatnonzero(codes & 0x20 == 0)
+    first = np.concatenate([[0], last[:-1] + 1])
+    place = np.arange(len(codes)) - np.repeat(first, last - first + 1)
+    runs = np.add.reduceat((codes & 0x1F) << 5 * place, first)
+    # The sixth bit of a number's last group is its sign, in two's complement.
+    runs -= np.where(codes[last] & 0x10, np.int64(1) << 5 * (last - first + 1), 0)
+    runs[1::2], runs[2::2] = np.cumsum(runs[1::2]), np.cumsum(runs[2::2])
+    return runs

@@ -1,0 +1,76 @@
+"""Data sets by name. A new one is a file with a class beside this one, and a line in DATASETS; docs/data.md shows how."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from lix_core.data.readers import FrameSet
+from lix_core.errors import DataError
+from lix_core.files import expanded
+from lix_core.labels import LabelSet
+
+DATASETS = {
+    "camvid": ("lix_core.data.camvid", "CamVidDataset"),
+    "cityscapes": ("lix_core.data.cityscapes", "CityscapesDataset"),
+    "kitti": ("lix_core.data.kitti", "KittiDataset"),
+    "nuimages": ("lix_core.data.nuimages", "NuImagesDataset"),
+    "pothole": ("lix_core.data.pothole", "PotholeDataset"),
+    "vkitti2": ("lix_core.data.vkitti2", "Vkitti2Dataset"),
+    "world": ("lix_core.data.world", "WorldDataset"),
+}
+"""Name -> module and class."""
+
+
+def open_dataset(name: str, root: str | Path, split: str, x: str = "", **options: Any) -> FrameSet:
+    """A split of a data set: a sequence of `Sample`.
+
+    name: a key of DATASETS. root: its folder, `~` is understood. x: the kind of X wanted, "" for none. options: of its class.
+
+    Raises:
+        DataError: no such data set, folder, split, kind of X or option, or a file is missing; names it.
+    """
+    if name not in DATASETS:
+        near = difflib.get_close_matches(name, DATASETS, 1)
+        meant = f", did you mean {near[0]!r}?" if near else ";"
+        raise DataError(f"there is no data set {name!r}{meant} there are {', '.join(DATASETS)}")
+    module, kind = DATASETS[name]
+    dataset = getattr(import_module(module), kind)
+    known = [option for option in inspect.signature(dataset).parameters if option not in ("root", "split", "x")]
+    for option in options:
+        if option not in known:
+            raise DataError(f"the data set {name} has no option {option!r}; it has {', '.join(known) or 'none'}")
+    if not expanded(root).is_dir():
+        raise DataError(f"there is no folder {root} for the data set {name}; get it from {dataset.source}")
+    return dataset(root, split, x=x, **options)
+
+
+def check_same_labels(datasets: Sequence[FrameSet]) -> LabelSet:
+    """The label set that data sets share, by names and their order; colours do not matter.
+
+    Raises:
+        DataError: none are given, or two differ; says in what.
+    """
+    if not datasets:
+        raise DataError("no data sets are given")
+    first = datasets[0].labels
+    for other in (dataset.labels for dataset in datasets[1:]):
+        if other.names != first.names:
+            raise DataError(f"label sets differ: {difference(first, other)}; sources that are mixed need one")
+    return first
+
+
+def difference(first: LabelSet, other: LabelSet) -> str:
+    """Where two label sets whose names differ do so, in words."""
+    parts = []
+    for one, two in ((first, other), (other, first)):
+        if own := [name for name in one.names if name not in two.names]:
+            parts.append(f"only {one.name!r} has {', '.join(own)}")
+    if not parts:
+        name = next(a for a, b in zip(first.names, other.names) if a != b)
+        parts = [f"{name} is {first.id_of(name)} in {first.name!r} and {other.id_of(name)} in {other.name!r}"]
+    return "; ".join(parts)

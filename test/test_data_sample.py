@@ -1,0 +1,195 @@
+"""Samples and batches, the registry of data sets, and what readers share."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from lix_core.camera import Camera
+from lix_core.data.readers import FrameSet, IdMap, XCache, pairs, spans, subset
+from lix_core.data.registry import DATASETS, check_same_labels, open_dataset
+from lix_core.data.sample import Sample, collate
+from lix_core.errors import DataError, LabelError
+from lix_core.labels import STREET, Label, LabelSet
+from trees import camvid_tree, noise, write_image
+
+H, W = 4, 6
+
+
+def sample(name: str = "a", **changes: object) -> Sample:
+    rng = np.random.default_rng(len(name))
+    x = rng.normal(size=(3, H, W)).astype(np.float32)
+    parts = {"image": noise(1, (H, W)), "labels": rng.integers(0, 5, (H, W)).astype(np.uint8), "x": x}
+    return Sample(**{"name": name, **parts, "known": x[0] > 0, "x_kind": "normals", **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image": noise(0, (H, W)).astype(np.float32)}, r"a: image must be uint8 of \(H, W, 3\), got float32 of \(4, 6, 3\)"),
+        ({"image": np.zeros((H, W), np.uint8)}, r"a: image must be uint8 of \(H, W, 3\), got uint8 of \(4, 6\)"),
+        (
+            {"labels": np.zeros((W, H), np.uint8)},
+            r"a: labels must be uint8 of \(4, 6\), got uint8 of \(6, 4\) \(its image is \(4, 6, 3\)\)",
+        ),
+        ({"labels": np.zeros((H, W), np.int64)}, r"a: labels must be uint8 of \(4, 6\), got int64"),
+        ({"x": np.zeros((3, H, W + 1), np.float32)}, r"a: x must be float32 of \(Cx, 4, 6\), got float32 of \(3, 4, 7\)"),
+        ({"x": np.zeros((H, W), np.float32)}, r"a: x must be float32 of \(Cx, 4, 6\), got float32 of \(4, 6\)"),
+        ({"known": np.zeros((H, W), np.uint8)}, r"a: known must be bool of \(4, 6\), got uint8"),
+        ({"known": None}, "a: x, known and x_kind come together or not at all, got x_kind 'normals'"),
+        ({"x_kind": ""}, "a: x, known and x_kind come together or not at all, got x_kind ''"),
+        ({"camera": Camera.pinhole(W + 1, H, 5.0)}, "a: the image is 6x4, its calibration is for 7x4"),
+    ],
+)
+def test_a_sample_whose_parts_do_not_fit_names_itself_and_the_part(changes, message):
+    with pytest.raises(DataError, match=message):
+        sample(**changes)
+
+
+def test_a_batch_holds_what_its_samples_hold():
+    a, b = sample("a"), sample("bb")
+    batch = collate([a, b])
+    assert batch.image.dtype == torch.uint8 and batch.labels.dtype == torch.int64 and batch.x.dtype == torch.float32
+    assert batch.known.dtype == torch.bool and batch.names == ["a", "bb"] and len(batch) == 2
+    for i, one in enumerate((a, b)):
+        assert np.array_equal(batch.image[i].permute(1, 2, 0).numpy(), one.image)
+        assert np.array_equal(batch.labels[i].numpy(), one.labels)
+        assert np.array_equal(batch.x[i].numpy(), one.x) and np.array_equal(batch.known[i].numpy(), one.known)
+    assert batch.labelled.tolist() == [True, True]
+
+
+def test_frames_without_labels_or_x_are_ignored_and_unknown_in_a_batch():
+    batch = collate([sample("a"), sample("b", labels=None, x=None, known=None, x_kind="")])
+    assert batch.labelled.tolist() == [True, False] and (batch.labels[1] == 255).all() and (batch.labels[0] != 255).all()
+    assert batch.x.shape == (2, 3, H, W) and not batch.x[1].any() and not batch.known[1].any() and batch.known[0].any()
+
+
+def test_a_batch_in_which_no_frame_has_x_keeps_the_channels_of_the_run():
+    bare = sample("b", x=None, known=None, x_kind="")
+    assert collate([bare]).x.shape == (1, 0, H, W) and collate([bare], x_channels=3).x.shape == (1, 3, H, W)
+
+
+def test_batches_that_cannot_be_say_why():
+    with pytest.raises(DataError, match="at least one sample"):
+        collate([])
+    with pytest.raises(DataError, match=r"images of a batch differ in size: \[\(4, 6\), \(5, 6\)\]; crop or resize"):
+        collate([sample(), Sample("b", noise(0, (5, 6)), None)])
+    other = sample("b", x=np.zeros((1, H, W), np.float32), x_kind="depth")
+    with pytest.raises(DataError, match=r"X of a batch differs: \[\('depth', 1\), \('normals', 3\)\]"):
+        collate([sample(), other])
+    with pytest.raises(DataError, match="1 channels are asked for"):
+        collate([sample()], x_channels=1)
+
+
+def test_a_batch_moves_to_another_device_as_a_whole():
+    moved = collate([sample()]).to("meta")
+    assert {t.device.type for t in (moved.image, moved.labels, moved.x, moved.known, moved.labelled)} == {"meta"}
+    assert moved.names == ["a"]
+
+
+# The registry.
+
+
+def test_every_registered_data_set_can_be_imported_and_describes_itself():
+    from importlib import import_module
+
+    for module, name in DATASETS.values():
+        kind = getattr(import_module(module), name)
+        assert issubclass(kind, FrameSet) and len(kind.licence) > 2 and len(kind.source) > 10
+
+
+def test_open_dataset_opens_by_name_and_refuses_what_is_not_there(tmp_path):
+    camvid_tree(tmp_path)
+    data = open_dataset("camvid", tmp_path, "train")
+    assert len(data) == 2 and data.names == ["a", "b"] and data.x_kind == "" and data.x_channels == 0
+    with pytest.raises(DataError, match="no data set 'camvidd', did you mean 'camvid'. there are camvid, cityscapes"):
+        open_dataset("camvidd", tmp_path, "train")
+    with pytest.raises(DataError, match="the data set camvid has no option 'fold'; it has none"):
+        open_dataset("camvid", tmp_path, "train", fold=1)
+    with pytest.raises(DataError, match="the data set pothole has no option 'folds'; it has fold, inner"):
+        open_dataset("pothole", tmp_path, "train", folds=1)
+    with pytest.raises(DataError, match="no folder .*nowhere for the data set kitti; get it from https://www.cvlibs.net"):
+        open_dataset("kitti", tmp_path / "nowhere", "train")
+
+
+def test_a_data_set_is_a_sequence(tmp_path):
+    camvid_tree(tmp_path)
+    data = open_dataset("camvid", tmp_path, "train")
+    assert [s.name for s in data] == ["a", "b"] and data[-1].name == "b"
+    with pytest.raises(IndexError):
+        data[2]
+
+
+class Named(FrameSet):
+    def __init__(self, *names: str, title: str = "set"):
+        super().__init__([])
+        self.labels = LabelSet(title, tuple(Label(name, (0, 0, 0)) for name in names))
+
+
+def test_label_sets_that_differ_say_in_what():
+    assert check_same_labels([Named("a", "b"), Named("a", "b", title="other")]).names == ("a", "b")
+    with pytest.raises(DataError, match="only 'set' has b; only 'x' has c, d; sources that are mixed need one"):
+        check_same_labels([Named("a", "b"), Named("a", "b"), Named("a", "c", "d", title="x")])
+    with pytest.raises(DataError, match="a is 0 in 'set' and 1 in 'x'"):
+        check_same_labels([Named("a", "b"), Named("b", "a", title="x")])
+    with pytest.raises(DataError, match="no data sets"):
+        check_same_labels([])
+
+
+# Readers.
+
+
+def test_ids_are_mapped_and_those_that_do_not_occur_are_named_with_their_file_and_the_allowed_ones(tmp_path):
+    ids = IdMap({7: 0, 8: 1, 0: 255, 255: 255})
+    write_image(tmp_path / "m.png", np.array([[7, 8], [0, 255]], np.uint8))
+    assert ids.read(tmp_path / "m.png").tolist() == [[0, 1], [255, 255]]
+    write_image(tmp_path / "m.png", np.array([[7, 9], [9, 254]], np.uint8))
+    with pytest.raises(DataError, match="label .*m.png has ids 9, 254; allowed are 0, 7..8, 255"):
+        ids.read(tmp_path / "m.png")
+    assert spans([]) == "" and spans([3]) == "3" and spans([0, 1, 2, 5]) == "0..2, 5"
+
+
+def test_the_first_file_that_is_missing_is_named_whichever_folder_lacks_it(tmp_path):
+    a, b = tmp_path / "a", tmp_path / "b"
+    with pytest.raises(DataError, match=f"{a} is missing; get it"):
+        pairs({a: "_a.png", b: "_b.png"}, "get it")
+    for path in (a / "x" / "1_a.png", a / "x" / "2_a.png", b / "x" / "2_b.png", b / "x" / "3_b.png"):
+        write_image(path, np.zeros((2, 2), np.uint8))
+    with pytest.raises(DataError, match="b/x/1_b.png is missing; get it"):
+        pairs({a: "_a.png", b: "_b.png"}, "get it")
+    (a / "x" / "1_a.png").unlink()
+    with pytest.raises(DataError, match="a/x/3_a.png is missing; get it"):
+        pairs({a: "_a.png", b: "_b.png"}, "get it")
+    (b / "x" / "3_b.png").unlink()
+    assert pairs({a: "_a.png", b: "_b.png"}, "get it") == ["x/2"]
+
+
+def test_a_subset_of_classes_keeps_names_and_colours_in_the_order_given():
+    labels, lut = subset(STREET, ["road", "sky"])
+    assert labels.names == ("road", "sky") and labels.labels[0] == STREET.labels[3]
+    assert (lut[3], lut[0], lut[1], lut[255]) == (0, 1, 255, 255)
+    with pytest.raises(LabelError, match="no class 'boat' in label set 'street'"):
+        subset(STREET, ["boat"])
+
+
+def test_kept_x_is_what_was_given_first_and_a_damaged_file_is_made_again(tmp_path):
+    x = np.random.default_rng(0).normal(size=(3, H, W)).astype(np.float32)
+    known = x[1] > 0
+    calls = []
+
+    def make():
+        calls.append(1)
+        return np.where(known, x, 0).astype(np.float32), known
+
+    cache = XCache(tmp_path / "x")
+    first, again = cache.get("a", (H, W), make), XCache(tmp_path / "x").get("a", (H, W), make)
+    assert len(calls) == 1 and np.array_equal(first[0], again[0]) and np.array_equal(first[1], again[1])
+    assert np.array_equal(first[1], known) and np.allclose(first[0], np.where(known, x, 0), rtol=2**-10) and first[0].dtype == np.float32
+    (tmp_path / "x" / "a.npy").write_bytes(b"\x93NUMPY")
+    assert np.array_equal(XCache(tmp_path / "x").get("a", (H, W), make)[0], first[0]) and len(calls) == 2
+    bare = XCache(None).get("a", (H, W), make)
+    assert np.array_equal(bare[0], first[0]) and np.array_equal(bare[1], known) and len(calls) == 3
+    (tmp_path / "file").write_text("")
+    assert np.array_equal(XCache(tmp_path / "file" / "x").get("a", (H, W), make)[0], first[0])
