@@ -1,0 +1,135 @@
+"""`lix reproduce` and `lix ablate`: tables of training runs, resumable run by run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Optional
+
+import typer
+from rich.console import Console
+from rich.table import Table as Grid
+
+from lix_core.cli.progress import progress_bar
+from lix_core.errors import TrainingError
+from lix_core.files import make_folder
+
+OUT = typer.Option(Path("results"), "--out", "-o", help="Folder of <table>.json and <table>.md; a table that is there is gone on with.")
+WORK = typer.Option(Path("out/runs"), help="Folder for the runs while they last.")
+SEEDS = typer.Option("", help="Only these seeds, as 0,1,2; empty: those of the table.")
+JOBS = typer.Option(1, min=1, help="Runs at the same time, each with its share of the cores.")
+KEEP = typer.Option(False, "--keep", help="Keep the folders of the runs: checkpoints, curves, sheets.")
+DATA = typer.Option([], "--data", help="Where a data set is, as NAME=FOLDER; may be repeated.")
+
+
+def reproduce(
+    table: Optional[str] = typer.Argument(None, help="Name of a table; left out, lists them."),
+    overrides: Optional[list[str]] = typer.Argument(None, help="key=value for every run, such as optim.steps=100."),
+    data: list[str] = DATA,
+    out: Path = OUT,
+    work: Path = WORK,
+    rows: str = typer.Option("", help="Only these rows, as control,lix; empty: all."),
+    seeds: str = SEEDS,
+    folds: str = typer.Option("", help="Only these folds, as 0,1; empty: those of the table."),
+    jobs: int = JOBS,
+    keep: bool = KEEP,
+) -> None:
+    """Run a table of methods, or go on with it, and write it as JSON and Markdown."""
+    from lix_core.training.reproduce import Table, table_names
+
+    if table is None:
+        for name in table_names():
+            print(f"{name:24} {Table.load(name).title}")
+        return
+    chosen = Table.load(table).narrowed(words(rows), numbers(seeds, "--seeds"), numbers(folds, "--folds"))
+    places = roots(data)
+    if "world" not in places and "world" in chosen.datasets:
+        places["world"] = str(render_world(work.parent / "world"))
+    run(chosen, out, work, places, overrides or [], jobs, keep)
+
+
+def ablate(
+    config: str = typer.Argument(..., help="Configuration of a student: a YAML file or the name of a recipe."),
+    variations: list[str] = typer.Argument(
+        ..., help="key=value,value,...: one row for each value; key=value with one value is for all rows."
+    ),
+    teacher: Optional[Path] = typer.Option(None, help="Folder of the teacher's run."),
+    name: str = typer.Option("ablation", help="Name of the table."),
+    metric: str = typer.Option("miou", help="`miou`, or a class whose IoU counts."),
+    out: Path = OUT,
+    work: Path = WORK,
+    seeds: str = typer.Option("0,1,2", help="Seeds of every row."),
+    jobs: int = JOBS,
+    keep: bool = KEEP,
+) -> None:
+    """Compare values of options: the configuration as it is, and each value of each option alone, over several seeds."""
+    from lix_core.training.reproduce import Table
+
+    chosen = Table.of_variations(name, config, variations, metric, numbers(seeds, "--seeds"))
+    run(chosen, out, work, {}, [], jobs, keep, teacher)
+
+
+def render_world(root: Path) -> Path:
+    """Render the simulated streets of the tables, or what is missing of them."""
+    from lix_core.training.reproduce import WORLD_FRAMES
+    from lix_core.world.drive import Drive
+    from lix_core.world.farm import render
+    from lix_core.world.folder import WorldFolder
+
+    with progress_bar() as progress:
+        for split, (frames, seed) in WORLD_FRAMES.items():
+            drive = Drive(seed)
+            folder = WorldFolder.create(root / split, drive, frames)
+            left = sum(map(len, folder.missing().values()))
+            task = progress.add_task(f"rendering {split}", total=frames, completed=frames - left, note="")
+            render(folder, drive, len(os.sched_getaffinity(0)), lambda task=task: progress.update(task, advance=1))
+    return root
+
+
+def run(
+    table, out: Path, work: Path, places: dict[str, str], overrides: list[str], jobs: int, keep: bool, teacher: Optional[Path] = None
+) -> None:
+    from lix_core.training.memory import keep_freed_memory
+    from lix_core.training.reproduce import reproduce as go
+
+    make_folder(out)
+    make_folder(work)
+    keep_freed_memory()
+    with progress_bar() as progress:
+        task = progress.add_task(table.name, total=None, note="")
+
+        def report(text: str, done: int, total: int) -> None:
+            progress.update(task, total=total, completed=done, note="")
+            progress.console.print(text, highlight=False, markup=False)
+
+        result = go(table, out, work / table.name, places, overrides, jobs, keep, teacher, report)
+    show(result, out / f"{table.name}.md")
+
+
+def show(result: dict, page: Path) -> None:
+    key = "miou" if any("miou" in row for row in result["rows"].values()) else "iou"
+    grid = Grid("row", result["protocol"]["metric"], "± over seeds", "seeds")
+    for name, row in result["rows"].items():
+        found = row[key]
+        grid.add_row(name, f"{found['mean']:.4f}", "-" if found["std"] is None else f"{found['std']:.4f}", str(len(found["per_seed"])))
+    Console().print(grid)
+    print(page)
+
+
+def words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def numbers(text: str, option: str) -> list[int]:
+    try:
+        return [int(word) for word in words(text)]
+    except ValueError:
+        raise TrainingError(f"{option} takes whole numbers separated by commas, such as 0,1,2; got {text!r}") from None
+
+
+def roots(pairs: list[str]) -> dict[str, str]:
+    found = dict(pair.partition("=")[::2] for pair in pairs)
+    for name, path in found.items():
+        if not path:
+            raise TrainingError(f"--data is written NAME=FOLDER, for example --data camvid=~/data/camvid; got {name!r}")
+    return found

@@ -1,0 +1,112 @@
+"""The model card: what a bundle's manifest says, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lix_core.runtime.bundle import Manifest
+
+WEAK = 0.5
+"""Classes with a lower IoU are named as weaknesses."""
+MEANS = {
+    "miou": "mIoU",
+    "pixel_accuracy": "pixel accuracy",
+    "mean_accuracy": "mean accuracy",
+    "frequency_weighted_iou": "frequency-weighted IoU",
+}
+
+
+def model_card(manifest: Manifest, notes: str = "") -> str:
+    """The model card, in Markdown. notes: what only people know of the model, above all where it fails."""
+    parts = [
+        f"# {manifest.name}",
+        manifest.description,
+        _terms(manifest),
+        "## Data\n\nAll that went into the weights:",
+        _table(("use", "name", "licence", "source"), [[d[k] for k in ("use", "name", "licence", "source")] for d in manifest.data]),
+        *_teacher(manifest.training),
+        "## Quality",
+        *(_quality(manifest) or ["Nothing was measured."]),
+        "## Training",
+        _training(manifest.training),
+        "## Known weaknesses",
+        notes.strip() or _weaknesses(manifest),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(' '.join(str(cell).replace('|', '/').split()) for cell in line)} |" for line in lines)
+
+
+def _terms(manifest: Manifest) -> str:
+    x = f"\n- **X:** {manifest.x.kind}, {manifest.x.channels} channels, at the image's size; a frame may be without." if manifest.x else ""
+    return (
+        f"- **Licence of the weights:** {manifest.licence}.\n"
+        f"- **Input:** RGB images of any size; larger ones are scaled to {manifest.size.max_pixels:,} pixels.{x}\n"
+        f"- **Output:** ids of {len(manifest.labels)} classes ({', '.join(manifest.labels.names)}), 255 = unlabelled; confidence 0..1."
+    )
+
+
+def _teacher(training: dict[str, Any]) -> list[str]:
+    teacher = training.get("teacher")
+    if not teacher:
+        return []
+    model, data = teacher["config"]["model"], ", ".join(f"{s['dataset']} {s['split']}" for s in teacher["config"]["data"]["sources"])
+    scores = "".join(f"; mIoU {m['miou']:.3f} on {name}" for name, m in teacher["metrics"].items() if m["miou"] is not None)
+    sees = f"RGB and {teacher['x']}, joined by {model['fusion']}" if model["kind"] == "teacher" else "RGB"
+    return [
+        "## Lineage",
+        f"Distilled by the method `{training['method']}` from the run `{teacher['run']}` (seed {teacher['seed']}, git "
+        f"{teacher['git_revision'][:12]}, SHA-256 of its checkpoint {teacher['sha256'][:12]}): {model['encoder']} that sees {sees}, "
+        f"trained on {data}{scores}. The licences of its data are above.",
+        *_teacher(teacher),
+    ]
+
+
+def _quality(manifest: Manifest) -> list[str]:
+    training, sections = manifest.training, []
+    data = training["config"]["data"]
+    scale = "x".join(map(str, data["eval_size"])) if data["eval_size"] else "their own size"
+    chosen = f"{data['val']['dataset']} {data['val']['split']}" if data["val"] else ""
+    for name, score in manifest.metrics.items():
+        flattered = " The checkpoint was chosen on it: expect less elsewhere." if name == chosen else ""
+        means = ", ".join(f"{text} {_number(score[key])}" for key, text in MEANS.items())
+        sections.append(
+            f"On {name}, the network in PyTorch in float32, images at {scale}, one confusion matrix over all pixels: "
+            f"{means}.{flattered}\n\n" + _table(("class", "IoU"), [(label, _number(value)) for label, value in score["iou"].items()])
+        )
+    return sections
+
+
+def _number(value: float | None) -> str:
+    return "absent" if value is None else f"{value:.3f}"
+
+
+def _training(training: dict[str, Any]) -> str:
+    optim = training["config"]["optim"]
+    cost = f" It took {training['seconds'] / 3600:.1f} h on {training['device']}." if "seconds" in training else ""
+    return (
+        f"Method `{training['method']}`, seed {training['seed']}, step {training['step']} of {optim['steps']}; git "
+        f"{training['git_revision'][:12]}, torch {training['torch']}.{cost} {training['parameters']['total']:,} parameters. The whole "
+        "configuration is in the manifest, under `training`."
+    )
+
+
+def _weaknesses(manifest: Manifest) -> str:
+    lines = []
+    for name, score in manifest.metrics.items():
+        weak = [f"{label} ({value:.2f})" for label, value in score["iou"].items() if value is not None and value < WEAK]
+        absent = [label for label, value in score["iou"].items() if value is None]
+        lines += [f"- On {name} its weakest classes, by IoU: {', '.join(weak)}."] if weak else []
+        lines += [f"- Not measured on {name}, where they do not occur: {', '.join(absent)}."] if absent else []
+    return "\n".join(
+        [
+            *lines,
+            "- What its data do not show (other cameras, weathers, places) it has not seen.",
+            "- Confidence is the softmax of the winner and is not calibrated; look at it before using a threshold.",
+            "- Not for decisions on which safety depends.",
+        ]
+    )

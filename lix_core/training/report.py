@@ -1,0 +1,115 @@
+"""Pictures of a run: its curves, and a sheet of what the networks see and say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from lix_core.data.sample import Sample, collate
+from lix_core.files import save_image
+from lix_core.geometry.encodings import ENCODINGS
+from lix_core.labels import UNLABELLED, LabelSet
+from lix_core.models.networks import Network
+from lix_core.training.scoring import predict
+from lix_core.viz import colorize, contact_sheet, depth_color, normals_color
+
+CELL = 320
+"""Width of one picture of the sheet [pixels]."""
+
+
+def curves(rows: Sequence[dict[str, float]], path: Path, title: str) -> None:
+    """Losses, validation mIoU and learning rate over the steps of a run, as PNG. Rows are those of `callbacks.Journal`."""
+    figure = Figure(figsize=(12, 3.4), layout="constrained")
+    losses, scores, rates = figure.subplots(1, 3)
+    known = {"epoch", "step", "lr", "seconds", "val_miou", "val_pixel_accuracy"}
+    for key in dict.fromkeys(key for row in rows for key in row if key not in known):
+        losses.plot(*columns(rows, key), label=key, linewidth=2 if key == "loss" else 1)
+    scores.plot(*columns(rows, "val_miou"), marker=".", label="val mIoU")
+    rates.plot(*columns(rows, "lr"), label="peak learning rate")
+    for axes in (losses, scores, rates):
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.suptitle(title)
+    canvas = FigureCanvasAgg(figure)  # no pyplot: it would choose a display
+    canvas.draw()
+    save_image(path, np.asarray(canvas.buffer_rgba())[..., :3])
+
+
+def columns(rows: Sequence[dict[str, float]], key: str) -> tuple[list[float], list[float]]:
+    """Steps and values of the rows that have `key`."""
+    having = [row for row in rows if key in row]
+    return [row["step"] for row in having], [row[key] for row in having]
+
+
+def sheet(network: Network, teacher: Network | None, samples: Sequence[Sample], labels: LabelSet, path: Path) -> None:
+    """A row for each frame: RGB, X, truth, teacher, student, and where the network errs; columns that a run lacks are left out."""
+    cells: list[np.ndarray] = []
+    for sample in samples:
+        row = pictures(network, teacher, sample, labels)
+        cells += [captioned(picture, caption) for caption, picture in row.items()]
+    save_image(path, contact_sheet(cells, labels, columns=len(cells) // len(samples), cell_width=CELL))
+
+
+def pictures(network: Network, teacher: Network | None, sample: Sample, labels: LabelSet) -> dict[str, np.ndarray]:
+    """Pictures of one frame by caption, each (H, W, 3) uint8 RGB."""
+    truth = np.full(sample.image.shape[:2], UNLABELLED, np.uint8) if sample.labels is None else sample.labels
+    said = answer(network, sample)
+    row = {"RGB": sample.image}
+    if getattr(network, "x_channels", 0) or getattr(teacher, "x_channels", 0):
+        row["X"] = x_picture(sample)
+    row["truth"] = colorize(truth, labels)
+    if teacher is not None:
+        row["teacher"] = colorize(answer(teacher, sample), labels)
+    row["student" if not getattr(network, "x_channels", 0) else "teacher"] = colorize(said, labels)
+    row["errors"] = error_picture(sample.image, truth, said)
+    return row
+
+
+@torch.inference_mode()
+def answer(network: Network, sample: Sample) -> np.ndarray:
+    """(H, W) uint8 class ids that a network in eval mode gives a frame."""
+    device = next(network.parameters()).device
+    batch = collate([sample], getattr(network, "x_channels", None)).to(device)
+    return predict(network, batch)[0].to(torch.uint8).cpu().numpy()
+
+
+def x_picture(sample: Sample) -> np.ndarray:
+    """X as colours, black where it is unknown: normals as RGB, others from near in red to far in blue.
+
+    Of a data set's own kind of X only the first channel is shown.
+    """
+    if sample.x is None:
+        return np.zeros_like(sample.image)
+    if sample.x_kind not in ENCODINGS:
+        # X has about zero mean and unit spread: -3 to 3 is red to blue.
+        return depth_color(np.where(sample.known, np.exp(sample.x[0].clip(-3, 3)), np.nan), np.exp(-3), np.exp(3))
+    values = ENCODINGS[sample.x_kind].decode(sample.x, sample.known)
+    quantity = ENCODINGS[sample.x_kind].quantity
+    if quantity == "normals":
+        return normals_color(values)
+    # A disparity of a width's share d is shown as the depth 0.3 / d: red to blue over what cars' cameras see.
+    return depth_color(values if quantity == "depth" else 0.3 * sample.image.shape[1] / np.maximum(values, 1e-3))
+
+
+def error_picture(image: np.ndarray, truth: np.ndarray, said: np.ndarray) -> np.ndarray:
+    """The image, darkened; red where the answer is wrong, black where there is no truth."""
+    picture = image // 2
+    picture[(truth != said) & (truth != UNLABELLED)] = (255, 40, 40)
+    picture[truth == UNLABELLED] = 0
+    return picture
+
+
+def captioned(picture: np.ndarray, caption: str) -> np.ndarray:
+    """The picture at the width of a cell, with its caption above."""
+    height = max(1, round(picture.shape[0] * CELL / picture.shape[1]))
+    scaled = cv2.resize(picture, (CELL, height), interpolation=cv2.INTER_AREA)
+    strip = np.full((20, CELL, 3), 24, np.uint8)
+    cv2.putText(strip, caption, (6, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (235, 235, 235), 1, cv2.LINE_AA)
+    return np.vstack([strip, scaled])

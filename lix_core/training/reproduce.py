@@ -1,0 +1,490 @@
+"""Tables of methods: the runs that a table needs, one after the other or where they were left, and the table out of them.
+
+A table is a YAML file beside this one in tables/ (`TABLES`). It names one configuration for all rows, one for each teacher, the
+folds and seeds, and what sets each row apart. A cell of it (row, fold, seed) is one run of `lix_core.training.run.fit`; cells that
+share fold and seed share teacher, initial weights, order, views and schedule.
+
+A finished cell is kept in the result file itself, with its confusion matrix and the fingerprint of its configuration: whoever has that
+file goes on where it stops, on any machine, and a cell whose configuration has changed is run again.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import resources
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from lix_core.errors import DataError, TrainingError
+from lix_core.files import save
+from lix_core.metrics import ConfusionMatrix, rounded
+from lix_core.training.config import Config, from_dict, load_config, nearest, override, to_dict
+
+TABLES = resources.files("lix_core.training") / "tables"
+TEACHER, CONTROL = "teacher", "control"
+"""Names of the teacher that rows learn from, and of the row that they are set against, where a table does not say otherwise."""
+
+
+WORLD_FRAMES = {"train": (480, 101), "val": (60, 102), "test": (160, 103)}
+"""Frames and seed of each split of the simulated street that the tables are of, the other options of `lix world render` as they are."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row.
+
+    overrides: what sets its configuration apart, as `a.b=value`. teacher: that it learns from, "" for none. control: the row that it is
+    set against.
+    """
+
+    name: str
+    overrides: tuple[str, ...] = ()
+    teacher: str = TEACHER
+    control: str = CONTROL
+
+
+@dataclass(frozen=True)
+class Table:
+    """What is measured, and on what.
+
+    title: of the Markdown page. metric: `miou`, or the name of the class whose IoU counts. base: configuration of every run.
+    teachers: name -> overrides of a teacher's run. shown: groups of classes shown apart, name -> class names. folds: values of
+    `{fold}` in the configuration. seeds: of the runs. notes: paragraphs for the page.
+    """
+
+    name: str
+    title: str
+    metric: str
+    base: dict[str, Any]
+    teachers: dict[str, tuple[str, ...]]
+    rows: tuple[Row, ...]
+    folds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    shown: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    notes: str = ""
+
+    @classmethod
+    def load(cls, name: str) -> "Table":
+        """A table by its name. Raises TrainingError where there is none, or where its file does not hold one."""
+        names = table_names()
+        if name not in names:
+            raise TrainingError(f"there is no table {name!r}{nearest(name, names)}; there are {', '.join(names)}")
+        return cls.from_dict(name, yaml.safe_load((TABLES / f"{name}.yaml").read_text(encoding="utf-8")))
+
+    @classmethod
+    def from_dict(cls, name: str, data: Mapping[str, Any]) -> "Table":
+        """Raises TrainingError where a key is unknown or missing, or a row learns from a teacher that there is none of."""
+        known = ("title", "metric", "base", "teachers", "rows", "folds", "seeds", "shown", "notes")
+        unknown = [key for key in data if key not in known]
+        missing = [key for key in ("title", "metric", "base", "rows") if key not in data]
+        if unknown or missing:
+            wrong = f"unknown key {unknown[0]}{nearest(unknown[0], known)}" if unknown else f"{missing[0]} is missing"
+            raise TrainingError(f"table {name}: {wrong}")
+        teachers = {str(key): tuple(value or ()) for key, value in data.get("teachers", {}).items()}
+        rows = []
+        for key, value in data["rows"].items():
+            value = value or {}
+            teacher = value.get("teacher", TEACHER if TEACHER in teachers else "")
+            rows.append(Row(str(key), tuple(value.get("set", ())), teacher, value.get("control", CONTROL)))
+            if rows[-1].teacher and rows[-1].teacher not in teachers:
+                raise TrainingError(f"row {key} of table {name} learns from {rows[-1].teacher!r}; its teachers are {', '.join(teachers)}")
+        sequences = {key: tuple(data[key]) for key in ("folds", "seeds") if key in data}
+        shown = {str(key): tuple(value) for key, value in data.get("shown", {}).items()}
+        texts = {key: str(data[key]) for key in ("title", "metric")} | {"notes": str(data.get("notes", ""))}
+        return cls(name, base=dict(data["base"]), teachers=teachers, rows=tuple(rows), shown=shown, **sequences, **texts)
+
+    @classmethod
+    def of_variations(cls, name: str, config: str | Path, variations: Sequence[str], metric: str, seeds: Sequence[int]) -> "Table":
+        """The table of `lix ablate`: a row for the configuration as it is and one for each value of `a.b=v,v`, every option alone.
+
+        `a.b=v` with one value changes all rows. Raises TrainingError on what `load_config` refuses, and where nothing varies.
+        """
+        split = [(key, values.split(",")) for key, equals, values in (text.partition("=") for text in variations)]
+        fixed = [f"{key}={values[0]}" for key, values in split if len(values) == 1]
+        base = to_dict(load_config(config, fixed))
+        rows = [Row(f"{key}={value}", (f"{key}={value}",), "") for key, values in split if len(values) > 1 for value in values]
+        if not rows:
+            raise TrainingError(f"nothing varies in {' '.join(variations)}: give an option several values, as distill.tau=1,2,4")
+        title = f"Variations of {config}" + (f" with {' '.join(fixed)}" if fixed else "")
+        return cls(name, title, metric, base, {}, (Row(CONTROL, (), ""), *rows), seeds=tuple(seeds) or (0, 1, 2))
+
+    @property
+    def datasets(self) -> set[str]:
+        """Names of the data sets of its base."""
+        return {source["dataset"] for source in sources_of(self.base.get("data", {}))}
+
+    def narrowed(self, rows: Sequence[str] = (), seeds: Sequence[int] = (), folds: Sequence[int] = ()) -> "Table":
+        """The same with some of its rows, seeds and folds only. Raises TrainingError on a row or fold that it does not have."""
+        names = [row.name for row in self.rows]
+        for word in rows:
+            if word not in names and word not in self.teachers:
+                raise TrainingError(f"table {self.name} has no row {word!r}{nearest(word, names)}; it has {', '.join(names)}")
+        for fold in folds:
+            if fold not in self.folds:
+                raise TrainingError(f"table {self.name} has folds {', '.join(map(str, self.folds))}, not {fold}")
+        kept = tuple(row for row in self.rows if not rows or row.name in rows)
+        return Table(**{**vars(self), "rows": kept, "seeds": tuple(seeds) or self.seeds, "folds": tuple(folds) or self.folds})
+
+
+def table_names() -> list[str]:
+    """Names of the tables that come with lix."""
+    return sorted(path.name.removesuffix(".yaml") for path in TABLES.iterdir() if path.name.endswith(".yaml"))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a table. settings: what the table says of its configuration. taught_by: fingerprint of its teacher, "" without one."""
+
+    row: str
+    fold: int
+    seed: int
+    config: Config
+    settings: dict[str, Any]
+    teacher: "Cell | None" = None
+    taught_by: str = ""
+
+    @property
+    def key(self) -> str:
+        return f"{self.row}/fold{self.fold}/seed{self.seed}"
+
+    @property
+    def is_teacher(self) -> bool:
+        return self.config.model.kind == "teacher"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of what decides the numbers: the settings but for places and how the run is carried out, the method's options, the teacher.
+
+        Other options that a table leaves as they are do not count, so that a new one does not spoil all results; the revision of the
+        sources is kept beside each.
+        """
+        plain = {key: value for key, value in copy.deepcopy(self.settings).items() if key not in ("name", "trainer", "distill")}
+        for source in sources_of(plain["data"]):
+            source.pop("root", None)
+        plain["data"].pop("workers", None)
+        method = self.config.distill.method
+        options = {} if self.is_teacher else to_dict(self.config)["distill"].get(method, {})
+        return hashlib.sha256(json.dumps([plain, method, options, self.taught_by], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def sources_of(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The sources in plain data of a DataConfig, those of validation and test too."""
+    return [source for source in (*data.get("sources", []), data.get("val"), data.get("test")) if source]
+
+
+def cells(table: Table, roots: Mapping[str, str], overrides: Sequence[str] = (), taught_by: str = "") -> list[list[Cell]]:
+    """The cells, in units of one fold and seed: its teachers first, then its rows. taught_by: of the rows of a table without teachers."""
+    return [unit_of(table, fold, seed, roots, overrides, taught_by) for seed in table.seeds for fold in table.folds]
+
+
+def unit_of(table: Table, fold: int, seed: int, roots: Mapping[str, str], overrides: Sequence[str], taught_by: str) -> list[Cell]:
+    def cell(name: str, changes: Sequence[str], kind: str, teacher: Cell | None = None, by: str = "") -> Cell:
+        tree = copy.deepcopy(table.base)
+        for change in [*changes, *overrides, f"model.kind={kind}", f"seed={seed}"]:
+            override(tree, change)
+        tree = filled(tree, {"fold": fold, "seed": seed})
+        for source in sources_of(tree.get("data", {})):
+            source["root"] = source.get("root") or root_of(source["dataset"], roots)
+        config = from_dict({**tree, "name": f"{table.name} {name} fold {fold} seed {seed}"})
+        if config.distill.method == "none":
+            teacher, by = None, ""
+        return Cell(name, fold, seed, config, tree, teacher, teacher.fingerprint if teacher else by)
+
+    teachers = {name: cell(name, changes, "teacher") for name, changes in table.teachers.items()}
+    students = [cell(row.name, row.overrides, "student", teachers.get(row.teacher), taught_by) for row in table.rows]
+    return [*teachers.values(), *students]
+
+
+def filled(value: Any, words: Mapping[str, Any]) -> Any:
+    """Plain data with `{fold}` and `{seed}` replaced; a text that is nothing else becomes the number."""
+    if isinstance(value, dict):
+        return {key: filled(item, words) for key, item in value.items()}
+    if isinstance(value, list):
+        return [filled(item, words) for item in value]
+    whole = {"{" + key + "}": item for key, item in words.items()}
+    return whole.get(value, value) if isinstance(value, str) else value
+
+
+def root_of(dataset: str, roots: Mapping[str, str]) -> str:
+    if dataset not in roots:
+        raise DataError(f"this table needs the data set {dataset}: say where it is with --data {dataset}=FOLDER")
+    return roots[dataset]
+
+
+# Running.
+
+
+def reproduce(
+    table: Table,
+    results: Path,
+    work: Path,
+    roots: Mapping[str, str],
+    overrides: Sequence[str] = (),
+    jobs: int = 1,
+    keep: bool = False,
+    teacher: Path | None = None,
+    report: Callable[[str, int, int], None] = lambda text, done, total: None,
+) -> dict[str, Any]:
+    """Run what is missing of a table and write `<results>/<table>.json` and `.md` after each cell.
+
+    results: folder of the result files. work: folder of the runs; what they leave there is deleted cell by cell unless `keep`.
+    roots: data set -> its folder. overrides: `a.b=value` for every run, which belong to the fingerprints. jobs: units of one fold and
+    seed that run at the same time, each with its share of the cores. teacher: run of the teacher, for a table without teachers.
+    report: called with what was done, and how many of how many are.
+
+    Returns:
+        What the JSON file holds.
+
+    Raises:
+        TrainingError, DataError: of the first run that cannot be made; cells that were finished are kept.
+    """
+    record = Record(table, results, overrides)
+    units = cells(table, roots, overrides, digest_of(teacher) if teacher else "")
+    total = sum(map(len, units))
+    report(f"{record.done(units)} of {total} runs are there", record.done(units), total)
+    for cell, result in finished_cells(units, record, work, jobs, teacher):
+        record.add(cell, result)
+        if not keep:
+            clean(work, cell)
+        report(f"{cell.key}: {table.metric} {record.score(result['counts']):.4f}", record.done(units), total)
+    record.write()
+    return record.data
+
+
+def finished_cells(
+    units: list[list[Cell]], record: "Record", work: Path, jobs: int, teacher: Path | None
+) -> Iterator[tuple[Cell, dict[str, Any]]]:
+    """Each missing cell with its result, as they come."""
+    if jobs <= 1:
+        for unit in units:
+            for cell in needed(unit, record, work):
+                yield cell, run_cell(cell, work, 0, teacher)
+        return
+    # Spawned, because a forked process inherits the threads of the libraries in a state that hangs.
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        queues = [iter(needed(unit, record, work)) for unit in units]
+        running: dict[Any, tuple[Cell, Iterator[Cell]]] = {}
+
+        def go_on(queue: Iterator[Cell]) -> bool:
+            cell = next(queue, None)
+            if cell is not None:
+                running[pool.submit(run_cell, cell, work, jobs, teacher)] = (cell, queue)
+            return cell is not None
+
+        waiting = iter(queues)
+        while True:
+            while len(running) < jobs and (queue := next(waiting, None)) is not None:
+                go_on(queue)
+            if not running:
+                return
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                cell, queue = running.pop(future)
+                yield cell, future.result()
+                go_on(queue)
+
+
+def needed(unit: Sequence[Cell], record: "Record", work: Path) -> list[Cell]:
+    """The cells of a unit that must run: those missing, and a teacher whose weights are gone while a row still needs them."""
+    missing = [cell for cell in unit if not record.has(cell)]
+    teachers = [cell for cell in unit if any(other.teacher is cell for other in missing) and not is_finished(folder(work, cell))]
+    return [cell for cell in unit if cell in missing or cell in teachers]
+
+
+def folder(work: Path, cell: Cell) -> Path:
+    return work / "-".join([re.sub(r"[^\w.]+", "_", cell.row), f"fold{cell.fold}", f"seed{cell.seed}", cell.fingerprint[:8]])
+
+
+def is_finished(run: Path) -> bool:
+    return (run / "result.json").exists() and (run / "checkpoints" / "best.ckpt").exists()
+
+
+def digest_of(run: Path) -> str:
+    """Of a teacher's weights. Raises TrainingError where there are none."""
+    try:
+        return hashlib.sha256((run / "checkpoints" / "best.ckpt").read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise TrainingError(f"{run} holds no trained teacher: {error.strerror}") from None
+
+
+def run_cell(cell: Cell, work: Path, jobs: int, teacher: Path | None = None) -> dict[str, Any]:
+    """Train one cell and score it on its test frames: confusion matrix (truth in rows) in all and by group, and what it took."""
+    import torch
+
+    from lix_core.training.run import fit
+
+    if jobs > 1:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // jobs))
+    result = fit(cell.config, folder(work, cell), folder(work, cell.teacher) if cell.teacher else teacher)
+    return {
+        "counts": result.test["counts"],
+        "groups": result.test["groups"],
+        "seconds": round(result.seconds),
+        "device": result.device,
+        "git_revision": result.git_revision,
+        "names": list(result.test["iou"]),
+    }
+
+
+def clean(work: Path, cell: Cell) -> None:
+    """Delete the run of a row; teachers stay while rows may need them, and their weights are small beside those of all rows."""
+    if not cell.is_teacher:
+        shutil.rmtree(folder(work, cell), ignore_errors=True)
+
+
+# The result.
+
+
+class Record:
+    """The result file of a table: the finished cells, and the rows made of them."""
+
+    def __init__(self, table: Table, results: Path, overrides: Sequence[str] = ()):
+        self.table, self.path, self.overrides = table, results / f"{table.name}.json", list(overrides)
+        try:
+            self.data: dict[str, Any] = json.loads(self.path.read_text())
+            self.runs: dict[str, dict[str, Any]] = self.data["runs"]
+        except FileNotFoundError:
+            self.data, self.runs = {}, {}
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise DataError(f"{self.path} is not a result of `lix reproduce` ({error}); move it away to begin anew") from None
+
+    def has(self, cell: Cell) -> bool:
+        return self.runs.get(cell.key, {}).get("fingerprint") == cell.fingerprint
+
+    def done(self, units: Sequence[Sequence[Cell]]) -> int:
+        return sum(self.has(cell) for unit in units for cell in unit)
+
+    def add(self, cell: Cell, result: dict[str, Any]) -> None:
+        self.runs[cell.key] = {"fingerprint": cell.fingerprint, **result}
+        self.write()
+
+    def score(self, counts: Sequence[Sequence[int]]) -> float:
+        return score_of(counts, self.names, self.table.metric)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(next(iter(self.runs.values()))["names"]) if self.runs else ()
+
+    def write(self) -> None:
+        """Write both files, each whole or not at all."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.data = summary(self.table, self.runs, self.overrides)
+        save(self.path, (json.dumps(self.data, indent=1) + "\n").encode())
+        save(self.path.with_suffix(".md"), page(self.table, self.data).encode())
+
+
+def score_of(counts: Sequence[Sequence[int]], names: Sequence[str], metric: str) -> float:
+    matrix = ConfusionMatrix(len(counts))
+    matrix.counts[:] = counts
+    return matrix.miou if metric == "miou" else float(matrix.iou[list(names).index(metric)])
+
+
+def row_of(runs: Mapping[str, Mapping[str, Any]], table: Table, name: str) -> dict[str, Any] | None:
+    """One row: a figure for each seed, from the confusion matrices of all folds together. None before a seed is whole."""
+    key = "miou" if table.metric == "miou" else "iou"
+    seeds, per_seed, per_group, classes = [], [], {}, {}
+    for seed in table.seeds:
+        found = [runs.get(f"{name}/fold{fold}/seed{seed}") for fold in table.folds]
+        if any(run is None for run in found):
+            continue
+        names = found[0]["names"]
+        counts = np.sum([run["counts"] for run in found], axis=0)
+        seeds.append(seed)
+        per_seed.append(score_of(counts, names, table.metric))
+        for group in {g for run in found for g in run["groups"]}:
+            parts = np.sum([run["groups"][group] for run in found if group in run["groups"]], axis=0)
+            per_group.setdefault(group, []).append(score_of(parts, names, table.metric))
+        matrix = ConfusionMatrix(len(counts))
+        matrix.counts[:] = counts
+        for class_name, value in zip(names, matrix.iou):
+            classes.setdefault(class_name, []).append(float(value))
+    if not per_seed:
+        return None
+    shown = {
+        group: [float(np.nanmean([classes[c][i] for c in members])) for i in range(len(per_seed))] for group, members in table.shown.items()
+    }
+    row = {"seeds": seeds, key: figure(per_seed)}
+    if len(classes) > 2:
+        row["iou"] = {name: figure(values) for name, values in classes.items()}
+    for title, figures in (("groups", per_group), ("shown", shown)):
+        if figures:
+            row[title] = {name: figure(values) for name, values in sorted(figures.items())}
+    return row
+
+
+def figure(values: Sequence[float]) -> dict[str, Any]:
+    """Mean and sample standard deviation over seeds; no deviation of one seed."""
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+    return {"mean": rounded(float(np.mean(values))), "std": rounded(std), "per_seed": [rounded(v) for v in values]}
+
+
+def summary(table: Table, runs: Mapping[str, Mapping[str, Any]], overrides: Sequence[str]) -> dict[str, Any]:
+    """What the JSON file holds."""
+    names = [row.name for row in table.rows] + list(table.teachers)
+    rows = {name: row for name in names if (row := row_of(runs, table, name))}
+    base = {**table.base, "data": {k: v for k, v in table.base.get("data", {}).items() if k != "workers"}}
+    protocol = {
+        "command": " ".join(["lix reproduce", table.name, *overrides]),
+        "metric": "mIoU" if table.metric == "miou" else f"IoU of {table.metric}",
+        "folds": list(table.folds),
+        "seeds": list(table.seeds),
+        "runs": len(runs),
+        "hours": round(sum(run["seconds"] for run in runs.values()) / 3600, 2),
+        "devices": sorted({run["device"] for run in runs.values()}),
+        "git_revisions": sorted({run["git_revision"] for run in runs.values()}),
+        "base": base,
+        "rows": {row.name: {"set": list(row.overrides), "teacher": row.teacher} for row in table.rows},
+        "teachers": {name: list(changes) for name, changes in table.teachers.items()},
+    }
+    return {"title": table.title, "rows": rows, "protocol": protocol, "runs": dict(sorted(runs.items()))}
+
+
+def page(table: Table, data: Mapping[str, Any]) -> str:
+    """The table as Markdown; differences to the control are paired, seed by seed."""
+    key = "miou" if table.metric == "miou" else "iou"
+    rows, protocol = data["rows"], data["protocol"]
+    controls = {row.name: row.control for row in table.rows}
+    extra = [*table.shown] or sorted({g for row in rows.values() for g in row.get("groups", {})})
+    head = ["row", protocol["metric"], "against control", "seeds", *extra]
+    lines = [f"# {table.title}", "", "| " + " | ".join(head) + " |", "| " + " | ".join(["---"] * len(head)) + " |"]
+    for name, row in rows.items():
+        found = row[key]
+        apart = [row.get("shown", row.get("groups", {})).get(group) for group in extra]
+        control = rows.get(controls.get(name, CONTROL))
+        cells_ = [name, plus_minus(found), against(row, control, key), str(len(found["per_seed"])), *map(plus_minus, apart)]
+        lines.append("| " + " | ".join(cells_) + " |")
+    hours, devices = protocol["hours"], ", ".join(protocol["devices"])
+    lines += [
+        "",
+        f"Mean and standard deviation over seeds; {protocol['runs']} runs, {hours} hours on {devices}.",
+        f"Made by `{protocol['command']}`.",
+    ]
+    return "\n".join([*lines, *(["", table.notes.strip()] if table.notes else [])]) + "\n"
+
+
+def plus_minus(found: Mapping[str, Any] | None) -> str:
+    if not found or found["mean"] is None:
+        return "-"
+    return f"{found['mean']:.3f}" + (f" ± {found['std']:.3f}" if found["std"] is not None else "")
+
+
+def against(row: Mapping[str, Any], control: Mapping[str, Any] | None, key: str) -> str:
+    """Mean difference to the control over the seeds that both have [points]."""
+    if not control or row is control:
+        return "-"
+    theirs = dict(zip(control["seeds"], control[key]["per_seed"]))
+    pairs = [(ours, theirs[seed]) for seed, ours in zip(row["seeds"], row[key]["per_seed"]) if seed in theirs]
+    return f"{100 * float(np.mean([a - b for a, b in pairs])):+.1f}" if pairs else "-"

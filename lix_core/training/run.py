@@ -1,0 +1,425 @@
+"""A run: from a configuration to a folder with trained weights and their figures. `fit`, `load_network`, `evaluate`, `RunResult`."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+import yaml
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
+
+from lix_core.data.registry import difference
+from lix_core.distill.objective import build_distiller
+from lix_core.errors import LixError, TrainingError, first_line
+from lix_core.files import make_folder, save
+from lix_core.labels import LabelSet
+from lix_core.metrics import ConfusionMatrix
+from lix_core.models.networks import Network
+from lix_core.training import report
+from lix_core.training.callbacks import Checkpoints, Journal, MovingAverage, Progress, WholeFiles
+from lix_core.training.config import Config, differences, from_dict, to_dict, to_yaml
+from lix_core.training.data import AtSize, Frames, TrainingData, seed_of
+from lix_core.training.losses import HardLoss, class_weights
+from lix_core.training.module import Learner, build_network
+from lix_core.training.scoring import chance, evaluate
+
+__all__ = ["Record", "RunResult", "evaluate", "evaluate_run", "fit", "load_network"]
+
+FREE = ("data.workers", "trainer.val_batch", "trainer.sheet_frames")
+"""What may change between the pieces of a run, because no weight depends on it."""
+Which = Literal["best", "last"]
+
+
+@dataclass
+class Record:
+    """What the weights of a checkpoint are: enough to build their network and to say where it comes from."""
+
+    config: Config
+    labels: LabelSet
+    x_kind: str
+    x_channels: int
+    step: int
+    git_revision: str
+    torch: str
+    teacher: str = ""
+    """SHA-256 of the teacher's checkpoint; empty without one."""
+    val_counts: list[list[int]] | None = None
+    """The confusion matrix on the validation frames; None where they were not scored at that step."""
+
+    def to_dict(self) -> dict[str, Any]:
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {**fields, "config": to_dict(self.config), "labels": self.labels.to_dict()}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Record":
+        return cls(**{**data, "config": from_dict(data["config"]), "labels": LabelSet.from_dict(data["labels"])})
+
+
+@dataclass
+class RunResult:
+    """What a finished run came to; `result.json` in its folder.
+
+    seconds: of training and scoring while training, over all pieces of the run [s]. steps: optimiser steps. checkpoint: whose figures these
+    are. val, test: `ConfusionMatrix.summary` with `names` of the classes and `counts`, the matrix itself (rows truth, columns
+    prediction), or None; in test also `groups`, the counts of each group of frames (`groups` of its source).
+    """
+
+    name: str
+    config: dict[str, Any]
+    git_revision: str
+    torch: str
+    device: str
+    seconds: float
+    steps: int
+    checkpoint: Which
+    checkpoint_step: int
+    parameters: int
+    teacher: str = ""
+    val: dict[str, Any] | None = None
+    test: dict[str, Any] | None = None
+    folder: str = field(default="", metadata={"saved": False})
+
+    def save(self, folder: Path) -> None:
+        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata.get("saved", True)}
+        save(folder / "result.json", (json.dumps(data, indent=1) + "\n").encode())
+
+    @classmethod
+    def load(cls, folder: Path) -> "RunResult":
+        """Raises TrainingError where the folder holds no finished run."""
+        try:
+            return cls(**json.loads((folder / "result.json").read_text()), folder=str(folder))
+        except OSError:
+            raise TrainingError(f"{folder} holds no finished run: there is no result.json") from None
+        except (ValueError, TypeError) as error:
+            raise TrainingError(
+                f"{folder / 'result.json'} is not a result of this version ({first_line(error)}); remove the folder"
+            ) from None
+
+
+def summary(matrix: ConfusionMatrix, labels: LabelSet) -> dict[str, Any]:
+    return {**matrix.summary(labels.names), "names": list(labels.names), "counts": matrix.counts.tolist()}
+
+
+def load_network(run: str | Path, which: Which = "best", device: str | torch.device = "cpu") -> tuple[Network, Record]:
+    """The network of a run, in eval mode, with the record of its weights. Loading executes no code from the file.
+
+    Raises TrainingError where the checkpoint is missing or damaged.
+    """
+    path = Path(run) / "checkpoints" / f"{which}.ckpt"
+    saved = load_checkpoint(path)
+    record = Record.from_dict(saved["record"])
+    network = build_network(record.config.model, len(record.labels), record.x_channels, weights="none")
+    network.load_state_dict(saved["network"])
+    return network.to(device, memory_format=torch.channels_last).eval(), record
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        others = sorted(p.stem for p in path.parent.glob("*.ckpt"))
+        raise TrainingError(f"there is no {path}; checkpoints there: {', '.join(others) or 'none'}") from None
+    except Exception as error:
+        raise TrainingError(f"checkpoint {path} cannot be read: {first_line(error)}") from None
+    if not isinstance(saved, dict) or not {"network", "record"} <= set(saved):
+        raise TrainingError(f"{path} is no checkpoint of lix")
+    return saved
+
+
+def evaluate_run(
+    run: str | Path, split: str, which: Which = "best", on_frames: Callable[[int], None] = lambda count: None
+) -> tuple[ConfusionMatrix, Record]:
+    """The confusion matrix of a run's network on the `val` or `test` frames of its configuration, as `fit` counts it.
+
+    Raises TrainingError where the run's data has no such frames.
+    """
+    if which not in get_args(Which):
+        raise TrainingError(f"the checkpoint of a run is best or last, got {which!r}")
+    if split not in ("val", "test"):
+        raise TrainingError(f"a run is scored on val or test, got {split!r}")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network, record = load_network(run, which, device)
+    data, trainer = record.config.data, record.config.trainer
+    source = getattr(data, split)
+    if source is None:
+        raise TrainingError(f"the configuration of {run} has no data.{split}")
+    frames = Frames(source, data.x)
+    return evaluate(network, frames, trainer.val_batch, data.eval_size, data.workers, on_frames), record
+
+
+def fit(config: Config, out: str | Path, teacher: str | Path | None = None, resume: bool = True, quiet: bool = False) -> RunResult:
+    """Train the network of a configuration into the run folder `out`, or go on where a run in it was stopped.
+
+    teacher: run folder of the teacher, needed where `distill.method` is not `none`. resume: without it, what is in `out` is trained anew.
+    quiet: no progress.
+
+    A finished run is returned without training. A run that was killed and resumed comes to the same weights as one that was not, on
+    CPUs bit by bit.
+
+    Returns the result, which is also in `out/result.json`; beside it: config.yaml, checkpoints/{best,last}.ckpt, metrics.csv, tensorboard/,
+    curves.png and sheet.png.
+
+    Raises:
+        TrainingError: settings, data, teacher and folder that do not fit together; a loss that is not finite; a full disk.
+        DataError: what the data sets find.
+    """
+    out = Path(out)
+    distilled = config.model.kind == "student" and config.distill.method != "none"
+    if distilled and teacher is None:
+        raise TrainingError(f"distill.method {config.distill.method!r} needs a teacher: name its run, or set distill.method=none")
+    lead = rank_zero()
+    if lead:
+        make_folder(out)
+    if not resume and lead:
+        clear(out)
+    if resume and (out / "config.yaml").exists():
+        refuse_another_run(config, out)
+        if (out / "result.json").exists():
+            return RunResult.load(out)
+    if lead:
+        save(out / "config.yaml", to_yaml(config).encode())
+    silence()
+    return Run(config, out, Path(teacher) if distilled else None).train(quiet)
+
+
+def clear(out: Path) -> None:
+    """Remove what an earlier run left in its folder, and nothing else."""
+    for name in ("checkpoints", "tensorboard"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    for name in ("config.yaml", "result.json", "metrics.csv", "curves.png", "sheet.png"):
+        (out / name).unlink(missing_ok=True)
+
+
+def refuse_another_run(config: Config, out: Path) -> None:
+    """A TrainingError where the folder holds a run of other settings."""
+    old = yaml.safe_load((out / "config.yaml").read_text())
+    changed = [line for line in differences(old, to_dict(config)) if not line.startswith(FREE)]
+    if changed:
+        raise TrainingError(f"{out} holds a run of other settings ({'; '.join(changed[:4])}); name another folder, or do not resume")
+
+
+class Run:
+    """One run being trained: its data, networks and callbacks."""
+
+    def __init__(self, config: Config, out: Path, teacher: Path | None):
+        self.config, self.out = config, out
+        optim, trainer = config.optim, config.trainer
+        self.epochs = math.ceil(optim.steps / optim.steps_per_epoch)
+        self.last = out / "checkpoints" / "last.ckpt"
+        self.data = TrainingData(config.data, config.seed, optim.accumulate, min(optim.steps, optim.steps_per_epoch))
+        self.labels = self.data.labels
+        self.evaluate = partial(evaluate, batch=trainer.val_batch, size=config.data.eval_size, workers=config.data.workers)
+        torch.manual_seed(seed_of(config.seed, 1))
+        network = build_network(config.model, len(self.labels), self.data.x_channels).to(memory_format=torch.channels_last)
+        check_crop(config, network)
+        teacher_network, distiller, self.teacher_hash = None, None, ""
+        if teacher is not None:
+            teacher_network, self.teacher_hash = self._teacher(teacher)
+            # After the network, from a seed of its own: the initial weights of a student do not depend on how it is taught.
+            torch.manual_seed(seed_of(config.seed, 2))
+            distiller = build_distiller(
+                config.distill, network.feature_channels, teacher_network.feature_channels, len(self.labels), self.data.x_channels
+            )
+        weights = class_weights(self.data.count_pixels(), config.loss.class_weight_power) if config.loss.class_weight_power else None
+        hard = HardLoss(weights, config.loss.dice, config.loss.ohem, config.loss.ohem_keep)
+        self.learner = Learner(config, network, hard, teacher_network, distiller)
+        score = partial(self.evaluate, dataset=self.data.val) if self.data.val else None
+        self.journal = Journal(out, self.epochs, trainer.val_every, score)
+
+    def _teacher(self, run: Path) -> tuple[Network, str]:
+        """The teacher and the hash of its checkpoint, found fit to teach on this data."""
+        network, record = load_network(run)
+        if record.labels.names != self.labels.names:
+            unlike = difference(record.labels, self.labels)
+            raise TrainingError(f"the teacher {run} was trained on other labels than this data has: {unlike}")
+        if record.x_channels and record.x_kind != self.data.x_kind:
+            raise TrainingError(
+                f"the teacher {run} sees X {record.x_kind!r}, this data gives {self.data.x_kind!r}: set data.x={record.x_kind}"
+            )
+        digest = hashlib.sha256((run / "checkpoints" / "best.ckpt").read_bytes()).hexdigest()
+        if self.last.exists():
+            before = load_checkpoint(self.last)["record"]["teacher"]
+            if before != digest:
+                raise TrainingError(f"{self.out} was begun with another teacher than {run}; name that one, or do not resume")
+        else:
+            self._check_teacher(network, run)
+        return network, digest
+
+    def _check_teacher(self, network: Network, run: Path) -> None:
+        """A TrainingError where the teacher is not better than chance on frames spread over the validation (else training) data."""
+        frames = (self.data.val or self.data.frames[0]).spread(self.config.trainer.teacher_frames)
+        matrix = evaluate(network, frames, self.config.trainer.val_batch, self.config.data.eval_size)
+        floor = chance(matrix).miou
+        if not matrix.miou > floor:
+            raise TrainingError(
+                f"the teacher {run} has mIoU {matrix.miou:.3f} on {len(frames)} frames, always answering the most frequent class "
+                f"{floor:.3f}: it has nothing to teach. Train it longer, or look at its data"
+            )
+
+    def train(self, quiet: bool) -> RunResult:
+        config = self.config
+        record = Record(
+            config, self.labels, self.data.x_kind, self.data.x_channels, 0, git_revision(), str(torch.__version__), self.teacher_hash
+        ).to_dict()
+        self.trainer = trainer = self._trainer(record, quiet)
+        try:
+            trainer.fit(self.learner, datamodule=self.data, ckpt_path=self.last if self.last.exists() else None, weights_only=True)
+        except LixError as error:
+            raise type(error)(own_words(error)) from None
+        except SystemExit:  # Lightning's answer to Ctrl-C, after which it leaves the signal ignored
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            raise KeyboardInterrupt from None
+        return self._finish()
+
+    def _trainer(self, record: dict[str, Any], quiet: bool) -> pl.Trainer:
+        config, options, optim = self.config, self.config.trainer, self.config.optim
+        folder = self.out / "checkpoints"
+        averaging = [MovingAverage(optim.ema)] if optim.ema else []
+        spread = options.devices * options.nodes > 1
+        # A term without a pixel to look at leaves the distiller's own weights without gradients.
+        unused = self.learner.distiller is not None and any(True for _ in self.learner.distiller.parameters())
+        progress = [] if quiet else [Progress(config.name, optim.steps, self.journal)]
+        return pl.Trainer(
+            accelerator=options.accelerator,
+            devices=options.devices,
+            num_nodes=options.nodes,
+            strategy=DDPStrategy(find_unused_parameters=unused) if spread else "auto",
+            sync_batchnorm=spread and torch.cuda.is_available() and options.accelerator != "cpu",
+            precision=options.precision,
+            deterministic=options.deterministic,
+            benchmark=False,
+            max_epochs=self.epochs,
+            accumulate_grad_batches=optim.accumulate,
+            gradient_clip_val=optim.clip or None,
+            limit_val_batches=0,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            logger=TensorBoardLogger(self.out, "tensorboard", ""),
+            callbacks=[*averaging, self.journal, *progress, Checkpoints(folder, self.journal, record)],
+            plugins=[WholeFiles()],
+            default_root_dir=self.out,
+        )
+
+    def _finish(self) -> RunResult:
+        """Score the test frames, draw the pictures, write the result. All processes score; the first writes."""
+        self.trainer.strategy.barrier()
+        network, record = load_network(self.out, device=self.learner.device)
+        val = None if record.val_counts is None else matrix_of(record.val_counts)
+        test = self._score_test(network, self.data.test) if self.data.test else None
+        result = RunResult(
+            name=self.config.name,
+            config=to_dict(self.config),
+            git_revision=record.git_revision,
+            torch=record.torch,
+            device=device_name(self.learner.device),
+            seconds=round(self.journal.seconds, 1),
+            steps=self.config.optim.steps,
+            checkpoint="best",
+            checkpoint_step=record.step,
+            parameters=sum(p.numel() for p in network.parameters()),
+            teacher=self.teacher_hash,
+            val=None if val is None else summary(val, self.labels),
+            test=test,
+            folder=str(self.out),
+        )
+        if self.trainer.is_global_zero:
+            self._draw(network)
+            result.save(self.out)
+        self.trainer.strategy.barrier()
+        return result
+
+    def _score_test(self, network: Network, frames: Frames) -> dict[str, Any]:
+        """Summary of the test frames; with `groups`, the counts of each group too. The whole is the sum of its groups."""
+        matrices = {group: self.evaluate(network, some) for group, some in frames.groups().items()}
+        whole = matrix_of(sum(matrix.counts for matrix in matrices.values()))
+        apart = {group: matrix.counts.tolist() for group, matrix in matrices.items() if group}
+        return {**summary(whole, self.labels), "groups": apart}
+
+    def _draw(self, network: Network) -> None:
+        report.curves(self.journal.rows, self.out / "curves.png", self.config.name)
+        frames = self.data.val or self.data.test
+        if frames and self.config.trainer.sheet_frames:
+            some = AtSize(frames.spread(self.config.trainer.sheet_frames), self.config.data.eval_size)
+            samples = [some[i] for i in range(len(some))]
+            report.sheet(network, self.learner.teacher, samples, self.labels, self.out / "sheet.png")
+
+
+def matrix_of(counts: Any) -> ConfusionMatrix:
+    matrix = ConfusionMatrix(len(counts))
+    matrix.counts = np.array(counts, np.int64)
+    return matrix
+
+
+def check_crop(config: Config, network: Network) -> None:
+    height, width = config.data.crop
+    if height % network.stride or width % network.stride:
+        raise TrainingError(
+            f"data.crop is {height}x{width}: both must be multiples of {network.stride}, the stride of {config.model.encoder}"
+        )
+
+
+def own_words(error: LixError) -> str:
+    """What an error said before it crossed a process: a DataLoader puts a traceback around it."""
+    text = str(error)
+    return text.strip().splitlines()[-1].partition(": ")[2] if "Original Traceback" in text else text
+
+
+def git_revision() -> str:
+    """The commit of the sources, with `-dirty` where they were changed since; `unknown` outside of a repository."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        try:
+            done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=here, timeout=20)
+        except (OSError, subprocess.TimeoutExpired):
+            return ""
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    commit = git("rev-parse", "HEAD")
+    return commit + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "") if commit else "unknown"
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    model = [line.partition(":")[2].strip() for line in _cpu_lines() if line.startswith("model name")]
+    return f"{model[0] if model else platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def _cpu_lines() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
+
+
+def rank_zero() -> bool:
+    """Whether this is the first process of the run, by what torchrun, Lightning and SLURM tell a process of its rank."""
+    return all(os.environ.get(name, "0") in ("", "0") for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
+
+
+def silence() -> None:
+    """Lightning's tips, and warnings about what is meant to be so."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for words in (".*does not have many workers.*", ".*Checkpoint directory.*", ".*LeafSpec.*", ".*smaller than the logging interval.*"):
+        warnings.filterwarnings("ignore", words)

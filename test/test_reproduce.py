@@ -1,0 +1,157 @@
+"""Tables of runs: the figures in them, and that a table goes on where it was left."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import tiny_street
+from lix_core.errors import DataError, TrainingError
+from lix_core.training import reproduce as module
+from lix_core.training.reproduce import Table, cells, filled, page, reproduce, summary, table_names
+
+BASE = {
+    "data": {
+        "sources": [{"dataset": "tiny", "options": {"count": 8}}],
+        "test": {"dataset": "tiny", "split": "test", "options": {"count": 4}},
+        "x": "depth",
+        "crop": [64, 96],
+        "batch": 4,
+        "workers": 0,
+    },
+    "model": {"encoder": "tf_efficientnet_lite0", "weights": "none"},
+    "optim": {"steps": 20, "steps_per_epoch": 20, "warmup": 2, "lr": 0.01, "encoder_lr": 1.0, "ema": 0.5},
+    "trainer": {"val_every": 0, "sheet_frames": 0, "accelerator": "cpu"},
+}
+ROOTS = {"tiny": "."}
+
+
+def table(**changes) -> Table:
+    data = {"title": "Tiny", "metric": "miou", "base": BASE, "teachers": {"teacher": []}, "seeds": [0, 1]}
+    rows = {"control": {"set": ["distill.method=none"]}, "kd": {"set": ["distill.method=kd"]}}
+    return Table.from_dict("tiny", {**data, "rows": rows, **changes})
+
+
+def run(counts, **more):
+    plain = {"groups": {}, "seconds": 36, "device": "cpu", "git_revision": "abc", "names": ["road", "pothole"]}
+    return {"counts": counts, "fingerprint": "f", **plain, **more}
+
+
+def test_a_row_scores_all_folds_of_a_seed_together_and_not_their_mean():
+    two = table(metric="pothole", folds=[0, 1], seeds=[0, 1])
+    runs = {
+        "control/fold0/seed0": run([[90, 0], [5, 5]]),
+        "control/fold1/seed0": run([[0, 10], [0, 90]]),
+        "control/fold0/seed1": run([[10, 0], [0, 10]]),
+    }
+    row = summary(two, runs, [])["rows"]["control"]
+    # 95 hits over 95 + 5 missed + 10 false; seed 1 lacks a fold, so that it has no figure yet.
+    assert row["seeds"] == [0] and row["iou"] == {"mean": 0.8636, "std": None, "per_seed": [0.8636]}
+    runs["control/fold1/seed1"] = run([[10, 0], [0, 10]])
+    row = summary(two, runs, [])["rows"]["control"]
+    assert row["iou"]["per_seed"] == [0.8636, 1.0] and row["iou"]["mean"] == 0.9318
+    assert row["iou"]["std"] == pytest.approx(np.std([95 / 110, 1.0], ddof=1), abs=1e-4)
+
+
+def test_groups_and_classes_are_shown_apart():
+    one = table(metric="pothole", seeds=[0])
+    runs = {"control/fold0/seed0": run([[8, 2], [1, 4]], groups={"set1": [[8, 0], [0, 4]], "set2": [[0, 2], [1, 0]]})}
+    assert summary(one, runs, [])["rows"]["control"]["groups"]["set1"]["mean"] == 1.0
+    many = table(seeds=[0], shown={"thin": ["pole", "sign"]})
+    runs = {"control/fold0/seed0": run([[4, 0, 0], [1, 1, 0], [0, 0, 3]], names=["road", "pole", "sign"])}
+    row = summary(many, runs, [])["rows"]["control"]
+    assert row["shown"]["thin"]["mean"] == 0.75 and row["iou"]["pole"]["mean"] == 0.5
+    assert row["miou"]["mean"] == pytest.approx((0.8 + 0.5 + 1) / 3, abs=1e-4)
+
+
+def test_the_page_pairs_rows_with_the_control_seed_by_seed():
+    pair = table(metric="pothole")
+    runs = {f"control/fold0/seed{s}": run(c) for s, c in ((0, [[1, 1], [0, 1]]), (1, [[1, 0], [0, 1]]))}
+    runs["kd/fold0/seed0"] = run([[1, 0], [0, 1]])
+    text = page(pair, summary(pair, runs, ["optim.steps=2"]))
+    assert "| kd | 1.000 | +50.0 | 1 |" in text and "| control | 0.750 ± 0.354 | - | 2 |" in text
+    assert "`lix reproduce tiny optim.steps=2`" in text and "3 runs, 0.03 hours on cpu" in text
+
+
+def test_folds_and_seeds_are_filled_in_as_numbers():
+    assert filled({"a": ["{fold}", "x{fold}", 1], "b": "{seed}"}, {"fold": 3, "seed": 7}) == {"a": [3, "x{fold}", 1], "b": 7}
+
+
+def test_a_fingerprint_is_of_what_decides_the_numbers():
+    def prints(**changes):
+        roots = changes.pop("roots", ROOTS)
+        overrides = changes.pop("overrides", ())
+        return {cell.key: cell.fingerprint for unit in cells(table(**changes), roots, overrides) for cell in unit}
+
+    plain = prints()
+    assert len(set(plain.values())) == 6
+    assert prints(roots={"tiny": "elsewhere"}) == plain and prints(overrides=["data.workers=2"]) == plain
+    assert not set(prints(overrides=["optim.lr=0.5"]).values()) & set(plain.values())
+    # A teacher that learns otherwise makes another student, but not another control.
+    taught = prints(teachers={"teacher": ["optim.lr=0.5"]})
+    assert taught["kd/fold0/seed0"] != plain["kd/fold0/seed0"] and taught["control/fold0/seed0"] == plain["control/fold0/seed0"]
+
+
+def test_mistakes_in_a_table_are_named():
+    with pytest.raises(TrainingError, match="unknown key sedes .did you mean seeds"):
+        table(sedes=[1])
+    with pytest.raises(TrainingError, match="row kd of table tiny learns from 'techer'"):
+        table(rows={"kd": {"teacher": "techer"}})
+    with pytest.raises(TrainingError, match="no row 'kdd' .did you mean kd"):
+        table().narrowed(["kdd"])
+    with pytest.raises(TrainingError, match="has folds 0, not 4"):
+        table().narrowed(folds=[4])
+    with pytest.raises(TrainingError, match="no table 'potholes' .did you mean pothole"):
+        Table.load("potholes")
+    with pytest.raises(DataError, match="--data tiny=FOLDER"):
+        cells(table(), {})
+
+
+@pytest.mark.parametrize("name", table_names())
+def test_tables_that_come_with_lix_are_whole(name):
+    loaded = Table.load(name)
+    roots = {key: "." for key in ("pothole", "world", "camvid", "vkitti2", "kitti")}
+    units = cells(loaded, roots)
+    keys = [cell.key for unit in units for cell in unit]
+    names = {row.name for row in loaded.rows}
+    assert len(keys) == len(set(keys)) and all(row.control in names for row in loaded.rows)
+    assert len(loaded.seeds) >= 3
+
+
+def test_a_table_goes_on_where_it_was_left(tmp_path, monkeypatch):
+    tiny_street.register()
+    done = []
+    first = reproduce(table(seeds=[0]), tmp_path / "results", tmp_path / "work", ROOTS, report=lambda text, *_: done.append(text))
+    assert done[0] == "0 of 3 runs are there" and len(done) == 4
+    assert set(first["rows"]) == {"control", "kd", "teacher"} and first["protocol"]["runs"] == 3
+    counts = np.array(first["runs"]["kd/fold0/seed0"]["counts"])
+    assert counts.shape == (3, 3) and counts.sum() == 4 * 62 * 96  # every valid pixel of the four frames
+    # Only teachers are kept; nothing is trained that is in the file, not even the teacher.
+    assert [p.name.split("-")[0] for p in (tmp_path / "work").iterdir()] == ["teacher"]
+    monkeypatch.setattr(module, "run_cell", lambda *_: pytest.fail("trained again"))
+    assert reproduce(table(seeds=[0]), tmp_path / "results", tmp_path / "work", ROOTS)["rows"] == first["rows"]
+    asked = []
+    monkeypatch.setattr(module, "run_cell", lambda cell, *_: asked.append(cell.key) or run([[1, 0], [0, 1]]))
+    changed = table(seeds=[0], rows={"control": {"set": ["distill.method=none"]}, "kd": {"set": ["distill.method=kd", "distill.kd.tau=2"]}})
+    reproduce(changed, tmp_path / "results", tmp_path / "work", ROOTS)
+    assert asked == ["kd/fold0/seed0"]
+
+
+def test_a_damaged_result_file_is_not_overwritten(tmp_path):
+    (tmp_path / "tiny.json").write_text("{}")
+    with pytest.raises(DataError, match="not a result of `lix reproduce`"):
+        reproduce(table(), tmp_path, tmp_path / "work", ROOTS)
+    assert (tmp_path / "tiny.json").read_text() == "{}"
+
+
+def test_variations_make_one_row_for_each_value(tmp_path):
+    config = tmp_path / "c.yaml"
+    config.write_text(json.dumps({**BASE, "distill": {"method": "kd"}}))
+    made = Table.of_variations("a", str(config), ["distill.kd.tau=1,2", "optim.lr=0.1"], "miou", [0])
+    assert [row.name for row in made.rows] == ["control", "distill.kd.tau=1", "distill.kd.tau=2"]
+    tau = [cell.config.distill.kd.tau for cell in cells(made, {"tiny": "."})[0]]
+    assert tau == [4.0, 1.0, 2.0] and made.base["optim"]["lr"] == 0.1
+    with pytest.raises(TrainingError, match="nothing varies"):
+        Table.of_variations("a", str(config), ["optim.lr=0.1"], "miou", [0])
