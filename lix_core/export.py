@@ -1,10 +1,13 @@
-"""From a trained network to a bundle: an ONNX graph that takes camera pixels and gives ids and confidence."""
+"""From a trained network to an ONNX graph that takes camera pixels, and X where the network does, and gives ids and confidence."""
 
 from __future__ import annotations
 
 import copy
 import math
+import warnings
+from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import onnx
 import torch
@@ -12,17 +15,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lix_core.errors import LixError
-from lix_core.models.networks import Student
+from lix_core.models.networks import Network, Teacher
+from lix_core.runtime.backends import BackendOptions, load_backend
 
 OUTPUTS = ("mask", "confidence", "logits")
 """Names of the graph's outputs, in its order."""
+LIMIT = 0.05
+"""Weights as float16 change logits by less, as a share of the largest; an operation that is exported wrongly changes them by more."""
 
 
 class StaticSame(nn.Module):
     """TensorFlow's SAME padding with constant widths, exact where the input is a multiple of the stride.
 
     timm's TF-ported convolutions compute their padding from the size at hand; as constants they leave the exported
-    graph free of shape arithmetic. `Student` takes multiples of its coarsest stride only, so all of them are exact.
+    graph free of shape arithmetic. The networks take multiples of their coarsest stride only, so all of them are exact.
     """
 
     def __init__(self, conv: nn.Conv2d):
@@ -58,15 +64,20 @@ class CameraGraph(nn.Module):
         s = `network.output_stride`
     """
 
-    def __init__(self, network: Student, mean: tuple[float, ...], std: tuple[float, ...]):
+    def __init__(self, network: Network, mean: tuple[float, ...], std: tuple[float, ...]):
         super().__init__()
         self.network = network
         self.register_buffer("scale", 1 / torch.tensor(std).view(1, 3, 1, 1))
         self.register_buffer("shift", -torch.tensor(mean).view(1, 3, 1, 1) / torch.tensor(std).view(1, 3, 1, 1))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x = image.permute(0, 3, 1, 2).float() * self.scale + self.shift
-        logits = self.network.coarse_logits(x)
+        return self.decide(self.network.coarse_logits(self.normalise(image)))
+
+    def normalise(self, image: Tensor) -> Tensor:
+        return image.permute(0, 3, 1, 2).float() * self.scale + self.shift
+
+    def decide(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Coarse logits -> mask, confidence and the logits themselves."""
         full = F.interpolate(logits, scale_factor=float(self.network.output_stride), mode="bilinear", align_corners=False)
         mask = full.argmax(1).to(torch.uint8)
         # The winner's softmax, written out: for a Softmax over channels ONNX Runtime transposes the whole tensor twice.
@@ -74,26 +85,45 @@ class CameraGraph(nn.Module):
         return mask, confidence, logits
 
 
-def export_student(network: Student, mean: tuple[float, ...], std: tuple[float, ...], opset: int = 18) -> bytes:
-    """The serialised ONNX graph of `CameraGraph`, for images of any size in multiples of the network's stride.
+class CameraAndXGraph(CameraGraph):
+    """The same of a network that sees X too.
 
-    Weights are stored as float16 (half the size) and computed with in float32.
+    Shape:
+        image as above, x (1, Cx, H, W) float32, 0 where unknown, known (1, H, W) bool -> as above
+    """
+
+    def forward(self, image: Tensor, x: Tensor, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.decide(self.network.coarse_logits(self.normalise(image), x, known))
+
+
+def export_network(network: Network, mean: tuple[float, ...], std: tuple[float, ...], opset: int = 18) -> bytes:
+    """The serialised ONNX graph of `CameraGraph` or `CameraAndXGraph`, for any size in multiples of the network's stride.
+
+    mean, std: RGB, on the 0..255 scale. Weights are stored as float16 (half the size) and computed with in float32.
     """
     stride = network.stride
-    graph = CameraGraph(with_static_padding(copy.deepcopy(network)), mean, std).eval().cpu()
-    example = torch.zeros(1, 4 * stride, 6 * stride, 3, dtype=torch.uint8)
+    height, width = 4 * stride, 6 * stride
     # Sizes are given as multiples, so that every halving in the network is exact.
-    rows, columns = torch.export.Dim("rows", min=1, max=512), torch.export.Dim("columns", min=1, max=512)
-    program = torch.onnx.export(
-        graph,
-        (example,),
-        dynamo=True,
-        verbose=False,
-        opset_version=opset,
-        input_names=["image"],
-        output_names=list(OUTPUTS),
-        dynamic_shapes={"image": {1: stride * rows, 2: stride * columns}},
-    )
+    rows, columns = (stride * torch.export.Dim(name, min=1, max=512) for name in ("rows", "columns"))
+    example, shapes = {"image": torch.zeros(1, height, width, 3, dtype=torch.uint8)}, {"image": {1: rows, 2: columns}}
+    with_x = isinstance(network, Teacher)
+    if with_x:
+        example |= {"x": torch.zeros(1, network.x_channels, height, width), "known": torch.zeros(1, height, width, dtype=torch.bool)}
+        shapes |= {"x": {2: rows, 3: columns}, "known": {1: rows, 2: columns}}
+    graph = (CameraAndXGraph if with_x else CameraGraph)(with_static_padding(copy.deepcopy(network)), mean, std).eval().cpu()
+    with warnings.catch_warnings():
+        # That image, x and known share their two sizes is meant.
+        warnings.filterwarnings("ignore", "# The axis name")
+        program = torch.onnx.export(
+            graph,
+            tuple(example.values()),
+            dynamo=True,
+            verbose=False,
+            opset_version=opset,
+            input_names=list(example),
+            output_names=list(OUTPUTS),
+            dynamic_shapes=shapes,
+        )
     model = store_as_float16(program.model_proto)
     onnx.checker.check_model(model)
     return model.SerializeToString()
@@ -118,3 +148,50 @@ def store_as_float16(model: onnx.ModelProto) -> onnx.ModelProto:
         node.doc_string = ""
         del node.metadata_props[:]
     return model
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far a graph computes what its network computes.
+
+    ids: share of the pixels of `images` random images that get the same class. logits: the largest difference of a logit, as a share of
+    the largest logit.
+    """
+
+    images: int
+    ids: float
+    logits: float
+
+
+def agreement(graph: bytes, network: Network, images: int = 4) -> Agreement:
+    """Run both on random images of several sizes; a network that sees X gets some, and none on every second image.
+
+    Raises LixError where logits differ by more than LIMIT: that is no rounding.
+    """
+    backend = load_backend("onnxruntime", graph, BackendOptions(precision="f32"))
+    random, same, differences = np.random.default_rng(0), [], []
+    for number in range(images):
+        height, width = network.stride * (3 + number), network.stride * (5 - number % 3)
+        image, others = blotches(random, height, width, 3), {}
+        if isinstance(network, Teacher):
+            known = blotches(random, height, width, 1)[..., 0] > 127 if number % 2 == 0 else np.zeros((height, width), bool)
+            x = np.moveaxis(blotches(random, height, width, network.x_channels) / np.float32(64) - 2, 2, 0) * known
+            others = {"x": x[None].astype(np.float32), "known": known[None]}
+        mask, logits = backend.run(image[None], ("mask", "logits"), others)
+        with torch.inference_mode():
+            tensors = [torch.from_numpy(others[name]) for name in backend.inputs[1:]]
+            expected = network.coarse_logits(network.normalise(torch.from_numpy(image).permute(2, 0, 1)[None]), *tensors)
+            full = F.interpolate(expected, scale_factor=float(network.output_stride), mode="bilinear", align_corners=False)
+        same.append((mask[0] == full.argmax(1)[0].numpy()).mean())
+        differences.append(np.abs(logits - expected.numpy()).max() / np.abs(expected.numpy()).max())
+    found = Agreement(images, float(np.mean(same)), float(np.max(differences)))
+    if not found.logits <= LIMIT:
+        raise LixError(f"the graph is not the network: logits differ by {found.logits:.1%} of the largest; this is a fault of the export")
+    return found
+
+
+def blotches(random: np.random.Generator, height: int, width: int, channels: int) -> np.ndarray:
+    """(H, W, channels) uint8: smooth blotches under a little noise, closer to a picture than noise alone is."""
+    coarse = random.random((5, 6, channels), np.float32)
+    smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).reshape(height, width, channels)
+    return np.clip(255 * smooth + random.normal(0, 8, smooth.shape), 0, 255).astype(np.uint8)

@@ -8,7 +8,7 @@ import os
 import numpy as np
 import pytest
 
-from bundles import camera_bundle, colour_logits, logits_bundle, nearest_colour, random_image, winner_probability
+from bundles import X, camera_bundle, colour_logits, logits_bundle, nearest_colour, random_image, random_x, winner_probability, x_logits
 from lix_core.errors import BackendError
 from lix_core.runtime import backends
 from lix_core.runtime.backends import REGISTRY, BackendOptions, available_backends, load_backend, resolve_backend
@@ -65,6 +65,22 @@ def test_the_outputs_asked_for_come_in_the_order_asked(backend):
     logits, mask = load_backend(backend, camera_bundle().graph, F32).run(image[None], ("logits", "mask"))
     assert np.allclose(logits[0], colour_logits(image), atol=1e-4) and logits.dtype == np.float32
     assert np.array_equal(mask[0], nearest_colour(image)) and mask.dtype == np.uint8
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_backend_takes_x_and_known_by_name(backend, size):
+    image, (x, known) = random_image(*size), random_x(*size)
+    x = np.where(known, x, np.float32(0))
+    runner = load_backend(backend, camera_bundle(x=X).graph, F32)
+    assert runner.inputs == ("image", "x", "known")
+    for mask in (known, np.zeros_like(known)):
+        planes = x * mask
+        (logits,) = runner.run(image[None], ("logits",), {"known": mask[None], "x": planes[None]})
+        assert np.allclose(logits[0], colour_logits(image) + x_logits(planes, mask), atol=1e-4)
+
+
+def test_inputs_are_named_as_in_the_graph(backend):
+    assert load_backend(backend, camera_bundle((8, 12)).graph, F32).inputs == ("image",)
 
 
 def test_a_result_of_the_segmenter_outlives_the_next_call(backend):

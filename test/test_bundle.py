@@ -12,10 +12,23 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bundles import COLOURS, camera_bundle
+from bundles import COLOURS, X, camera_bundle
 from lix_core.errors import BundleError, LixError
 from lix_core.labels import Label, LabelSet
-from lix_core.runtime.bundle import CARD, GRAPH, MANIFEST, Bundle, Fit, InputSpec, Manifest, SizePolicy, find_bundle, list_bundles
+from lix_core.runtime.bundle import (
+    CARD,
+    GRAPH,
+    MANIFEST,
+    SHIPPED,
+    Bundle,
+    Fit,
+    InputSpec,
+    Manifest,
+    SizePolicy,
+    XSpec,
+    find_bundle,
+    list_bundles,
+)
 
 SMALL = Bundle(Manifest("small", LabelSet("one", (Label("road", (1, 2, 3)),))), bytes(range(40)), "# card")
 """Its graph is no ONNX: reading a bundle does not look into the graph."""
@@ -56,6 +69,7 @@ MANIFESTS = st.builds(
     data=st.lists(st.dictionaries(st.text(), st.text(), max_size=2), max_size=2).map(tuple),
     training=RECORDS,
     metrics=RECORDS,
+    x=st.none() | st.builds(XSpec, st.text(min_size=1), st.integers(1, 64)),
 )
 SIDES = st.integers(1, 3000)
 
@@ -208,10 +222,11 @@ def test_a_missing_bundle_and_a_folder_are_told_apart(tmp_path):
 # Manifests that cannot be.
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 3, "1", None, []])
 def test_another_format_is_refused_with_both_versions(tmp_path, version):
-    with pytest.raises(BundleError, match=f"small.lix: bundle format is {version!r}; this version of lix reads format 1"):
+    with pytest.raises(BundleError, match="small.lix: bundle format is .*; this version of lix reads formats 1 and 2") as caught:
         Bundle.load(with_manifest(SMALL.save(tmp_path / "small.lix"), format=version))
+    assert f"format is {version!r};" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -241,11 +256,46 @@ def test_another_format_is_refused_with_both_versions(tmp_path, version):
         ("metrics", [], "wrong type in metrics"),
         ("data", [3], "wrong type in data"),
         ("speed", 3, "unknown fields: .*speed"),
+        ("x", {"kind": "depth", "channels": 1}, "a bundle of format 1 has no X; that is format 2"),
+        ("format", 2, "manifest is incomplete or has unknown fields: 'x'"),
     ],
 )
 def test_an_impossible_field_is_refused_with_its_value(tmp_path, field, value, message):
     with pytest.raises(BundleError, match=f"small.lix: .*{message}"):
         Bundle.load(with_manifest(SMALL.save(tmp_path / "small.lix"), **{field: value}))
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (None, "incomplete"),
+        (3, "incomplete"),
+        ({"kind": "depth"}, "incomplete .*channels"),
+        ({"kind": "depth", "channels": 1, "unit": "m"}, "unknown fields: .*unit"),
+        ({"kind": "", "channels": 1}, "X needs a kind and 1 to 64 channels, got '' and 1"),
+        ({"kind": 5, "channels": 1}, "X needs a kind"),
+        ({"kind": "depth", "channels": 0}, "got 'depth' and 0"),
+        ({"kind": "depth", "channels": 65}, "got 'depth' and 65"),
+        ({"kind": "depth", "channels": 1.0}, "got 'depth' and 1.0"),
+        ({"kind": "depth", "channels": True}, "got 'depth' and True"),
+    ],
+)
+def test_an_impossible_x_is_refused_with_its_value(tmp_path, x, message):
+    with pytest.raises(BundleError, match=f"small.lix: .*{message}"):
+        Bundle.load(with_manifest(SMALL.save(tmp_path / "small.lix"), format=2, x=x))
+
+
+def test_x_makes_a_format_of_its_own_and_rgb_alone_is_written_as_ever():
+    fields = ["format", "name", "description", "input", "size", "outputs", "licence", "data", "training", "metrics", "labels"]
+    plain, seeing = SMALL.manifest.to_dict(), camera_bundle(x=X).manifest.to_dict()
+    assert plain["format"] == 1 and sorted(plain) == sorted(fields)
+    assert seeing["format"] == 2 and sorted(seeing) == sorted([*fields, "x"]) and seeing["x"] == {"kind": "two", "channels": 2}
+
+
+@pytest.mark.skipif(not list(SHIPPED.glob("*.lix")), reason="no shipped bundle")
+def test_a_shipped_bundle_saved_again_is_the_same_file(tmp_path):
+    for path in SHIPPED.glob("*.lix"):
+        assert Bundle.load(path).save(tmp_path / path.name).read_bytes() == path.read_bytes()
 
 
 @pytest.mark.parametrize("field", ["name", "labels", "input", "size"])

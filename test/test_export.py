@@ -1,6 +1,10 @@
-"""The exported graph computes what the network computes, from camera pixels, at any size."""
+"""The exported graph computes what the network computes, from camera pixels and X, at any size, on every backend."""
 
 from __future__ import annotations
+
+import copy
+from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,53 +14,137 @@ pytest.importorskip("timm", reason="the extra `train` is not installed")
 onnx = pytest.importorskip("onnx", reason="the extra `train` is not installed")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+from torch import nn  # noqa: E402
 
 import bundles  # noqa: E402
+from lix_core import export  # noqa: E402
 from lix_core.errors import LixError  # noqa: E402
-from lix_core.export import OUTPUTS, export_student, store_as_float16  # noqa: E402
+from lix_core.export import OUTPUTS, agreement, export_network, store_as_float16  # noqa: E402
 from lix_core.labels import STREET  # noqa: E402
-from lix_core.models.networks import Student  # noqa: E402
-from lix_core.runtime.backends import BackendOptions, load_backend  # noqa: E402
-from lix_core.runtime.bundle import Bundle, InputSpec, Manifest  # noqa: E402
+from lix_core.models import networks  # noqa: E402
+from lix_core.models.decoders import DECODERS, Decoder, upsample  # noqa: E402
+from lix_core.models.encoders import Pyramid  # noqa: E402
+from lix_core.models.fusion import FUSIONS  # noqa: E402
+from lix_core.models.networks import Student, Teacher  # noqa: E402
+from lix_core.runtime.backends import BackendOptions, available_backends, load_backend  # noqa: E402
+from lix_core.runtime.bundle import Bundle, InputSpec, Manifest, SizePolicy, XSpec  # noqa: E402
 from lix_core.runtime.segmenter import Segmenter  # noqa: E402
-from lix_core.training.street import MEAN, STD, normalise  # noqa: E402
+
+BACKENDS = [name for name, lacking in available_backends().items() if not lacking]
+F32 = BackendOptions(threads=1, precision="f32")
+
+
+class Stages(nn.Module):
+    """An encoder of few convolutions: exporting takes time in proportion to the layers, and any encoder will do."""
+
+    mean, std = (120.0, 115.0, 100.0), (60.0, 58.0, 57.0)
+
+    def __init__(self, in_channels: int):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, 2, 1) for i, o in ((in_channels, 8), (8, 12), (12, 16)))
+        self.feature_info = SimpleNamespace(channels=lambda: [8, 12, 16], reduction=lambda: [2, 4, 8])
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        stages = []
+        for conv in self.convs:
+            x = conv(x).relu()
+            stages.append(x)
+        return stages
+
+
+class Thin(Decoder):
+    """A decoder of one convolution beside the head, for the same reason. It looks at all stages."""
+
+    def __init__(self, pyramid: Pyramid, num_classes: int):
+        super().__init__()
+        self.factors = [stride // pyramid.strides[0] for stride in pyramid.strides]
+        self.channels, self.output_stride = 6, pyramid.strides[0]
+        self.mix = nn.Conv2d(sum(pyramid.channels), self.channels, 1)
+        self.dropout, self.head = nn.Dropout2d(0.1), nn.Conv2d(self.channels, num_classes, 1)
+
+    def features(self, stages: list[torch.Tensor]) -> torch.Tensor:
+        return self.mix(torch.cat([upsample(stage, factor) for stage, factor in zip(stages, self.factors)], 1)).relu()
+
+
+def use_small_parts(patch: pytest.MonkeyPatch) -> None:
+    """`build_encoder` gives `Stages` whatever the name, and there is a decoder `thin`."""
+    patch.setattr(networks, "build_encoder", lambda name, weights="auto", in_channels=3: Stages(in_channels))
+    patch.setitem(DECODERS, "thin", Thin)
+
+
+@pytest.fixture(scope="module")
+def small_parts():
+    with pytest.MonkeyPatch.context() as patch:
+        use_small_parts(patch)
+        yield
+
+
+def rounded_to_half(network: nn.Module) -> nn.Module:
+    for parameter in network.parameters():
+        parameter.data = parameter.data.half().float()
+    return network
+
+
+def with_statistics(network: nn.Module, *inputs: torch.Tensor) -> nn.Module:
+    """Fresh batch norms have variance 1, and their logits vanish; these have the statistics of what flows through them."""
+    network.train()
+    with torch.no_grad():
+        for _ in range(5):
+            network(*inputs)
+    return network.eval()
+
+
+def planes(image: np.ndarray, network: nn.Module) -> torch.Tensor:
+    """The images (B, H, W, 3) as the network sees them, computed apart from both `normalise` and the graph."""
+    return torch.from_numpy(((image.astype(np.float64) - network.mean) / network.std).astype(np.float32)).permute(0, 3, 1, 2)
+
+
+def random_inputs(height: int, width: int, seed: int = 0) -> dict[str, np.ndarray]:
+    image = bundles.random_image(height, width, seed)
+    x, known = bundles.random_x(height, width, seed)
+    return {"image": image[None], "x": np.where(known, x, np.float32(0))[None], "known": known[None]}
+
+
+def expected_logits(network: nn.Module, given: dict[str, np.ndarray]) -> np.ndarray:
+    others = [torch.from_numpy(given[name]) for name in ("x", "known")] if isinstance(network, Teacher) else []
+    with torch.no_grad():
+        return network.coarse_logits(planes(given["image"], network), *others).numpy()
+
+
+def check_mask_and_confidence(mask: np.ndarray, confidence: np.ndarray, logits: np.ndarray, stride: int) -> None:
+    full = torch.nn.functional.interpolate(torch.from_numpy(logits), scale_factor=float(stride), mode="bilinear")[0].numpy()
+    order = np.sort(full, 0)
+    clear = order[-1] - order[-2] > 1e-4
+    np.testing.assert_array_equal(mask[0][clear], full.argmax(0)[clear])
+    assert clear.mean() > 0.95
+    np.testing.assert_allclose(confidence, torch.from_numpy(logits).softmax(1).amax(1).numpy(), atol=1e-5)
+
+
+# The student that ships.
 
 
 @pytest.fixture(scope="module")
 def student() -> Student:
     torch.manual_seed(0)
-    student = Student(len(STREET), weights="none").eval()
-    # Fresh batch norms have variance 1, and their logits vanish; these have the statistics of what flows through them.
-    student.train()
-    with torch.no_grad():
-        for seed in range(3):
-            student(normalise(torch.from_numpy(bundles.random_image(64, 96, seed)).permute(2, 0, 1)[None]))
-    for parameter in student.parameters():
-        parameter.data = parameter.data.half().float()  # so that storing as float16 loses nothing
-    return student.eval()
+    student = Student(len(STREET), weights="none")
+    return rounded_to_half(with_statistics(student, planes(bundles.random_image(64, 96)[None], student)))
 
 
 @pytest.fixture(scope="module")
 def bundle(student: Student) -> Bundle:
-    manifest = Manifest("export-test", STREET, outputs=OUTPUTS, input=InputSpec(mean=MEAN, std=STD))
-    return Bundle(manifest, export_student(student, MEAN, STD))
+    spec = InputSpec(mean=student.mean, std=student.std)
+    return Bundle(Manifest("export-test", STREET, outputs=OUTPUTS, input=spec), export_network(student, student.mean, student.std))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("height", "width"), [(64, 96), (32, 160)])
-def test_the_graph_computes_the_networks_logits(student: Student, bundle: Bundle, height: int, width: int) -> None:
-    image = bundles.random_image(height, width, 7)
-    with torch.no_grad():
-        expected = student.coarse_logits(normalise(torch.from_numpy(image).permute(2, 0, 1)[None])).numpy()
-    mask, confidence, logits = load_backend("onnxruntime", bundle.graph, BackendOptions()).run(image[None], OUTPUTS)
+def test_the_graph_computes_the_networks_logits(student: Student, bundle: Bundle, backend: str, height: int, width: int) -> None:
+    given = random_inputs(height, width, 7)
+    expected = expected_logits(student, given)
+    mask, confidence, logits = load_backend(backend, bundle.graph, F32).run(given["image"], OUTPUTS)
     # Folding the batch norms changes the weights by more than float32 rounding, and these are stored as float16.
     assert np.abs(logits - expected).max() < 0.02 * np.abs(expected).max()
-    full = torch.nn.functional.interpolate(torch.from_numpy(logits), scale_factor=2.0, mode="bilinear")[0].numpy()
-    order = np.sort(full, 0)
-    clear = order[-1] - order[-2] > 1e-4
-    np.testing.assert_array_equal(mask[0][clear], full.argmax(0)[clear])
-    assert clear.mean() > 0.95
-    softmax = torch.from_numpy(logits).softmax(1).amax(1).numpy()
-    np.testing.assert_allclose(confidence, softmax, atol=1e-5)
+    check_mask_and_confidence(mask, confidence, logits, student.output_stride)
 
 
 def test_the_segmenter_runs_an_export_at_the_images_own_size(bundle: Bundle) -> None:
@@ -71,8 +159,85 @@ def test_weights_are_stored_in_half_the_size_and_nothing_tells_of_the_exporting_
     assert b"/" + __file__.split("/")[1].encode() + b"/" not in bundle.graph
 
 
-def test_exporting_leaves_the_network_as_it_was(student: Student) -> None:
+def test_exporting_leaves_the_network_as_it_was(student: Student, bundle: Bundle) -> None:
     assert any(type(m).__name__ == "Conv2dSame" for m in student.modules())
+
+
+def test_the_graph_of_the_student_has_no_operation_beyond_the_network_and_its_ends(bundle: Bundle) -> None:
+    found = Counter(node.op_type for node in onnx.load_from_string(bundle.graph).graph.node)
+    del found["Cast"]  # one for each weight that is stored as float16, folded away on loading
+    ends = {"Transpose": 1, "Mul": 1, "ArgMax": 1, "ReduceMax": 1, "Sub": 1, "Exp": 1, "ReduceSum": 1, "Reciprocal": 1}
+    network = {"Conv": 66, "Clip": 45, "Add": 15, "Resize": 5, "ReduceMean": 1}
+    # The shift of the colours is one more Add; two more each time show that the ids' and the mean's shapes are constants.
+    assert found == {**ends, **network, "Reshape": 1, "Gather": 1}
+
+
+# Every fusion and every decoder.
+
+CASES = [("sum", "thin"), ("gated", "thin"), ("attention", "thin"), ("late", "upernet")]
+"""The student above has the decoder fast_fpn."""
+
+
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
+def exported(request: pytest.FixtureRequest, small_parts: None) -> tuple[Teacher, bytes]:
+    """A small teacher, and its graph with float32 weights: it has to agree to rounding."""
+    fusion, decoder = request.param
+    torch.manual_seed(1)
+    given = random_inputs(64, 80)
+    network = Teacher(4, 2, "small", fusion=fusion, decoder=decoder, weights="none")
+    with_statistics(network, planes(given["image"], network), torch.from_numpy(given["x"]), torch.from_numpy(given["known"]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "store_as_float16", lambda model: model)
+        return network, export_network(network, network.mean, network.std)
+
+
+def test_every_fusion_and_every_decoder_is_tried() -> None:
+    assert {fusion for fusion, _ in CASES} == set(FUSIONS) and {decoder for _, decoder in CASES} | {"fast_fpn"} >= set(DECODERS)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_teacher_is_its_graph_on_every_backend_at_any_size(exported: tuple[Teacher, bytes], backend: str) -> None:
+    network, graph = exported
+    runner = load_backend(backend, graph, F32)
+    assert runner.inputs == ("image", "x", "known")
+    for size in ((64, 80), (8, 8), (16, 104)):
+        given = random_inputs(*size, seed=3)
+        nothing = {**given, "x": np.zeros_like(given["x"]), "known": np.zeros_like(given["known"])}
+        for inputs in (given, nothing):
+            expected = expected_logits(network, inputs)
+            mask, confidence, logits = runner.run(inputs["image"], OUTPUTS, {name: inputs[name] for name in runner.inputs[1:]})
+            np.testing.assert_allclose(logits, expected, atol=1e-4 * max(1, np.abs(expected).max()))
+            check_mask_and_confidence(mask, confidence, logits, network.output_stride)
+
+
+def test_a_teacher_in_a_bundle_heeds_x_and_runs_without_it(exported: tuple[Teacher, bytes]) -> None:
+    network, graph = exported
+    spec = InputSpec(mean=network.mean, std=network.std)
+    labels = bundles.LabelSet("four", bundles.COLOURS.labels[:4])
+    size = SizePolicy(multiple_of=network.stride)
+    runner = Segmenter(Bundle(Manifest("teacher", labels, "", spec, size, OUTPUTS, x=XSpec("two", 2)), graph))
+    given = random_inputs(64, 80, seed=5)
+    image, x, known = (given[name][0] for name in ("image", "x", "known"))
+    for others in ({"x": x, "known": known}, {}):
+        blank = {"x": np.zeros_like(x), "known": np.zeros_like(known)}
+        expected = expected_logits(network, {"image": image[None], **{k: v[None] for k, v in (others or blank).items()}})
+        confidence = torch.from_numpy(expected).softmax(1).amax(1)[0].numpy()
+        np.testing.assert_allclose(runner.segment(image, **others).coarse_confidence, confidence, atol=1e-4)
+    assert runner.segment(image[:50, :70], x=x[:, :50, :70], known=known[:50, :70]).mask.shape == (50, 70)
+
+
+def test_a_graph_that_is_not_the_network_is_refused(exported: tuple[Teacher, bytes]) -> None:
+    network, graph = exported
+    found = agreement(graph, network)
+    assert found.logits < 1e-4 and found.ids > 0.999
+    other = copy.deepcopy(network)
+    for parameter in other.decoder.head.parameters():
+        parameter.data.mul_(1.2)
+    with pytest.raises(LixError, match="the graph is not the network: logits differ by .*% of the largest"):
+        agreement(graph, other)
+
+
+# Weights.
 
 
 def test_a_weight_that_float16_cannot_hold_is_refused() -> None:

@@ -10,12 +10,25 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from bundles import COLOURS, PALETTE, blocks, camera_bundle, logits_bundle, nearest_colour, random_image, winner_probability
+from bundles import (
+    COLOURS,
+    PALETTE,
+    X,
+    blocks,
+    camera_bundle,
+    colour_logits,
+    logits_bundle,
+    nearest_colour,
+    random_image,
+    random_x,
+    winner_probability,
+    x_logits,
+)
 from lix_core.errors import BundleError, ImageError, LixError
 from lix_core.labels import STREET, UNLABELLED, LabelMapping, LabelSet
 from lix_core.pixels import read_pixels
 from lix_core.runtime.backends import BackendOptions
-from lix_core.runtime.bundle import Bundle, InputSpec, SizePolicy
+from lix_core.runtime.bundle import Bundle, InputSpec, SizePolicy, XSpec
 from lix_core.runtime.segmenter import Segmenter, winner
 
 ONE_THREAD = BackendOptions(threads=1)
@@ -221,6 +234,119 @@ def test_the_image_is_left_as_it_was():
     assert np.array_equal(image, before)
 
 
+# X.
+
+SEEING = segmenter(camera_bundle(x=X))
+SEEING_LOGITS = segmenter(camera_bundle(x=X, outputs=("logits",)))
+
+
+@given(SIZES, st.integers(0, 2**32 - 1))
+@settings(max_examples=25)
+@example((1, 1), 0)
+@example((32, 64), 0)
+def test_x_reaches_the_network_pixel_by_pixel_and_only_where_it_is_known(size, seed):
+    image, (x, known) = random_image(*size, seed), random_x(*size, seed)
+    expected = (colour_logits(image) + x_logits(x, known)).argmax(0)
+    for runner in (SEEING, SEEING_LOGITS):
+        assert np.array_equal(runner.segment(image, x=x, known=known).mask, expected)
+
+
+def test_what_x_holds_where_it_is_unknown_is_not_looked_at():
+    image, (x, known) = random_image(40, 50), random_x(40, 50)
+    expected = SEEING.segment(image, x=np.where(known, x, np.float32(0)), known=known)
+    assert_same(SEEING.segment(image, x=np.where(known, x, np.float32("nan")), known=known), expected)
+
+
+def test_a_frame_without_x_is_one_with_nothing_known_and_keeps_nothing_of_the_frame_before():
+    image, (x, known) = random_image(40, 50), random_x(40, 50)
+    unknown = SEEING.segment(image, x=x, known=np.zeros_like(known))
+    assert np.array_equal(unknown.mask, nearest_colour(image))
+    SEEING.segment(image, x=x, known=known)
+    assert_same(SEEING.segment(image), unknown)
+
+
+@pytest.mark.parametrize("size", [SizePolicy(max_pixels=32 * 32), SizePolicy("stretch", 20, 64), SizePolicy(height=64, width=64)])
+def test_x_is_fitted_to_the_canvas_with_the_image_and_never_mixed_between_pixels(size):
+    image = np.zeros((40, 80, 3), np.uint8)
+    x, known = np.full((2, 40, 80), 8, np.float32), np.zeros((40, 80), bool)
+    x[:, :, 40:] = -8
+    known[20:] = True
+    runner = segmenter(camera_bundle(size=size, x=X))
+    given_x, given_known = {}, {}
+
+    def run(image, outputs, others):
+        given_x["x"], given_known["known"] = others["x"][0].copy(), others["known"][0].copy()
+        return backend.run(image, outputs, others)
+
+    backend, runner._backend = runner._backend, type("Spy", (), {"run": staticmethod(run)})
+    runner.segment(image, x=x, known=known)
+    (rows, columns), x, known = size.fit(40, 80).content, given_x["x"], given_known["known"]
+    assert known[rows // 2 : rows, :columns].all() and known.sum() == (rows - rows // 2) * columns
+    assert (x[:, rows // 2 : rows, : columns // 2] == 8).all() and (x[:, rows // 2 : rows, columns // 2 : columns] == -8).all()
+    assert not x[:, ~known].any()
+
+
+@pytest.mark.parametrize("size", [SizePolicy(), SizePolicy(height=64, width=96), SizePolicy(max_pixels=2000)])
+def test_x_of_any_strides_and_width_of_float_gives_the_same_labels(size):
+    runner = segmenter(camera_bundle(size=size, x=X))
+    image, (x, known) = random_image(40, 60), random_x(40, 60)
+    expected = runner.segment(image, x=x, known=known)
+    strided = np.asfortranarray(x[:, ::-1])[:, ::-1]
+    for other in (strided, x.astype(np.float64), x.astype(np.float16), x.astype(">f4")):
+        assert_same(runner.segment(image, x=other, known=np.asfortranarray(known)), expected)
+
+
+def test_x_is_left_as_it_was():
+    image, (x, known) = random_image(40, 50), random_x(40, 50)
+    x.flags.writeable = known.flags.writeable = False
+    before = x.copy(), known.copy()
+    SEEING.segment(image, x=x, known=known)
+    assert np.array_equal(x, before[0]) and np.array_equal(known, before[1])
+
+
+KNOWN = np.ones((4, 6), bool)
+
+
+@pytest.mark.parametrize(
+    ("x", "known", "message"),
+    [
+        (np.zeros((2, 4, 6), np.float32), None, "x and its mask known are two arrays, or both None; got ndarray and NoneType"),
+        (None, KNOWN, "two arrays, or both None; got NoneType and ndarray"),
+        ([[1.0]], KNOWN, "two arrays, or both None; got list and ndarray"),
+        (
+            np.zeros((1, 4, 6), np.float32),
+            KNOWN,
+            r"x must be a float array \(2, 4, 6\), two .*; got float32 \(1, 4, 6\)",
+        ),
+        (np.zeros((4, 6, 2), np.float32), KNOWN, r"got float32 \(4, 6, 2\)"),
+        (np.zeros((2, 4, 5), np.float32), KNOWN, r"got float32 \(2, 4, 5\)"),
+        (np.zeros((2, 4, 6), np.uint16), KNOWN, "x must be a float array .*; got uint16"),
+        (np.zeros((2, 4, 6), np.float32), KNOWN[:3], r"known must be a bool array \(4, 6\), the size of the image; got bool \(3, 6\)"),
+        (np.zeros((2, 4, 6), np.float32), KNOWN.astype(np.uint8), "known must be a bool array .*; got uint8"),
+        (np.full((2, 4, 6), np.nan, np.float32), KNOWN, "x has 48 values that are NaN or infinite where known is True"),
+        (np.float32([[[np.inf] * 6] * 4, [[-np.inf] * 6] * 4]), KNOWN, "x has 48 values that are NaN or infinite"),
+    ],
+)
+def test_bad_x_is_refused_with_what_is_wrong_and_the_next_frame_goes_on(x, known, message):
+    image = random_image(4, 6)
+    with pytest.raises(ImageError, match=message):
+        SEEING.segment(image, x=x, known=known)
+    assert np.array_equal(SEEING.segment(image).mask, nearest_colour(image))
+
+
+def test_values_whose_sum_overflows_are_no_fault():
+    x = np.full((2, 4, 6), 3e38, np.float32)
+    assert SEEING.segment(random_image(4, 6), x=x, known=KNOWN).mask.shape == (4, 6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_of_rgb_alone_refuses_x(kind):
+    image, (x, known) = random_image(8, 9), random_x(8, 9)
+    for given_x in ({"x": x, "known": known}, {"x": x}, {"known": known}):
+        with pytest.raises(ImageError, match="model 'tiny-.*' sees RGB alone and takes no X; leave out x and known"):
+            KINDS[kind].segment(image, **given_x)
+
+
 # Results.
 
 
@@ -358,6 +484,9 @@ FEWER = LabelSet("fewer", COLOURS.labels[:3])
         (claiming(logits_bundle(), input=InputSpec()), "graph of 'tiny-logits' cannot take its input"),
         (claiming(camera_bundle(), input=InputSpec("NCHW", "uint8")), "graph of 'tiny-camera' cannot take its input"),
         (claiming(camera_bundle((48, 64)), size=SizePolicy()), "graph of 'tiny-camera' cannot take its input"),
+        (claiming(camera_bundle(), x=X), "the graph of 'tiny-camera' takes an image, x, known; its inputs are image$"),
+        (claiming(camera_bundle(x=X), x=None), "the graph of 'tiny-camera' takes an image; its inputs are image, x, known"),
+        (claiming(camera_bundle(x=X), x=XSpec("two", 3)), "graph of 'tiny-camera' cannot take its input"),
     ],
 )
 def test_a_graph_that_is_not_what_the_manifest_says_is_refused(bundle, message):

@@ -3,9 +3,9 @@
 A bundle is an uncompressed zip archive of three members:
 
 - `manifest.json`: the fields of `Manifest`;
-- `model.onnx`: the graph. Input: one image, as `InputSpec` says. Outputs: `logits` (1, C, h, w), and, where the graph
-  computes them, `mask` (1, H, W) uint8 of ids and `confidence` (1, h, w) float32 0..1, at the size of the input H x W or
-  a fraction of it;
+- `model.onnx`: the graph. Input: one image, as `InputSpec` says; of a model that sees X too, also `x` and `known`, as
+  `XSpec` says. Outputs: `logits` (1, C, h, w), and, where the graph computes them, `mask` (1, H, W) uint8 of ids and
+  `confidence` (1, h, w) float32 0..1, at the size of the input H x W or a fraction of it;
 - `CARD.md`: the model card, for people.
 
 The manifest carries the SHA-256 of the other two; loading checks it and executes nothing.
@@ -28,13 +28,15 @@ from lix_core.errors import BundleError, LabelError
 from lix_core.files import expanded
 from lix_core.labels import LabelSet
 
-FORMAT = 1
+FORMAT, FORMAT_WITH_X = 1, 2
+"""A model of RGB alone is written as format 1 as ever; with X it is format 2, which a lix from before there was X refuses by its number."""
 SUFFIX = ".lix"
 GRAPH, CARD, MANIFEST = "model.onnx", "CARD.md", "manifest.json"
 SHIPPED = Path(__file__).resolve().parents[1] / "bundles"
 PATH_VARIABLE = "LIX_MODEL_PATH"
 MAX_PIXELS = 1 << 26
 """No network is given more; a bundle that asks for it is damaged or hostile."""
+MAX_X_CHANNELS = 64
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,22 @@ class InputSpec:
             raise BundleError(f"input must be NHWC or NCHW of uint8 or float32, got {self.layout} of {self.dtype}")
         if len(self.mean) != 3 or len(self.std) != 3 or not all(math.isfinite(v) for v in self.mean + self.std) or min(self.std) <= 0:
             raise BundleError(f"mean and std need three finite numbers each, std above 0; got {self.mean} and {self.std}")
+
+
+@dataclass(frozen=True)
+class XSpec:
+    """The geometry that the graph takes beside the image: `x` (1, channels, H, W) float32 and `known` (1, H, W) bool.
+
+    kind: the encoding of x, one of `lix_core.geometry.encodings.ENCODINGS`, or the name of one of your own. x is 0 and
+        known False where nothing is known, which may be everywhere.
+    """
+
+    kind: str
+    channels: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.kind, str) or not self.kind or type(self.channels) is not int or not 1 <= self.channels <= MAX_X_CHANNELS:
+            raise BundleError(f"X needs a kind and 1 to {MAX_X_CHANNELS} channels, got {self.kind!r} and {self.channels!r}")
 
 
 @dataclass(frozen=True)
@@ -120,6 +138,7 @@ class Manifest:
     outputs: names of the graph's outputs, of `logits`, `mask`, `confidence`.
     licence: of the weights. data: `{"name", "licence", "source"}` of each training set.
     training: the record of the run. metrics: measured figures, each with what it was measured on.
+    x: the geometry that the graph takes too; None: it sees RGB alone.
     """
 
     name: str
@@ -132,6 +151,7 @@ class Manifest:
     data: tuple[dict[str, str], ...] = ()
     training: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    x: XSpec | None = None
 
     def __post_init__(self) -> None:
         texts = {"name": self.name, "description": self.description, "licence": self.licence}
@@ -147,19 +167,25 @@ class Manifest:
 
     def to_dict(self) -> dict[str, Any]:
         plain = dataclasses.asdict(dataclasses.replace(self, labels=None))
-        return {"format": FORMAT, **plain, "labels": self.labels.to_dict()}
+        if self.x is None:
+            del plain["x"]
+        return {"format": FORMAT if self.x is None else FORMAT_WITH_X, **plain, "labels": self.labels.to_dict()}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Manifest":
         """Raises BundleError where a field is missing, unknown or impossible."""
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            found = data.get("format") if isinstance(data, dict) else None
-            raise BundleError(f"bundle format is {found!r}; this version of lix reads format {FORMAT}")
+        found = data.get("format") if isinstance(data, dict) else None
+        if found not in (FORMAT, FORMAT_WITH_X):
+            raise BundleError(f"bundle format is {found!r}; this version of lix reads formats {FORMAT} and {FORMAT_WITH_X}")
         fields = {k: v for k, v in data.items() if k not in ("format", "sha256")}
         try:
             fields["labels"] = LabelSet.from_dict(fields["labels"])
             fields["input"] = InputSpec(**fields["input"])
             fields["size"] = SizePolicy(**fields["size"])
+            if found == FORMAT_WITH_X:
+                fields["x"] = XSpec(**fields["x"])
+            elif "x" in fields:
+                raise BundleError(f"a bundle of format {FORMAT} has no X; that is format {FORMAT_WITH_X}")
             return cls(**fields)
         except (LabelError, BundleError):
             raise

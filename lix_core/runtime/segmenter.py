@@ -14,7 +14,7 @@ from lix_core.errors import BackendError, BundleError, ImageError, first_line
 from lix_core.labels import UNLABELLED, LabelMapping, LabelSet
 from lix_core.pixels import TO_RGB, as_uint8
 from lix_core.runtime.backends import DEFAULT_BACKEND, BackendOptions, load_backend
-from lix_core.runtime.bundle import Bundle, Fit, find_bundle
+from lix_core.runtime.bundle import Bundle, Fit, XSpec, find_bundle
 
 PADDING = 127
 """Grey level of the letterbox; close to every ImageNet mean, so that the network sees next to nothing there."""
@@ -88,7 +88,7 @@ class Segmenter:
         if max_pixels and max_pixels < least:
             raise BackendError(f"max_pixels must be 0 or at least {least} for model {manifest.name!r}, got {max_pixels}")
         self._size = dataclasses.replace(manifest.size, max_pixels=max_pixels) if max_pixels else manifest.size
-        self._input = manifest.input
+        self._input, self._x = manifest.input, manifest.x
         self._backend = load_backend(backend, self.bundle.graph, options)
         self._fast = "mask" in manifest.outputs and "confidence" in manifest.outputs
         self._shape: tuple[int, int] | None = None
@@ -99,16 +99,19 @@ class Segmenter:
         """What runs: model, backend, its version, device and precision."""
         return f"{self.bundle.manifest.name} on {self._backend.description}"
 
-    def segment(self, image: np.ndarray, order: str = "rgb") -> Segmentation:
+    def segment(self, image: np.ndarray, order: str = "rgb", x: np.ndarray | None = None, known: np.ndarray | None = None) -> Segmentation:
         """Label every pixel of one image.
 
         Args:
             image: (H, W, 3) or (H, W, 4), or (H, W) for `gray`; uint8, or float of range 0..1. Rows may be padded
                 (any strides over whole pixels).
             order: what the channels are: rgb, bgr, rgba, bgra or gray.
+            x: (Cx, H, W) float, the geometry of this image in the encoding `bundle.manifest.x.kind`, for a model that sees X.
+                Without it, such a model goes by the image alone.
+            known: (H, W) bool, given with x: where x is known. What x holds elsewhere is not looked at.
 
         Raises:
-            ImageError: empty, of another shape or dtype, or with NaN or values out of range.
+            ImageError: empty, of another shape or dtype, or with NaN or values out of range; or X for a model of RGB alone.
         """
         pixels = as_uint8(image, order)
         height, width = pixels.shape[:2]
@@ -124,6 +127,8 @@ class Segmenter:
             target[...] = pixels
         else:
             cv2.cvtColor(pixels, TO_RGB[order], dst=target)
+        if self._x is not None or x is not None or known is not None:
+            self._lay_x(x, known)
         mask, confidence = self._infer()
         mask, confidence = self._crop(mask), self._crop(confidence)
         if mask.shape != (height, width):
@@ -135,7 +140,31 @@ class Segmenter:
     def _prepare(self, height: int, width: int) -> None:
         self._fit: Fit = self._size.fit(height, width)
         self._canvas = np.full((*self._fit.canvas, 3), PADDING, np.uint8)
+        self._others: dict[str, np.ndarray] = {}
+        if self._x is not None:
+            x, known = np.zeros((1, self._x.channels, *self._fit.canvas), np.float32), np.zeros((1, *self._fit.canvas), bool)
+            self._others = {"x": x, "known": known}
         self._shape = (height, width)
+
+    def _lay_x(self, x: np.ndarray | None, known: np.ndarray | None) -> None:
+        """Put X on the canvas; the padding, and a frame without X, is unknown."""
+        if self._x is None:
+            raise ImageError(f"model {self.bundle.manifest.name!r} sees RGB alone and takes no X; leave out x and known")
+        check_x(x, known, self._x, self._shape)
+        rows, columns = self._fit.content
+        x_canvas, known_canvas = self._others["x"][0, :, :rows, :columns], self._others["known"][0, :rows, :columns]
+        if x is None:
+            x_canvas[...], known_canvas[...] = 0, False
+            return
+        known_canvas[...] = nearest(known.view(np.uint8), rows, columns)
+        for target, plane in zip(x_canvas, x):
+            target[...] = nearest(plane.astype(np.float32, copy=False), rows, columns)
+        np.copyto(x_canvas, 0, where=~known_canvas)
+        with np.errstate(all="ignore"):
+            total = x_canvas.sum()
+        # The sum shows any NaN, in a fraction of the time of a test of each value.
+        if not np.isfinite(total) and not np.isfinite(x_canvas).all():
+            raise ImageError(f"x has {np.count_nonzero(~np.isfinite(x_canvas))} values that are NaN or infinite where known is True")
 
     def _tensor(self) -> np.ndarray:
         tensor = self._canvas[None]
@@ -147,9 +176,9 @@ class Segmenter:
     def _infer(self) -> tuple[np.ndarray, np.ndarray]:
         """(h, w) uint8 ids and (h', w') float32 confidence of the whole canvas, each at the graph's own size."""
         if self._fast:
-            mask, confidence = self._backend.run(self._tensor(), ("mask", "confidence"))
+            mask, confidence = self._backend.run(self._tensor(), ("mask", "confidence"), self._others)
             return mask[0], confidence[0]
-        (logits,) = self._backend.run(self._tensor(), ("logits",))
+        (logits,) = self._backend.run(self._tensor(), ("logits",), self._others)
         return winner(logits[0], self._fit.canvas)
 
     def _crop(self, values: np.ndarray) -> np.ndarray:
@@ -163,9 +192,14 @@ class Segmenter:
         missing = [name for name in manifest.outputs if name not in outputs]
         if missing:
             raise BundleError(f"the graph of {manifest.name!r} lacks outputs {', '.join(missing)}; it has {', '.join(outputs)}")
+        others = {"x", "known"} if self._x else set()
+        if set(self._backend.inputs[1:]) != others:
+            wanted = ", ".join(["an image", *sorted(others, reverse=True)])
+            found = ", ".join(self._backend.inputs)
+            raise BundleError(f"by its manifest the graph of {manifest.name!r} takes {wanted}; its inputs are {found}")
         self._prepare(480, 640)
         try:
-            results = dict(zip(manifest.outputs, self._backend.run(self._tensor(), manifest.outputs), strict=True))
+            results = dict(zip(manifest.outputs, self._backend.run(self._tensor(), manifest.outputs, self._others), strict=True))
         except Exception as error:  # every library has its own exceptions for inputs that do not fit
             raise BundleError(f"the graph of {manifest.name!r} cannot take its input: {first_line(error)}") from error
         logits = results["logits"]
@@ -183,6 +217,26 @@ class Segmenter:
             raise BundleError(
                 f"confidence of bundle {manifest.name!r} must be float32 (1, h, w), got {confidence.dtype} {confidence.shape}"
             )
+
+
+def check_x(x: np.ndarray | None, known: np.ndarray | None, spec: XSpec, size: tuple[int, int]) -> None:
+    """Whether x and known are what a model with `spec` takes beside an image of `size` (H, W); both None are. Raises ImageError."""
+    if x is None and known is None:
+        return
+    if not isinstance(x, np.ndarray) or not isinstance(known, np.ndarray):
+        raise ImageError(f"x and its mask known are two arrays, or both None; got {type(x).__name__} and {type(known).__name__}")
+    if x.shape != (spec.channels, *size) or x.dtype.kind != "f":
+        wanted = f"a float array {(spec.channels, *size)}, {spec.kind} at the size of the image"
+        raise ImageError(f"x must be {wanted}; got {x.dtype} {x.shape}")
+    if known.shape != size or known.dtype != bool:
+        raise ImageError(f"known must be a bool array {size}, the size of the image; got {known.dtype} {known.shape}")
+
+
+def nearest(plane: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """A plane (H, W) of any scale at (rows, columns): of each new pixel, the old one at its centre."""
+    if plane.shape == (rows, columns):
+        return plane
+    return cv2.resize(plane, (columns, rows), interpolation=cv2.INTER_NEAREST_EXACT)
 
 
 def winner(logits: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

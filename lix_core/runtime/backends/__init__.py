@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from dataclasses import dataclass
-from typing import Protocol, Sequence
+from types import MappingProxyType
+from typing import Mapping, Protocol, Sequence
 
 import numpy as np
 
@@ -23,6 +24,7 @@ INSTALL_HINT = {
     "torch": "pip install torch torchvision onnx onnx2torch",
 }
 DEFAULT_BACKEND = "onnxruntime"
+NOTHING: Mapping[str, np.ndarray] = MappingProxyType({})
 PRECISIONS = ("auto", "f32", "bf16", "f16")
 
 
@@ -41,13 +43,17 @@ class BackendOptions:
 
 
 class Backend(Protocol):
-    """A loaded graph; `outputs` are the names of its outputs, in its order."""
+    """A loaded graph; `inputs` and `outputs` are their names, in its order. The first input is the image, whatever its name."""
 
+    inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     description: str
 
-    def run(self, image: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
-        """Feed the graph's one input; returns the named outputs, which stay valid until the next call."""
+    def run(self, image: np.ndarray, outputs: Sequence[str], others: Mapping[str, np.ndarray] = NOTHING) -> list[np.ndarray]:
+        """Feed the image, and by name whatever other inputs the graph has.
+
+        Returns the named outputs, which stay valid until the next call.
+        """
         ...
 
 

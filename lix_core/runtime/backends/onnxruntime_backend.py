@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import Sequence
+from typing import Mapping, Sequence
 
 import numpy as np
 import onnxruntime
 
 from lix_core.errors import BackendError
-from lix_core.runtime.backends import BackendOptions
+from lix_core.runtime.backends import NOTHING, BackendOptions
 
 
 class OnnxRuntimeBackend:
@@ -25,10 +25,10 @@ class OnnxRuntimeBackend:
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         providers = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in onnxruntime.get_available_providers()]
         self._session = onnxruntime.InferenceSession(graph, settings, providers=providers)
-        self._input = self._session.get_inputs()[0].name
+        self.inputs = tuple(i.name for i in self._session.get_inputs())
         self.outputs = tuple(o.name for o in self._session.get_outputs())
         device = self._session.get_providers()[0].removesuffix("ExecutionProvider")
         self.description = f"onnxruntime {onnxruntime.__version__} {device} f32 {settings.intra_op_num_threads} threads"
 
-    def run(self, image: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
-        return self._session.run(list(outputs), {self._input: image})
+    def run(self, image: np.ndarray, outputs: Sequence[str], others: Mapping[str, np.ndarray] = NOTHING) -> list[np.ndarray]:
+        return self._session.run(list(outputs), {self.inputs[0]: image, **others})

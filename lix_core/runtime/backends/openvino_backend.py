@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import os
-from typing import Sequence
+from typing import Mapping, Sequence
 
 import numpy as np
 import openvino
 
 from lix_core.errors import BackendError
-from lix_core.runtime.backends import BackendOptions
+from lix_core.runtime.backends import NOTHING, BackendOptions
 
 
 class OpenVinoBackend:
@@ -27,10 +27,11 @@ class OpenVinoBackend:
             settings["INFERENCE_PRECISION_HINT"] = options.precision
         compiled = core.compile_model(core.read_model(io.BytesIO(graph)), "CPU", settings)
         self._request = compiled.create_infer_request()
+        self.inputs = tuple(port.any_name for port in compiled.inputs)
         self.outputs = tuple(port.any_name for port in compiled.outputs)
         used = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         self.description = f"openvino {openvino.__version__.split('-')[0]} CPU {used} {threads} threads"
 
-    def run(self, image: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
-        self._request.infer([image], share_inputs=True)
+    def run(self, image: np.ndarray, outputs: Sequence[str], others: Mapping[str, np.ndarray] = NOTHING) -> list[np.ndarray]:
+        self._request.infer({self.inputs[0]: image, **others}, share_inputs=True)
         return [self._request.get_tensor(name).data for name in outputs]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Callable, Sequence
+from typing import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -15,7 +15,7 @@ from onnx2torch.onnx_node import OnnxNode
 from onnx2torch.utils.common import OnnxMapping, OperationConverterResult
 from torch import Tensor, nn
 
-from lix_core.runtime.backends import BackendOptions
+from lix_core.runtime.backends import NOTHING, BackendOptions
 
 DTYPE = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
@@ -88,6 +88,8 @@ class TorchBackend:
         torch.set_num_threads(threads)
         precision = "f32" if options.precision == "auto" else options.precision
         model = fold_weight_casts(onnx.load_from_string(graph))
+        weights = {tensor.name for tensor in model.graph.initializer}
+        self.inputs = tuple(i.name for i in model.graph.input if i.name not in weights)
         self.outputs = tuple(o.name for o in model.graph.output)
         self._module = convert(model).eval().to(self._device)
         self._dtype = DTYPE[precision]
@@ -95,10 +97,11 @@ class TorchBackend:
         self.description = f"torch {torch.__version__} {precision} {where}"
 
     @torch.inference_mode()
-    def run(self, image: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
-        tensor = torch.from_numpy(image).to(self._device)
+    def run(self, image: np.ndarray, outputs: Sequence[str], others: Mapping[str, np.ndarray] = NOTHING) -> list[np.ndarray]:
+        arrays = (image, *(others[name] for name in self.inputs[1:]))
+        tensors = [torch.from_numpy(array).to(self._device) for array in arrays]
         with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
-            results = self._module(tensor)
+            results = self._module(*tensors)
         results = [results] if isinstance(results, Tensor) else results
         named = dict(zip(self.outputs, results, strict=True))
         return [named[name].float().cpu().numpy() if named[name].is_floating_point() else named[name].cpu().numpy() for name in outputs]
