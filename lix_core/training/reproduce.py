@@ -19,7 +19,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import resources
 from multiprocessing import get_context
@@ -76,6 +76,8 @@ class Table:
     seeds: tuple[int, ...] = (0, 1, 2)
     shown: dict[str, tuple[str, ...]] = field(default_factory=dict)
     notes: str = ""
+    whole: "Table | None" = None
+    """Of a part of a table, the table: a result file is always of all of it."""
 
     @classmethod
     def load(cls, name: str) -> "Table":
@@ -128,7 +130,10 @@ class Table:
         return {source["dataset"] for source in sources_of(self.base.get("data", {}))}
 
     def narrowed(self, rows: Sequence[str] = (), seeds: Sequence[int] = (), folds: Sequence[int] = ()) -> "Table":
-        """The same with some of its rows, seeds and folds only. Raises TrainingError on a row or fold that it does not have."""
+        """The same with some of its rows (and the teachers they need, or named ones), seeds and folds only.
+
+        Raises TrainingError on a row or fold that it does not have.
+        """
         names = [row.name for row in self.rows]
         for word in rows:
             if word not in names and word not in self.teachers:
@@ -137,7 +142,10 @@ class Table:
             if fold not in self.folds:
                 raise TrainingError(f"table {self.name} has folds {', '.join(map(str, self.folds))}, not {fold}")
         kept = tuple(row for row in self.rows if not rows or row.name in rows)
-        return Table(**{**vars(self), "rows": kept, "seeds": tuple(seeds) or self.seeds, "folds": tuple(folds) or self.folds})
+        taught = {row.teacher for row in kept}
+        teachers = {name: changes for name, changes in self.teachers.items() if not rows or name in rows or name in taught}
+        some = {"rows": kept, "teachers": teachers, "seeds": tuple(seeds) or self.seeds, "folds": tuple(folds) or self.folds}
+        return replace(self, **some, whole=self.whole or self)
 
 
 def table_names() -> list[str]:
@@ -352,7 +360,7 @@ class Record:
     """The result file of a table: the finished cells, and the rows made of them."""
 
     def __init__(self, table: Table, results: Path, overrides: Sequence[str] = ()):
-        self.table, self.path, self.overrides = table, results / f"{table.name}.json", list(overrides)
+        self.table, self.path, self.overrides = table.whole or table, results / f"{table.name}.json", list(overrides)
         try:
             self.data: dict[str, Any] = json.loads(self.path.read_text())
             self.runs: dict[str, dict[str, Any]] = self.data["runs"]
