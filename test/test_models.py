@@ -579,32 +579,3 @@ def test_networks_are_captured_whole_by_torch_compile(short_encoders, kind, deco
     with torch.no_grad():
         assert torch.allclose(captured(*inputs), network(*inputs), atol=1e-5)
     torch.compiler.reset()
-
-
-class Coarse(nn.Module):
-    def __init__(self, network: Network):
-        super().__init__()
-        self.network = network
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.network.coarse_logits(*inputs)
-
-
-@torch.inference_mode()
-@pytest.mark.filterwarnings("ignore:# The axis name")  # images, X and masks share their sizes: so they should
-@pytest.mark.parametrize(("kind", "decoder"), [("attention", "upernet"), ("late", "fast_fpn")])
-def test_an_exported_graph_computes_the_networks_logits_at_other_sizes(short_encoders, kind, decoder):
-    pytest.importorskip("onnx")
-    onnxruntime = pytest.importorskip("onnxruntime")
-    network, inputs = build(kind, decoder)
-    rows, columns = (torch.export.Dim(name, min=1, max=512) for name in ("rows", "columns"))
-    shapes = tuple({t.ndim - 2: 8 * rows, t.ndim - 1: 8 * columns} for t in inputs)
-    program = torch.onnx.export(
-        Coarse(network).eval(), tuple(t[:1] for t in inputs), dynamo=True, verbose=False, opset_version=18, dynamic_shapes=(shapes,)
-    )
-    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    names = [value.name for value in session.get_inputs()]
-    image, x, known = frames(56, 104, 1)
-    others = (image, x, known)[: len(inputs)]
-    (logits,) = session.run(None, dict(zip(names, (t.numpy() for t in others), strict=True)))
-    assert np.allclose(logits, network.coarse_logits(*others).numpy(), atol=1e-3)

@@ -150,7 +150,7 @@ def main(argv: list[str] | None = None) -> None:
         persistent_workers=args.workers > 0,
         generator=torch.Generator().manual_seed(args.seed),
     )
-    model = Student(len(train.labels), args.encoder, args.weights).to(device, memory_format=torch.channels_last)
+    model = Student(len(train.labels), args.encoder, weights=args.weights).to(device, memory_format=torch.channels_last)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99), use_buffers=True)
     step_model = torch.compile(model) if args.compile else model
     weights = class_weights(train, args.class_weight_power).to(device)
