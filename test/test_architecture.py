@@ -111,7 +111,7 @@ def test_the_core_knows_nothing_of_ros(name):
 def test_the_runtime_loads_nothing_of_learning(name):
     loaded = loaded_with(name)
     assert not packages(loaded) & LEARNING
-    assert not {m for m in loaded if m.startswith(("lix_core.models", "lix_core.training", "lix_core.data", "lix_core.export"))}
+    assert not {m for m in loaded if m.startswith(("lix_core.models", "lix_core.training", "lix_core.data", "lix_core.distill", "lix_core.export"))}
 
 
 @pytest.mark.parametrize("name", RUNTIME)
@@ -136,7 +136,7 @@ def test_no_inference_library_is_loaded_before_it_is_chosen(name):
     assert not packages(loaded_with(name)) & {"onnxruntime", "openvino", "rosbags"}
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith(("lix_core.models", "lix_core.data"))])
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith(("lix_core.models", "lix_core.data", "lix_core.distill"))])
 def test_networks_and_data_know_nothing_of_the_runtime(name):
     assert not {module for module in loaded_with(name) if module.startswith("lix_core.runtime")}
 

@@ -159,6 +159,10 @@ def sources(package: str) -> set[str]:
     return {str(f.relative_to(ROOT)) for f in (ROOT / package).rglob("*.py")}
 
 
+def configurations() -> set[str]:
+    return {p.relative_to(ROOT).as_posix() for p in (ROOT / "lix_core" / "training").rglob("*.yaml")}
+
+
 def bundles() -> set[str]:
     found = {str(f.relative_to(ROOT)) for f in (ROOT / "lix_core" / "bundles").glob("*.lix")}
     assert found
@@ -185,7 +189,7 @@ def test_wheel_has_code_models_and_nodes_but_not_the_clip(tree: Path, tmp_path: 
         data = {n.split(".data/data/")[1]: archive.getinfo(n) for n in names if ".data/data/" in n}
         entry_points = archive.read(f"{name}.dist-info/entry_points.txt").decode()
     code = {n for n in names if not n.startswith(name)}
-    assert code == sources("lix_core") | sources("lix_ros") | bundles()
+    assert code == sources("lix_core") | sources("lix_ros") | bundles() | configurations()
     assert {"share/lix_ros/config/fastdds.xml", "share/lix_ros/launch/segmentation.launch.py", "share/lix_ros/package.xml"} <= set(data)
     assert "share/ament_index/resource_index/packages/lix_ros" in data
     for executable in ("segmentation", "geometry", "replay"):

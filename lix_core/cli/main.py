@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from lix_core import __version__
-from lix_core.cli import doctor, evaluate, models, predict, world
+from lix_core.cli import doctor, evaluate, export, models, predict, reproduce, train, world
 from lix_core.errors import LixError
 
 app = typer.Typer(
@@ -23,6 +23,11 @@ app = typer.Typer(
 app.command()(predict.predict)
 app.command()(models.models)
 app.command()(evaluate.evaluate)
+app.command()(train.train)
+app.command()(train.distill)
+app.command()(export.export)
+app.command()(reproduce.ablate)
+app.command()(reproduce.reproduce)
 app.command()(doctor.doctor)
 app.add_typer(world.app, name="world")
 

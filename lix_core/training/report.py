@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lix_core.data.sample import Sample, collate
+from lix_core.distill.objective import LIX
 from lix_core.files import save_image
 from lix_core.geometry.encodings import ENCODINGS
 from lix_core.labels import UNLABELLED, LabelSet
@@ -37,6 +38,10 @@ def curves(rows: Sequence[dict[str, float]], path: Path, title: str) -> None:
         axes.grid(alpha=0.3)
         axes.legend()
     figure.suptitle(title)
+    save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
     canvas = FigureCanvasAgg(figure)  # no pyplot: it would choose a display
     canvas.draw()
     save_image(path, np.asarray(canvas.buffer_rgba())[..., :3])
@@ -70,6 +75,33 @@ def pictures(network: Network, teacher: Network | None, sample: Sample, labels: 
     row["student" if not getattr(network, "x_channels", 0) else "teacher"] = colorize(said, labels)
     row["errors"] = error_picture(sample.image, truth, said)
     return row
+
+
+@torch.inference_mode()
+def weights(student: Network, teacher: Network, distiller: LIX, samples: Sequence[Sample], path: Path) -> None:
+    """What the controller of LIX does: a row for each frame with RGB, the weights of the target and of the non-target part of each pixel,
+    and these parts themselves. White where a pixel does not count.
+
+    Samples are of sizes that the networks take; they are seen as in scoring, with the networks in eval mode.
+    """
+    titles = ("RGB", "alpha: weight of TCLD", "beta: weight of NCLD", "TCLD", "NCLD")
+    height, width = samples[0].image.shape[:2]
+    figure = Figure(figsize=(20, (0.6 + 4 * height / width) * len(samples)), layout="constrained")
+    for row, sample in zip(figure.subplots(len(samples), len(titles), squeeze=False), samples):
+        batch = collate([sample], teacher.x_channels).to(next(teacher.parameters()).device)
+        image = teacher.normalise(batch.image)
+        maps = distiller.maps(student.outputs(image), teacher.outputs(image, batch.x, batch.known), batch)
+        row[0].imshow(sample.image)
+        for axes, values, weight in zip(row[1:], maps, (True, True, False, False)):
+            values = values[0].float().cpu().numpy()
+            # Weights have mean 1 where the two parts are even; of divergences the few largest pixels would hide all others.
+            top = 2.0 if weight else max(1e-6, float(np.nanpercentile(values, 99)))
+            shown = axes.imshow(values, cmap="coolwarm" if weight else "magma", vmin=0, vmax=top, interpolation="nearest")
+            figure.colorbar(shown, ax=axes, fraction=0.03)
+        for axes, title in zip(row, titles):
+            axes.set_title(title if axes is not row[0] else sample.name, fontsize=11)
+            axes.set_axis_off()
+    save_figure(figure, path)
 
 
 @torch.inference_mode()
