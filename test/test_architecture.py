@@ -111,7 +111,9 @@ def test_the_core_knows_nothing_of_ros(name):
 def test_the_runtime_loads_nothing_of_learning(name):
     loaded = loaded_with(name)
     assert not packages(loaded) & LEARNING
-    assert not {m for m in loaded if m.startswith(("lix_core.models", "lix_core.training", "lix_core.data", "lix_core.distill", "lix_core.export"))}
+    assert not {
+        m for m in loaded if m.startswith(("lix_core.models", "lix_core.training", "lix_core.data", "lix_core.distill", "lix_core.export"))
+    }
 
 
 @pytest.mark.parametrize("name", RUNTIME)

@@ -1,16 +1,18 @@
-"""`lix evaluate`: score a bundle against labelled images, exactly as it runs on the robot."""
+"""`lix evaluate`: score a bundle against labelled images, exactly as it runs on the robot; or the network of a training run on its data."""
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from lix_core.cli.progress import progress_bar
+from lix_core.errors import SourceError, TrainingError
 from lix_core.files import make_folder, read_mask, save
 from lix_core.metrics import ConfusionMatrix
 from lix_core.runtime.backends import DEFAULT_BACKEND, BackendOptions
@@ -19,20 +21,58 @@ from lix_core.runtime.sources import open_source
 
 
 def evaluate(
-    images: Path = typer.Argument(..., help="Folder of images."),
-    labels: Path = typer.Argument(..., help="Folder of 8-bit label PNGs `<stem>.png`; ids beyond the model's classes are ignored."),
+    images: Optional[Path] = typer.Argument(None, help="Folder of images."),
+    labels: Optional[Path] = typer.Argument(
+        None, help="Folder of 8-bit label PNGs `<stem>.png`; ids beyond the model's classes are ignored."
+    ),
     model: str = typer.Option("street", help="Model name or path of a bundle."),
     backend: str = typer.Option(DEFAULT_BACKEND, help="onnxruntime, openvino, torch or auto."),
     precision: str = typer.Option("auto", help="auto, f32, bf16 or f16."),
     max_pixels: int = typer.Option(0, min=0, help="Largest image given to the network [pixels]; 0 keeps the model's own."),
     json_file: Optional[Path] = typer.Option(None, "--json", help="Also write the figures to this file."),
+    run: Optional[Path] = typer.Option(None, help="Instead of a model and folders: a run folder, scored on the data of its configuration."),
+    split: str = typer.Option("val", help="With --run: val or test, as its configuration has them."),
+    checkpoint: str = typer.Option("best", help="With --run: best or last."),
 ) -> None:
-    """Score a model against labelled images: one confusion matrix over all pixels."""
+    """Score a model against labelled images, or a training run on its data: one confusion matrix over all pixels."""
+    if json_file:
+        make_folder(json_file.parent)
+    if run is not None:
+        if images is not None:
+            raise TrainingError("lix evaluate scores a model on folders, or a run on its own data: leave out --run or the folders")
+        summary = of_run(run, split, checkpoint)
+    elif images is None or labels is None:
+        raise SourceError("lix evaluate needs a folder of images and one of labels, or --run RUN")
+    else:
+        summary = of_bundle(images, labels, model, backend, precision, max_pixels)
+    table = Table("class", "IoU")
+    for name, value in summary["iou"].items():
+        table.add_row(name, "absent" if value is None else f"{value:.3f}")
+    Console().print(table)
+    what = f"over {summary['images']} images ({summary['model']}, {summary['backend']})"
+    miou, accuracy = (math.nan if summary[key] is None else summary[key] for key in ("miou", "pixel_accuracy"))
+    Console().print(f"mIoU {miou:.4f}  pixel accuracy {accuracy:.4f}  {what}", highlight=False, soft_wrap=True, markup=False)
+    if json_file:
+        save(json_file, (json.dumps(summary, indent=1) + "\n").encode())
+
+
+def of_run(run: Path, split: str, checkpoint: str) -> dict[str, Any]:
+    """Figures of a run's network on frames of its configuration, at the size they are scored at in training."""
+    from lix_core.training.run import evaluate_run
+
+    with progress_bar() as progress:
+        task = progress.add_task(f"{run} {split}", total=None, note="")
+        matrix, record = evaluate_run(run, split, checkpoint, lambda count: progress.update(task, advance=count))
+        images = int(progress.tasks[0].completed)
+    backend = f"PyTorch f32, step {record.step}"
+    return {"images": images, "model": record.config.name, "backend": backend, **matrix.summary(record.labels.names)}
+
+
+def of_bundle(images: Path, labels: Path, model: str, backend: str, precision: str, max_pixels: int) -> dict[str, Any]:
+    """Figures of a bundle on folders, through the whole path of the robot."""
     source = open_source(images)
     segmenter = Segmenter(model, backend, BackendOptions(precision=precision), max_pixels)
     names = segmenter.labels.names
-    if json_file:
-        make_folder(json_file.parent)
     matrix = ConfusionMatrix(len(names))
     with progress_bar() as progress:
         task = progress.add_task(source.name, total=len(source), note="")
@@ -42,16 +82,5 @@ def evaluate(
             truth[truth >= len(names)] = 255
             matrix.update(truth, segmenter.segment(image, order).mask)
             progress.update(task, advance=1, note=f"mIoU {matrix.miou:.3f}")
-    summary = matrix.summary(names)
-    table = Table("class", "IoU")
-    for name, value in summary["iou"].items():
-        table.add_row(name, "absent" if value is None else f"{value:.3f}")
-    Console().print(table)
-    Console().print(
-        f"mIoU {matrix.miou:.4f}  pixel accuracy {matrix.pixel_accuracy:.4f}  over {len(source)} images ({segmenter.description})",
-        highlight=False,
-        soft_wrap=True,
-    )
-    if json_file:
-        record = {"images": len(source), "model": segmenter.bundle.manifest.name, "backend": segmenter.description, **summary}
-        save(json_file, (json.dumps(record, indent=1) + "\n").encode())
+    record = {"images": len(source), "model": segmenter.bundle.manifest.name, "backend": segmenter.description}
+    return {**record, **matrix.summary(names)}

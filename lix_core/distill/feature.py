@@ -175,7 +175,7 @@ def recalibrated_feature_loss(
     """
     height, width = (min(sizes) for sizes in zip(student.shape[-2:], teacher.shape[-2:]))
     grid, recalibrate = token_grid(height, width, tokens), RECALIBRATIONS[kernel]
-    # Standardised first: regressed tokens lie close together, and about a mean far from 0 float32 would round their differences away.
+    # Standardised first: regressed tokens lie close together, and beside a mean far from 0 they would seem not to vary at all.
     with torch.no_grad():
         taught = recalibrate(standardised(pool_tokens(teacher, grid)))
         counted = varies(taught)

@@ -188,8 +188,8 @@ class WholeFiles(TorchCheckpointIO):
             os.replace(temporary, path)
         except OSError as error:
             temporary.unlink(missing_ok=True)
-            kept = "the one before is whole, and the run goes on from it" if path.exists() else "there is none yet"
-            raise TrainingError(f"cannot write checkpoint {path}: {error.strerror}; {kept} when there is room") from None
+            room = "what was saved before is whole, and the run goes on from there when there is room"
+            raise TrainingError(f"cannot write checkpoint {path}: {error.strerror}; {room}") from None
 
 
 class Progress(Callback):

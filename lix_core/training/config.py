@@ -164,12 +164,14 @@ def recipe_names() -> list[str]:
     return sorted(path.name.removesuffix(".yaml") for path in RECIPES.iterdir() if path.name.endswith(".yaml"))
 
 
-def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Where two trees of plain data differ, as `a.b: old -> new`."""
+def differences(old: Any, new: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
+    """Where two trees of plain data differ: `a.b` -> both values, None where there is none."""
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        old, new = (dict(enumerate(items)) for items in (old, new))
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = [*old, *(key for key in new if key not in old)]
-        return [line for key in keys for line in differences(old.get(key), new.get(key), _join(path, key))]
-    return [] if old == new else [f"{path}: {old!r} -> {new!r}"]
+        return {k: v for key in keys for k, v in differences(old.get(key), new.get(key), _join(path, key)).items()}
+    return {} if old == new else {path: (old, new)}
 
 
 # Reading.

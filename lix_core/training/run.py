@@ -43,8 +43,8 @@ from lix_core.training.scoring import chance, evaluate
 
 __all__ = ["Record", "RunResult", "evaluate", "evaluate_run", "fit", "load_network"]
 
-FREE = ("data.workers", "trainer.val_batch", "trainer.sheet_frames")
-"""What may change between the pieces of a run, because no weight depends on it."""
+FREE = ("name", "data.workers", "trainer.val_batch", "trainer.sheet_frames")
+"""What may change between the pieces of a run, because no weight depends on it; so may the `root` of a source."""
 Which = Literal["best", "last"]
 
 
@@ -197,7 +197,10 @@ def fit(config: Config, out: str | Path, teacher: str | Path | None = None, resu
     if lead:
         save(out / "config.yaml", to_yaml(config).encode())
     silence()
-    return Run(config, out, Path(teacher) if distilled else None).train(quiet)
+    try:
+        return Run(config, out, Path(teacher) if distilled else None, resume).train(quiet)
+    except LixError as error:
+        raise type(error)(own_words(error)) from None
 
 
 def clear(out: Path) -> None:
@@ -211,19 +214,21 @@ def clear(out: Path) -> None:
 def refuse_another_run(config: Config, out: Path) -> None:
     """A TrainingError where the folder holds a run of other settings."""
     old = yaml.safe_load((out / "config.yaml").read_text())
-    changed = [line for line in differences(old, to_dict(config)) if not line.startswith(FREE)]
+    changed = {key: change for key, change in differences(old, to_dict(config)).items() if key not in FREE and not key.endswith(".root")}
     if changed:
-        raise TrainingError(f"{out} holds a run of other settings ({'; '.join(changed[:4])}); name another folder, or do not resume")
+        words = "; ".join(f"{key}: {before!r} -> {after!r}" for key, (before, after) in list(changed.items())[:4])
+        raise TrainingError(f"{out} holds a run of other settings ({words}); name another folder, or do not resume")
 
 
 class Run:
     """One run being trained: its data, networks and callbacks."""
 
-    def __init__(self, config: Config, out: Path, teacher: Path | None):
+    def __init__(self, config: Config, out: Path, teacher: Path | None, resume: bool = True):
         self.config, self.out = config, out
         optim, trainer = config.optim, config.trainer
         self.epochs = math.ceil(optim.steps / optim.steps_per_epoch)
-        self.last = out / "checkpoints" / "last.ckpt"
+        last = out / "checkpoints" / "last.ckpt"
+        self.begun = last if resume and last.exists() else None
         self.data = TrainingData(config.data, config.seed, optim.accumulate, min(optim.steps, optim.steps_per_epoch))
         self.labels = self.data.labels
         self.evaluate = partial(evaluate, batch=trainer.val_batch, size=config.data.eval_size, workers=config.data.workers)
@@ -255,8 +260,8 @@ class Run:
                 f"the teacher {run} sees X {record.x_kind!r}, this data gives {self.data.x_kind!r}: set data.x={record.x_kind}"
             )
         digest = hashlib.sha256((run / "checkpoints" / "best.ckpt").read_bytes()).hexdigest()
-        if self.last.exists():
-            before = load_checkpoint(self.last)["record"]["teacher"]
+        if self.begun:
+            before = load_checkpoint(self.begun)["record"]["teacher"]
             if before != digest:
                 raise TrainingError(f"{self.out} was begun with another teacher than {run}; name that one, or do not resume")
         else:
@@ -281,9 +286,7 @@ class Run:
         ).to_dict()
         self.trainer = trainer = self._trainer(record, quiet)
         try:
-            trainer.fit(self.learner, datamodule=self.data, ckpt_path=self.last if self.last.exists() else None, weights_only=True)
-        except LixError as error:
-            raise type(error)(own_words(error)) from None
+            trainer.fit(self.learner, datamodule=self.data, ckpt_path=self.begun, weights_only=True)
         except SystemExit:  # Lightning's answer to Ctrl-C, after which it leaves the signal ignored
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt from None
@@ -323,7 +326,8 @@ class Run:
     def _finish(self) -> RunResult:
         """Score the test frames, draw the pictures, write the result. All processes score; the first writes."""
         self.trainer.strategy.barrier()
-        network, record = load_network(self.out, device=self.learner.device)
+        device = self.trainer.strategy.root_device
+        network, record = load_network(self.out, device=device)
         val = None if record.val_counts is None else matrix_of(record.val_counts)
         test = self._score_test(network, self.data.test) if self.data.test else None
         result = RunResult(
@@ -331,7 +335,7 @@ class Run:
             config=to_dict(self.config),
             git_revision=record.git_revision,
             torch=record.torch,
-            device=device_name(self.learner.device),
+            device=device_name(device),
             seconds=round(self.journal.seconds, 1),
             steps=self.config.optim.steps,
             checkpoint="best",

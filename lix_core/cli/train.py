@@ -1,0 +1,87 @@
+"""`lix train` and `lix distill`: from a configuration to a run folder."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Optional
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from lix_core.errors import TrainingError
+
+if TYPE_CHECKING:
+    from lix_core.training.run import RunResult
+
+CONFIG = typer.Argument(..., help="A YAML file, or the name of a recipe (an unknown one lists them).")
+OVERRIDES = typer.Argument(None, help="key=value for any option, such as optim.steps=2000.", show_default=False)
+OUT = typer.Option(..., "--out", "-o", help="Folder of the run; goes on with one that was stopped.")
+RESUME = typer.Option(True, "--resume/--no-resume", help="Go on with a run in the folder, or train it anew.")
+
+
+def train(
+    kind: str = typer.Argument(..., help="teacher (RGB and X) or student (RGB alone, from the labels alone)."),
+    config: str = CONFIG,
+    overrides: Optional[list[str]] = OVERRIDES,
+    out: Path = OUT,
+    resume: bool = RESUME,
+) -> None:
+    """Train a teacher, or a student without one: the control of every distillation."""
+    if kind not in ("teacher", "student"):
+        raise TrainingError(f"lix train takes teacher or student, got {kind!r}")
+    run(config, [*(overrides or []), f"model.kind={kind}", *(["distill.method=none"] if kind == "student" else [])], out, None, resume)
+
+
+def distill(
+    config: str = CONFIG,
+    overrides: Optional[list[str]] = OVERRIDES,
+    teacher: Path = typer.Option(..., help="Run folder of the teacher, made by `lix train teacher`."),
+    out: Path = OUT,
+    resume: bool = RESUME,
+) -> None:
+    """Train a student under a teacher, by the method that the configuration names in distill.method."""
+    run(config, [*(overrides or []), "model.kind=student"], out, teacher, resume)
+
+
+def run(config: str, overrides: list[str], out: Path, teacher: Optional[Path], resume: bool) -> None:
+    from lix_core.training.config import load_config
+    from lix_core.training.memory import keep_freed_memory
+
+    chosen = load_config(config, overrides)
+    keep_freed_memory()
+    from lix_core.training.run import fit
+
+    try:
+        result = fit(chosen, out, teacher, resume)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from the last epoch that was finished", file=sys.stderr)
+        raise typer.Exit(130) from None
+    show(result)
+
+
+def show(result: "RunResult") -> None:
+    """The figures of a run, as a table."""
+    console = Console()
+    scores = {name: score for name, score in (("val", result.val), ("test", result.test)) if score}
+    if scores:
+        console.print(score_table(scores))
+    time = f"{result.seconds:.0f} s" if result.seconds < 100 else f"{result.seconds / 60:.1f} min"
+    done = f"{result.name}: {result.steps} steps in {time} on {result.device}"
+    console.print(f"{done}; best at step {result.checkpoint_step}; {result.folder}", highlight=False, soft_wrap=True, markup=False)
+
+
+def score_table(scores: dict[str, dict[str, Any]]) -> Table:
+    """IoU of each class and the means, a column for each set of frames. scores: `ConfusionMatrix.summary` by name."""
+    table = Table("", *scores)
+    for name in next(iter(scores.values()))["iou"]:
+        table.add_row(name, *(figure(score["iou"][name]) for score in scores.values()))
+    table.add_section()
+    for key, words in (("miou", "mIoU"), ("pixel_accuracy", "pixel accuracy"), ("mean_accuracy", "mean accuracy")):
+        table.add_row(words, *(figure(score[key]) for score in scores.values()))
+    return table
+
+
+def figure(value: Optional[float]) -> str:
+    return "absent" if value is None else f"{value:.4f}"

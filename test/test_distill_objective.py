@@ -1,0 +1,412 @@
+"""The methods of distillation behind their one interface: each against a loop of its own, its limits, and what may be configured."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from lix_core.data.sample import Batch
+from lix_core.distill.config import DistillConfig, DKDConfig, LIXConfig, MGDConfig, PseudoConfig
+from lix_core.distill.distiller import at_cells, lesson_of, sure_classes
+from lix_core.distill.feature import recalibrated_feature_loss
+from lix_core.distill.logit import weighed_logit_loss
+from lix_core.distill.objective import METHODS, build_controller, build_distiller
+from lix_core.errors import TrainingError
+from lix_core.models.networks import Output
+
+IMAGES, CLASSES, HEIGHT, WIDTH, X_CHANNELS = 3, 4, 8, 12, 2
+STUDENT = {"stage1": 3, "stage2": 4, "stage3": 5, "stage4": 6, "stage5": 7, "decoder": 3}
+TEACHER = {"stage1": 4, "stage2": 4, "stage3": 6, "stage4": 6, "stage5": 8, "decoder": 5}
+TEACHING = [name for name in METHODS if name != "none"]
+FULL_LIX = LIXConfig(x=0.5, controller="learned")
+
+
+def noise(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def output_of(seed: int, channels: dict[str, int], classes: int = CLASSES, grad: bool = False) -> Output:
+    """What a network with a stride of 2 might say, its encoder's stages from 4 x 6 cells down to 2 x 3."""
+    sizes = {name: (2, 3) if name in ("stage4", "stage5") else (4, 6) for name in channels}
+    features = {name: noise(seed + i, IMAGES, width, *sizes[name]).requires_grad_(grad) for i, (name, width) in enumerate(channels.items())}
+    return Output((3 * noise(seed + 99, IMAGES, classes, 4, 6)).requires_grad_(grad), features)
+
+
+def leaves(output: Output) -> list[torch.Tensor]:
+    return [output.logits, *output.features.values()]
+
+
+def batch_of(classes: int = CLASSES, labelled: tuple[bool, ...] = (True, True, False), ignored: bool = False) -> Batch:
+    generator = torch.Generator().manual_seed(5)
+    labels = torch.randint(0, classes, (IMAGES, HEIGHT, WIDTH), generator=generator)
+    labels[:, :3, :4] = 255
+    labels[~torch.tensor(labelled)] = 255
+    known = torch.rand(IMAGES, HEIGHT, WIDTH, generator=generator) < 0.7
+    known[1] = False
+    return Batch(
+        image=torch.zeros(IMAGES, 3, HEIGHT, WIDTH, dtype=torch.uint8),
+        labels=torch.full_like(labels, 255) if ignored else labels,
+        x=noise(6, IMAGES, X_CHANNELS, HEIGHT, WIDTH) * known[:, None],
+        known=known,
+        labelled=torch.tensor(labelled),
+        names=list("abc"),
+    )
+
+
+def distiller_of(method: str, lix: LIXConfig = FULL_LIX, classes: int = CLASSES, student: dict[str, int] = STUDENT, **options):
+    torch.manual_seed(0)
+    return build_distiller(DistillConfig(method, lix=lix, **options), student, TEACHER, classes, X_CHANNELS)
+
+
+def log_softmax(values: list[float]) -> list[float]:
+    highest = max(values)
+    total = highest + math.log(sum(math.exp(v - highest) for v in values))
+    return [v - total for v in values]
+
+
+def kl(teacher: list[float], student: list[float]) -> float:
+    """Of two rows of logits."""
+    log_t, log_s = log_softmax(teacher), log_softmax(student)
+    return sum(math.exp(a) * (a - b) for a, b in zip(log_t, log_s))
+
+
+# Each method against its definition.
+
+
+def test_kd_is_the_mean_divergence_of_pixels_that_count():
+    student, teacher, batch = output_of(1, STUDENT), output_of(2, TEACHER), batch_of()
+    found = []
+    labels = at_cells(batch.labels, (4, 6))
+    for b, i, j in torch.cartesian_prod(torch.arange(IMAGES), torch.arange(4), torch.arange(6)).tolist():
+        if labels[b, i, j] != 255 or not batch.labelled[b]:
+            found.append(16 * kl((teacher.logits[b, :, i, j] / 4).tolist(), (student.logits[b, :, i, j] / 4).tolist()))
+    assert 24 < len(found) < 72
+    assert distiller_of("kd")(student, teacher, batch)["kd"].item() == pytest.approx(sum(found) / len(found), rel=1e-5)
+
+
+def test_cwd_is_the_mean_divergence_of_channels_over_their_pixels():
+    student, teacher = output_of(1, STUDENT), output_of(2, TEACHER)
+    found = [
+        16 * kl((t / 4).tolist(), (s / 4).tolist())
+        for t, s in zip(teacher.logits.view(IMAGES * CLASSES, -1), student.logits.view(IMAGES * CLASSES, -1))
+    ]
+    assert distiller_of("cwd")(student, teacher, batch_of())["cwd"].item() == pytest.approx(3 * sum(found) / len(found), rel=1e-5)
+
+
+def test_cirkd_compares_the_similarities_of_pixels_across_images():
+    student, teacher = output_of(1, STUDENT), output_of(2, TEACHER)
+    rows = []
+    seen, known = (torch.nn.functional.normalize(o.features["decoder"].flatten(2), dim=1) for o in (student, teacher))
+    for i in range(IMAGES):
+        for j in range(IMAGES):
+            for n in range(24):
+                theirs, ours = ([float(f[i, :, n] @ f[j, :, m]) / 0.1 for m in range(24)] for f in (known, seen))
+                rows.append(kl(theirs, ours))
+    terms = distiller_of("cirkd")(student, teacher, batch_of())
+    assert terms["cirkd"].item() == pytest.approx(sum(rows) / len(rows), rel=1e-4)
+    plain = DistillConfig("kd")
+    plain.kd.tau = 1.0
+    kd = build_distiller(plain, STUDENT, TEACHER, CLASSES, 0)(student, teacher, batch_of())["kd"]
+    torch.testing.assert_close(terms["kd"], kd)
+
+
+def test_mgd_sums_squared_errors_of_what_is_generated():
+    student, teacher = output_of(1, STUDENT), output_of(2, TEACHER)
+    distiller = distiller_of("mgd", mgd=MGDConfig(weight=0.5, ratio=0.0, feature="stage4"))
+    # Equal widths: nothing is aligned.
+    assert isinstance(distiller.align, torch.nn.Identity)
+    generated = distiller.generate(student.features["stage4"])
+    total = sum((a - b) ** 2 for a, b in zip(generated.flatten().tolist(), teacher.features["stage4"].flatten().tolist()))
+    assert distiller(student, teacher, batch_of())["mgd"].item() == pytest.approx(0.5 * total / IMAGES, rel=1e-5)
+
+
+def test_mgd_masks_the_share_of_pixels_it_is_told_and_all_channels_of_each():
+    distiller = distiller_of("mgd", mgd=MGDConfig(weight=1.0, ratio=0.75, feature="decoder"))
+    assert distiller.align.weight.shape == (5, 3, 1, 1) and distiller.generate[0].kernel_size == (3, 3)
+    distiller.align, distiller.generate = torch.nn.Identity(), torch.nn.Identity()
+    logits = torch.zeros(1, CLASSES, 4, 6)
+    student, teacher = (Output(logits, {"decoder": torch.full((1, 5, 64, 64), value)}) for value in (1.0, 0.0))
+    kept = distiller(student, teacher, batch_of())["mgd"].item()
+    assert kept % 5 == 0 and kept / (5 * 64 * 64) == pytest.approx(0.25, abs=0.03)
+
+
+def test_mgd_takes_the_last_stage_both_have_and_brings_grids_together():
+    student = {name: width for name, width in STUDENT.items() if name != "stage5"}
+    assert distiller_of("mgd", student=student).feature == "stage4" and distiller_of("mgd").feature == "stage5"
+    distiller = distiller_of("mgd", mgd=MGDConfig(ratio=0.0, feature="stage4"))
+    distiller.generate = torch.nn.Identity()
+    logits = torch.zeros(1, CLASSES, 4, 6)
+    ours, theirs = (Output(logits, {"stage4": torch.full((1, 6, *size), 2.0)}) for size in ((2, 3), (5, 7)))
+    assert distiller(ours, theirs, batch_of())["mgd"].item() == pytest.approx(0)
+
+
+def test_pseudo_labels_are_the_teachers_classes_where_it_is_sure_and_nobody_labelled():
+    student, teacher = output_of(1, STUDENT), output_of(2, TEACHER)
+    found = []
+    for b, i, j in torch.cartesian_prod(torch.tensor([1, 2]), torch.arange(4), torch.arange(6)).tolist():
+        probabilities = [math.exp(v) for v in log_softmax(teacher.logits[b, :, i, j].tolist())]
+        if max(probabilities) >= 0.8:
+            found.append(-log_softmax(student.logits[b, :, i, j].tolist())[probabilities.index(max(probabilities))])
+    assert 5 < len(found) < 43
+    distiller = distiller_of("pseudo", pseudo=PseudoConfig(2.0, threshold=0.8))
+    terms = distiller(student, teacher, batch_of(labelled=(True, False, False)))
+    assert terms["pseudo"].item() == pytest.approx(2 * sum(found) / len(found), rel=1e-5)
+    assert distiller(student, teacher, batch_of(labelled=(True, True, True)))["pseudo"] == 0
+
+
+def test_dkd_is_lix_with_fixed_weights_and_no_features():
+    student, teacher, batch = output_of(1, STUDENT), output_of(2, TEACHER), batch_of()
+    dkd = distiller_of("dkd", dkd=DKDConfig(weight=0.7, tau=2.0, alpha=1.5, beta=3.0, warmup=0))(student, teacher, batch)["dkd"]
+    lix = distiller_of("lix", LIXConfig(logit=0.7, feature=0, controller="fixed", alpha=1.5, beta=3.0, tau=2.0))
+    torch.testing.assert_close(dkd, lix(student, teacher, batch)["logit"])
+
+
+def test_lix_is_the_weighted_sum_of_its_parts():
+    student, teacher, batch = output_of(1, STUDENT), output_of(2, TEACHER), batch_of()
+    config = LIXConfig(logit=2.0, feature=3.0, features=["stage2", "decoder"], kernel="none", cka="rbf", unbiased=True, tokens=12, tau=3.0)
+    terms = distiller_of("lix", config)(student, teacher, batch)
+    assert set(terms) == {"logit", "feature"}
+    lesson = lesson_of(student, teacher, batch)
+    torch.testing.assert_close(terms["logit"], 2 * weighed_logit_loss(*lesson, build_controller(config))["logit"])
+    pairs = [(student.features[name], teacher.features[name]) for name in config.features]
+    expected = sum(recalibrated_feature_loss(s, t, 12, "none", "rbf", True) for s, t in pairs)
+    torch.testing.assert_close(terms["feature"], 3 * expected / 2)
+
+
+@pytest.mark.parametrize("off", ["logit", "feature", "x"])
+def test_a_term_of_lix_with_weight_zero_is_left_out(off):
+    config = LIXConfig(**({"logit": 1, "feature": 1, "x": 1} | {off: 0}))
+    assert set(distiller_of("lix", config)(output_of(1, STUDENT), output_of(2, TEACHER), batch_of())) == {"logit", "feature", "x"} - {off}
+
+
+def test_x_is_predicted_by_a_linear_map_where_it_is_known():
+    distiller = distiller_of("lix", LIXConfig(logit=0, feature=0, x=2.0, x_feature="stage1"))
+    distiller.x_head = torch.nn.Conv2d(3, X_CHANNELS, 1)
+    distiller.x_head.weight.data[:] = torch.tensor([[1.0, 0, 0], [0, 2, 0]]).view(2, 3, 1, 1)
+    distiller.x_head.bias.data[:] = torch.tensor([0.5, 0])
+    student, batch = output_of(1, STUDENT), batch_of()
+    errors = []
+    for b in range(IMAGES):
+        for i in range(4):
+            for j in range(6):
+                # Cells of 2 x 2 pixels: the lower right one is at their centre.
+                if batch.known[b, 2 * i + 1, 2 * j + 1]:
+                    feature, truth = student.features["stage1"][b, :, i, j].tolist(), batch.x[b, :, 2 * i + 1, 2 * j + 1].tolist()
+                    for error in (feature[0] + 0.5 - truth[0], 2 * feature[1] - truth[1]):
+                        errors.append(0.5 * error**2 if abs(error) < 1 else abs(error) - 0.5)
+    assert 30 < len(errors) < 96
+    term = distiller(student, output_of(2, TEACHER), batch)["x"]
+    assert term.item() == pytest.approx(2 * sum(errors) / len(errors), rel=1e-5)
+    batch.known[:] = False
+    assert distiller(student, output_of(2, TEACHER), batch)["x"] == 0
+
+
+# What every method has in common.
+
+
+@pytest.mark.parametrize("method", TEACHING)
+@pytest.mark.parametrize("kind", ["as usual", "no labels", "only ignored", "all labelled", "two classes"])
+def test_terms_are_finite_scalars_and_teach_the_student_alone(method, kind):
+    classes = 2 if kind == "two classes" else CLASSES
+    labelled = {"no labels": (False,) * 3, "all labelled": (True,) * 3}.get(kind, (True, True, False))
+    batch = batch_of(classes, labelled, kind == "only ignored")
+    student, teacher = output_of(1, STUDENT, classes, grad=True), output_of(2, TEACHER, classes, grad=True)
+    terms = distiller_of(method, classes=classes)(student, teacher, batch)
+    assert terms and all(term.shape == () and term.dtype == torch.float32 and torch.isfinite(term) for term in terms.values())
+    sum(terms.values()).backward()
+    gradients = [tensor.grad for tensor in leaves(student) if tensor.grad is not None]
+    assert gradients and all(torch.isfinite(g).all() for g in gradients)
+    if method != "pseudo" or kind == "no labels":
+        assert any(g.abs().sum() > 0 for g in gradients)
+    assert all(tensor.grad is None for tensor in leaves(teacher))
+
+
+@pytest.mark.parametrize("method", TEACHING)
+def test_terms_of_bfloat16_networks_are_those_of_the_same_numbers_in_float32(method):
+    rounded = [
+        Output(o.logits.bfloat16(), {k: f.bfloat16() for k, f in o.features.items()})
+        for o in (output_of(1, STUDENT), output_of(2, TEACHER))
+    ]
+    exact = [Output(o.logits.float(), {k: f.float() for k, f in o.features.items()}) for o in rounded]
+    distillers = [distiller_of(method) for _ in rounded]
+    torch.manual_seed(1)
+    expected = distillers[0](*exact, batch_of())
+    torch.manual_seed(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = distillers[1](*rounded, batch_of())
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+
+
+@pytest.mark.parametrize("method", sorted(set(TEACHING) - {"mgd", "pseudo"}))
+def test_a_student_that_is_its_teacher_has_nothing_to_learn(method):
+    student = output_of(1, STUDENT)
+    distiller = build_distiller(DistillConfig(method), STUDENT, STUDENT, CLASSES, 0)
+    terms = distiller(student, student, batch_of())
+    assert sum(terms.values()).item() == pytest.approx(0, abs=1e-5)
+    assert sum(distiller(student, output_of(2, STUDENT), batch_of()).values()) > 0.1
+
+
+@pytest.mark.parametrize("method", sorted(set(TEACHING) - {"lix"}))
+def test_a_weight_multiplies_its_term(method):
+    student, teacher, found = output_of(1, STUDENT), output_of(2, TEACHER), []
+    for weight in (1.0, 2.5):
+        config = DistillConfig(method)
+        getattr(config, method).weight = weight
+        torch.manual_seed(0)
+        distiller = build_distiller(config, STUDENT, TEACHER, CLASSES, 0)
+        found.append(distiller(student, teacher, batch_of())[method])
+    torch.testing.assert_close(found[1], 2.5 * found[0])
+
+
+@pytest.mark.parametrize("method", TEACHING)
+def test_a_teacher_with_other_strides_teaches_too(method):
+    teacher = output_of(2, TEACHER)
+    coarser = Output(teacher.logits[..., ::2, ::2], {name: f[..., :2, :2] for name, f in teacher.features.items()})
+    terms = distiller_of(method)(output_of(1, STUDENT), coarser, batch_of())
+    assert all(torch.isfinite(term) for term in terms.values())
+
+
+def test_the_control_has_no_terms_and_nothing_to_train():
+    distiller = distiller_of("none")
+    assert distiller(output_of(1, STUDENT), output_of(2, TEACHER), batch_of()) == {} and not list(distiller.parameters())
+
+
+def test_terms_rise_over_the_batches_of_training_and_remember_how_far_they_were():
+    student, teacher, batch = output_of(1, STUDENT), output_of(2, TEACHER), batch_of()
+    distiller = distiller_of("dkd", dkd=DKDConfig(warmup=4))
+    risen = [distiller(student, teacher, batch)["dkd"].item() for _ in range(6)]
+    full = risen[-1]
+    assert [value / full for value in risen] == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])
+    again = distiller_of("dkd", dkd=DKDConfig(warmup=4))
+    again(student, teacher, batch)
+    resumed = distiller_of("dkd", dkd=DKDConfig(warmup=4))
+    resumed.load_state_dict(again.state_dict())
+    assert resumed.eval()(student, teacher, batch)["dkd"].item() == pytest.approx(0.25 * full)
+    assert resumed.train()(student, teacher, batch)["dkd"].item() == pytest.approx(0.5 * full)
+
+
+def test_the_controllers_maps_are_blank_where_nothing_counts():
+    distiller, batch = distiller_of("lix", LIXConfig(gate=0.7)), batch_of()
+    student, teacher = output_of(1, STUDENT), output_of(2, TEACHER)
+    maps, counted = distiller.maps(student, teacher, batch), lesson_of(student, teacher, batch, 0.7).classes != 255
+    assert all(values.shape == (IMAGES, 4, 6) and values.isnan().equal(~counted) for values in maps)
+    loss = (maps.alpha * maps.tcld + maps.beta * maps.ncld)[counted].mean()
+    torch.testing.assert_close(loss, distiller(student, teacher, batch)["logit"])
+
+
+# The target.
+
+
+def test_the_pixel_at_the_centre_stands_for_its_cell():
+    pixels = torch.arange(6 * 12).view(6, 12)
+    assert at_cells(pixels, (6, 12)).equal(pixels)
+    assert at_cells(pixels, (3, 6)).equal(pixels[1::2, 1::2])
+    assert at_cells(pixels, (2, 4)).equal(pixels[1::3, 1::3])
+    assert at_cells(pixels, (1, 1)).item() == 3 * 12 + 6
+    assert at_cells(pixels[None, None], (3, 6)).shape == (1, 1, 3, 6)
+
+
+def test_without_labels_the_target_is_what_the_teacher_is_sure_of():
+    logits = torch.tensor([[0.9, 0.05, 0.05], [0.1, 0.6, 0.3], [0.25, 0.25, 0.5]]).log().T.reshape(1, 3, 1, 3)
+    assert sure_classes(logits, 0.0).tolist() == [[[0, 1, 2]]]
+    assert sure_classes(logits, 0.55).tolist() == [[[0, 1, 255]]]
+    student, teacher, batch = output_of(1, STUDENT), output_of(2, TEACHER), batch_of()
+    lesson = lesson_of(student, teacher, batch, gate=0.7)
+    assert lesson.classes[:2].equal(at_cells(batch.labels, (4, 6))[:2])
+    assert lesson.classes[2].equal(sure_classes(teacher.logits, 0.7)[2])
+    assert 0 < (lesson.classes[2] == 255).sum() < 24
+
+
+def test_a_teachers_logits_are_brought_to_the_students_grid():
+    student, teacher = output_of(1, STUDENT), output_of(2, TEACHER)
+    constant = torch.tensor([1.0, 2, 3, 4]).view(1, 4, 1, 1)
+    for size in ((2, 3), (8, 12), (4, 6)):
+        lesson = lesson_of(student, teacher._replace(logits=constant.expand(IMAGES, 4, *size)), batch_of())
+        torch.testing.assert_close(lesson.teacher, constant.expand(IMAGES, 4, 4, 6))
+
+
+def test_networks_of_different_classes_are_refused():
+    with pytest.raises(TrainingError, match="the student has 4 classes, the teacher 5; both need the same label set"):
+        distiller_of("kd")(output_of(1, STUDENT), output_of(2, TEACHER, 5), batch_of())
+
+
+# The configuration.
+
+
+def wrong(chosen: str, /, **fields) -> DistillConfig:
+    """A configuration that was right when it was made, and then was changed: `lix__tau=0` sets lix.tau."""
+    config = DistillConfig(chosen)
+    for path, value in fields.items():
+        *parents, name = path.split("__")
+        owner = config
+        for parent in parents:
+            owner = getattr(owner, parent)
+        setattr(owner, name, value)
+    return config
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        (wrong("lix", method="lxi"), r"method must be one of .*; got 'lxi' \(did you mean lix\?\)"),
+        (wrong("lix", lix__controller="dynamc"), r"controller must be one of .*; got 'dynamc' \(did you mean dynamic\?\)"),
+        (wrong("lix", lix__kernel="gauss"), r"kernel must be one of laplace, none; got 'gauss'"),
+        (wrong("lix", lix__cka="rfb"), r"cka must be one of linear, rbf; got 'rfb' \(did you mean rbf\?\)"),
+        (wrong("lix", lix__tau=0.0), r"tau must be at least 0.01, got 0.0"),
+        (wrong("lix", lix__tau=math.nan), r"tau must be at least 0.01, got nan"),
+        (wrong("lix", lix__gate=1.1), r"gate must be 0 to 1, got 1.1"),
+        (wrong("lix", lix__features=["stage3", "decodr"]), r"lix.features: the student has no feature 'decodr' \(did you mean decoder\?\)"),
+        (wrong("lix", lix__features=["extra"]), r"lix.features: the teacher has no feature 'extra'; it has stage1, "),
+        (wrong("lix", lix__features=[]), r"lix.features is empty: name features, or set distill.lix.feature=0"),
+        (wrong("lix", lix__x=1.0, lix__x_feature="stag1"), r"lix.x_feature: the student has no feature 'stag1' \(did you mean stage1\?\)"),
+        (wrong("cirkd", cirkd__feature="Decoder"), r"cirkd.feature: the student has no feature 'Decoder' \(did you mean decoder\?\)"),
+        (wrong("mgd", mgd__feature="stage9"), r"mgd.feature: the student has no feature 'stage9' \(did you mean stage"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_the_nearest_that_can(config, message):
+    with pytest.raises(TrainingError, match=message):
+        build_distiller(config, {**STUDENT, "extra": 2}, TEACHER, CLASSES, X_CHANNELS)
+
+
+def test_x_that_the_data_do_not_have_cannot_be_learned():
+    with pytest.raises(TrainingError, match=r"distill.lix.x needs X in the data: set data.x, or distill.lix.x=0"):
+        build_distiller(DistillConfig("lix", lix=LIXConfig(x=1.0)), STUDENT, TEACHER, CLASSES, 0)
+
+
+def test_x_of_other_channels_than_were_set_up_is_refused():
+    batch = batch_of()
+    batch.x = batch.x[:, :1]
+    with pytest.raises(TrainingError, match="X has 1 channels, distill.lix.x was set up for 2"):
+        distiller_of("lix")(output_of(1, STUDENT), output_of(2, TEACHER), batch)
+
+
+def test_one_class_cannot_be_distilled():
+    with pytest.raises(TrainingError, match="at least two classes, got 1"):
+        build_distiller(DistillConfig("kd"), STUDENT, TEACHER, 1, 0)
+
+
+def test_networks_without_a_common_stage_have_nothing_to_generate():
+    with pytest.raises(TrainingError, match="no stage in common"):
+        build_distiller(DistillConfig("mgd"), {"stage1": 3}, {"decoder": 3}, CLASSES, 0)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        wrong("kd", lix__features=["nowhere"], mgd__feature="nowhere", cirkd__feature="nowhere", lix__x=1.0),
+        wrong("lix", lix__feature=0.0, lix__features=["nowhere"]),
+        wrong("lix", lix__x=0.0, lix__x_feature="nowhere"),
+        wrong("none", lix__features=["nowhere"]),
+    ],
+)
+def test_features_that_are_not_asked_for_need_not_be_there(config):
+    build_distiller(config, STUDENT, TEACHER, CLASSES, 0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_fresh_configuration_fits_every_method_and_encoder_of_five_stages(method):
+    distiller = build_distiller(DistillConfig(method), STUDENT, TEACHER, CLASSES, 0)
+    assert type(distiller) is METHODS[method]

@@ -1,0 +1,411 @@
+"""Losses, order of the data, schedules, averaging, scoring and checkpoints, each by itself."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import subprocess
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("lightning")
+
+import torch.nn.functional as F
+from torch import nn
+
+import tiny_street
+from lix_core.data.sample import collate
+from lix_core.errors import DataError, TrainingError
+from lix_core.labels import UNLABELLED
+from lix_core.metrics import ConfusionMatrix
+from lix_core.models.networks import Student
+from lix_core.training.callbacks import MovingAverage, WholeFiles, as_csv, readable
+from lix_core.training.config import DataConfig, OptimConfig, Source
+from lix_core.training.data import Batches, Frames, Mixture, TrainingData, Views, training_transform
+from lix_core.training.losses import HardLoss, class_weights, cross_entropy, hard_pixels, soft_dice
+from lix_core.training.module import encoder_depths, learning_rate, parameter_groups
+from lix_core.training.report import columns, error_picture, pictures
+from lix_core.training.scoring import chance, confusion, evaluate, predict
+from tiny_street import TINY, TinyStreet
+
+ENCODER = "mobilenetv3_small_050"
+
+
+@pytest.fixture(autouse=True)
+def tiny():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    tiny_street.register()
+    yield
+    torch.set_num_threads(before)
+
+
+def tiny_source(**changes) -> Source:
+    return Source(**{"dataset": "tiny", "root": ".", **changes})
+
+
+@pytest.fixture(scope="module")
+def student() -> Student:
+    torch.manual_seed(0)
+    return Student(len(TINY), ENCODER, weights="none").eval()
+
+
+# Losses.
+
+
+def random_batch(seed: int, void: float, classes: int = 4):
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, classes, (2, 3, 5))
+    labels[random.random(labels.shape) < void] = UNLABELLED
+    return torch.from_numpy(random.normal(0, 2, (2, classes, 3, 5))), torch.from_numpy(labels)
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 2**31), st.sampled_from([0.0, 0.5, 1.0]), st.booleans())
+def test_cross_entropy_is_the_weighted_mean_over_valid_pixels(seed, void, weighted):
+    logits, labels = random_batch(seed, void)
+    weights = torch.tensor([1.0, 2.0, 0.5, 3.0]) if weighted else None
+    total = share = 0.0
+    for b, y, x in np.ndindex(*labels.shape):
+        truth = int(labels[b, y, x])
+        if truth != UNLABELLED:
+            weight = weights[truth].item() if weighted else 1.0
+            total -= weight * F.log_softmax(logits[b, :, y, x], 0)[truth].item()
+            share += weight
+    assert cross_entropy(logits, labels, weights).item() == pytest.approx(total / share if share else 0, abs=1e-9)
+
+
+@pytest.mark.parametrize("options", [{}, {"dice": 1.0}, {"ohem": 0.7}, {"weights": torch.ones(4), "dice": 0.5, "ohem": 0.5}])
+def test_a_batch_without_a_valid_pixel_has_loss_and_gradient_zero(options):
+    logits = torch.randn(2, 4, 3, 5, requires_grad=True)
+    loss = sum(HardLoss(**options)(logits, torch.full((2, 3, 5), UNLABELLED)).values())
+    loss.backward()
+    assert loss.item() == 0 and not logits.grad.any() and torch.isfinite(logits.grad).all()
+
+
+def test_unlabelled_pixels_have_no_gradient():
+    logits, labels = random_batch(0, 0.4)
+    logits.requires_grad_()
+    (cross_entropy(logits, labels) + soft_dice(logits, labels)).backward()
+    void = (labels == UNLABELLED)[:, None].expand_as(logits)
+    assert void.any() and not logits.grad[void].any() and logits.grad[~void].abs().min() > 0
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 2**31), st.floats(0, 0.9))
+def test_soft_dice_equals_its_definition(seed, void):
+    logits, labels = random_batch(seed, void, classes=3)
+    labels[0, 0, 0] = 1
+    probability = logits.softmax(1).numpy()
+    dice = []
+    for c in np.unique(labels[labels != UNLABELLED]):
+        valid, truth = (labels != UNLABELLED).numpy(), (labels == c).numpy()
+        p = probability[:, c]
+        dice.append(2 * p[truth].sum() / (p[valid].sum() + truth.sum()))
+    assert soft_dice(logits, labels).item() == pytest.approx(1 - np.mean(dice), abs=1e-9)
+
+
+def test_hard_examples_are_those_below_the_threshold_but_never_fewer_than_the_share():
+    loss = -torch.log(torch.tensor([[[0.9, 0.8, 0.6, 0.2, 0.95]]]))
+    valid = torch.tensor([[[True, True, True, True, False]]])
+    assert hard_pixels(loss, valid, 0.7, 0.1).tolist() == [[[False, False, True, True, False]]]
+    assert hard_pixels(loss, valid, 0.1, 0.5).tolist() == [[[False, False, True, True, False]]]
+    assert hard_pixels(loss, valid, 0.1, 0.01).tolist() == [[[False, False, False, True, False]]]
+
+
+def test_class_weights_are_inverse_frequency_to_the_power_of_mean_one_over_pixels():
+    counts = torch.tensor([75, 25, 0])
+    for power in (0.0, 0.5, 1.0):
+        weights = class_weights(counts, power)
+        assert (weights[1] / weights[0]).item() == pytest.approx(3**power)
+        assert (weights * counts).sum().item() / 100 == pytest.approx(1)
+        assert weights[2] == weights[1]
+    assert class_weights(torch.zeros(3), 1.0).tolist() == [1, 1, 1]
+
+
+def test_the_terms_of_the_hard_loss_are_named_and_weighted():
+    logits, labels = random_batch(1, 0.2)
+    terms = HardLoss(dice=0.5)(logits, labels)
+    assert set(terms) == {"ce", "dice"} and terms["dice"].item() == pytest.approx(0.5 * soft_dice(logits.float(), labels).item())
+    assert math.isclose(terms["ce"].item(), cross_entropy(logits.float(), labels).item())
+
+
+# Order.
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 99), st.lists(st.integers(1, 7), min_size=1, max_size=3), st.integers(1, 4), st.data())
+def test_every_stream_keeps_its_quota_and_shows_each_frame_once_a_turn(seed, sizes, left, data):
+    quotas = [data.draw(st.integers(0, 2)) for _ in sizes]
+    quotas[-1] = 0
+    mixture = Mixture(sizes, quotas, sum(quotas) + left, seed)
+    draws = [mixture.draws(number) for number in range(20)]
+    for batch in draws:
+        count = Counter(draw.source for draw in batch)
+        assert len(batch) == mixture.batch and all(count[s] == q for s, q in enumerate(quotas) if q)
+    for source, quota in enumerate(quotas):
+        if quota:
+            seen = [draw.frame for batch in draws for draw in batch if draw.source == source]
+            for turn in range(len(seen) // sizes[source]):
+                assert sorted(seen[turn * sizes[source] : (turn + 1) * sizes[source]]) == list(range(sizes[source]))
+
+
+def test_a_batch_depends_on_seed_and_number_alone_and_turns_differ():
+    first, second = (Mixture([9], [0], 3, 5) for _ in range(2))
+    assert second.draws(8) == first.draws(8) and [first.draws(n) for n in range(3)] == [second.draws(n) for n in range(3)]
+    turns = [[draw.frame for n in range(3 * t, 3 * t + 3) for draw in first.draws(n)] for t in range(2)]
+    assert turns[0] != turns[1] and Mixture([9], [0], 3, 6).draws(0) != first.draws(0)
+
+
+def test_the_processes_of_a_run_share_each_batch_without_overlap():
+    mixture = Mixture([9, 4], [2, 0], 6, 0)
+    parts = [list(Batches(mixture, lambda: 7, 4, rank, 3)) for rank in range(3)]
+    for number, pieces in enumerate(zip(*parts), 7):
+        joined = sorted((draw for piece in pieces for draw in piece), key=lambda draw: draw.key)
+        assert [len(piece) for piece in pieces] == [2, 2, 2] and joined == mixture.draws(number)
+
+
+@pytest.mark.parametrize(
+    ("quotas", "batch", "words"),
+    [
+        ([3, 3], 4, r"per_batch of the sources are \[3, 3\], together 6"),
+        ([4, 0], 4, "0 are left for the sources"),
+        ([1, 1], 4, "no source is without"),
+    ],
+)
+def test_quotas_that_do_not_add_up_are_refused(quotas, batch, words):
+    with pytest.raises(TrainingError, match=words):
+        Mixture([5, 5], quotas, batch, 0)
+
+
+def test_a_view_is_the_same_whoever_draws_it_and_differs_from_place_to_place():
+    config = DataConfig(sources=[tiny_source()], crop=[32, 32], x="depth")
+    views = Views([Frames(config.sources[0], "depth")], training_transform(config), 3)
+    mixture = Mixture([12], [0], 4, 3)
+    draw, other = mixture.draws(5)[2], mixture.draws(5)[3]
+    torch.manual_seed(1)
+    first = views[draw]
+    views[other]
+    torch.manual_seed(99)
+    second = views[draw]
+    assert np.array_equal(first.image, second.image) and np.array_equal(first.x, second.x) and first.image.shape == (32, 32, 3)
+    moved = views[type(draw)(draw.source, draw.frame, (5, 3))]
+    assert not np.array_equal(first.image, moved.image)
+
+
+# Sources.
+
+
+def test_smaller_shares_of_labels_lie_within_larger_ones_and_hide_the_others_labels():
+    shares = [set(np.flatnonzero(Frames(tiny_source(labelled=share), "").labelled)) for share in (0.0, 0.25, 0.5, 1.0)]
+    assert [len(share) for share in shares] == [0, 3, 6, 12] and shares[0] <= shares[1] <= shares[2] <= shares[3]
+    half = Frames(tiny_source(labelled=0.5), "")
+    assert [half[i].labels is not None for i in range(12)] == [i in shares[2] for i in range(12)]
+    kept = Frames(tiny_source(labelled=0.5, keep="labelled"), "")
+    left = Frames(tiny_source(labelled=0.5, keep="unlabelled"), "")
+    assert {kept[i].name for i in range(len(kept))} | {left[i].name for i in range(len(left))} == set(half.dataset.names)
+    assert all(kept[i].labels is not None for i in range(6)) and all(left[i].labels is None for i in range(6))
+
+
+def test_a_source_without_a_frame_left_is_refused():
+    with pytest.raises(TrainingError, match="of 12 frames none is unlabelled"):
+        Frames(tiny_source(keep="unlabelled"), "")
+
+
+def test_frames_are_grouped_by_what_is_found_in_their_names():
+    groups = Frames(tiny_source(groups=r"[12]$"), "").groups()
+    assert {group: [f[i].name for i in range(len(f))] for group, f in groups.items() if group} == {
+        "1": ["train1", "train11"],
+        "2": ["train2"],
+    }
+    assert sum(map(len, groups.values())) == 12
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sources": []}, "data.sources is empty"),
+        ({"val": tiny_source(options={"names": ["ground", "wall", "water"]})}, "only 'tiny' has sky; only 'other' has water"),
+        ({"val": tiny_source(options={"names": ["wall", "ground", "sky"]})}, "ground is 0 in 'tiny' and 1 in 'other'"),
+    ],
+)
+def test_data_that_do_not_fit_together_are_refused(changes, words):
+    with pytest.raises(TrainingError, match=words):
+        TrainingData(DataConfig(**{"sources": [tiny_source()], **changes}), 0)
+
+
+def test_pixels_are_counted_over_the_frames_that_training_draws():
+    data = TrainingData(DataConfig(sources=[tiny_source(options={"count": 3})], batch=4), 0)
+    labels = np.stack([TinyStreet(count=3)[i].labels for i in range(3)])
+    assert data.count_pixels().tolist() == [int((labels == c).sum()) for c in range(3)]
+
+
+# Optimiser.
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero_after_the_last_step():
+    cosine = OptimConfig(steps=110, warmup=10)
+    assert [learning_rate(cosine, step) for step in (0, 4, 9, 10)] == pytest.approx([0.1, 0.5, 1.0, 1.0])
+    assert learning_rate(cosine, 60) == pytest.approx(0.5) and learning_rate(cosine, 110) == pytest.approx(0, abs=1e-12)
+    poly = OptimConfig(steps=100, warmup=0, schedule="poly", power=0.9)
+    assert learning_rate(poly, 50) == pytest.approx(0.5**0.9) and learning_rate(poly, 100) == 0
+    assert learning_rate(OptimConfig(steps=9, warmup=0, schedule="constant"), 8) == 1
+
+
+def test_norms_and_biases_do_not_decay_and_encoders_learn_slower_first_blocks_slowest(student):
+    config = OptimConfig(lr=1.0, encoder_lr=0.5, layer_decay=0.8, weight_decay=0.1)
+    groups = parameter_groups(student, nn.Linear(2, 2), config)
+    members = [p for group in groups for p in group["params"]]
+    assert len(members) == len({id(p) for p in members}) == len([*student.parameters()]) + 2
+    for group in groups:
+        assert group["weight_decay"] == (0.1 if group["params"][0].ndim > 1 else 0)
+        assert len({p.ndim > 1 for p in group["params"]}) == 1
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    depths = encoder_depths(student.encoder)
+    assert all(rates[id(p)] == 1.0 for p in student.decoder.parameters())
+    assert all(rates[id(p)] == pytest.approx(0.5 * 0.8 ** depths[id(p)]) for p in student.encoder.parameters())
+    first, *_, last = student.encoder.parameters()
+    assert depths[id(first)] == max(depths.values()) > 3 and depths[id(last)] == 0
+
+
+class FakeTrainer:
+    global_step = 0
+
+
+def test_the_average_follows_the_weights_with_a_decay_that_warms_up():
+    class Module:
+        network = nn.BatchNorm1d(2)
+
+        def keep_average(self, network):
+            self.scored = network
+
+    trainer, module, average = FakeTrainer(), Module(), MovingAverage(0.9)
+    average.setup(trainer, module, "fit")
+    expected = module.network.weight.detach().clone()
+    for step in range(1, 40):
+        with torch.no_grad():
+            module.network.weight.fill_(step)
+            module.network.num_batches_tracked.fill_(step)
+        trainer.global_step = step
+        average.on_train_batch_end(trainer, module)
+        average.on_train_batch_end(trainer, module)  # of a batch that was only accumulated
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * step
+    assert torch.allclose(module.scored.weight, expected, rtol=1e-5) and module.scored.num_batches_tracked == 39
+    assert not module.scored.weight.requires_grad and not module.scored.training
+
+
+# Scoring.
+
+
+@pytest.mark.parametrize(("batch", "workers"), [(1, 0), (3, 0), (2, 2)])
+def test_scores_do_not_depend_on_how_frames_are_batched(student, batch, workers):
+    frames = TinyStreet(count=5, sizes=((40, 70), (64, 96)))
+    matrix = evaluate(student, frames, batch, workers=workers)
+    alone = ConfusionMatrix(3)
+    for sample in (frames[i] for i in range(5)):
+        height, width = sample.labels.shape
+        image = student.normalise(torch.from_numpy(sample.image).permute(2, 0, 1)[None])
+        with torch.inference_mode():
+            padded = F.pad(image, (0, -width % 32, 0, -height % 32))
+            alone.update(sample.labels, student(padded)[0, :, :height, :width].argmax(0).numpy())
+    assert matrix.counts.sum() == alone.counts.sum() > 0
+    assert np.abs(matrix.counts - alone.counts).sum() <= 4  # another batch size may round otherwise
+
+
+def test_frames_are_scored_at_the_size_that_is_asked_for(student):
+    frames, seen = TinyStreet(count=3), []
+    matrix = evaluate(student, frames, size=(32, 48), on_frames=seen.append)
+    assert sum(seen) == 3 and 0 < matrix.counts.sum() <= 3 * 32 * 48
+    assert not student.training and matrix.counts.dtype == np.int64
+
+
+def test_the_mode_of_a_network_is_left_as_it_was(student):
+    training = Student(3, ENCODER, weights="none").train()
+    before = {k: v.clone() for k, v in training.state_dict().items()}
+    evaluate(training, TinyStreet(count=2))
+    assert training.training and all(torch.equal(v, before[k]) for k, v in training.state_dict().items())
+
+
+def test_a_label_that_the_network_does_not_know_names_the_frame():
+    sample = TinyStreet(count=1)[0]
+    sample.labels[5, 5] = 7
+    with pytest.raises(DataError, match=r"train0 has the label 7; the network knows 0..2"):
+        confusion(torch.zeros(1, 64, 96, dtype=torch.int64), collate([sample]), 3)
+
+
+def test_chance_is_always_the_most_frequent_class():
+    matrix = ConfusionMatrix(3)
+    matrix.counts[:] = [[5, 5, 0], [0, 60, 0], [0, 0, 30]]
+    assert chance(matrix).iou.tolist() == [0, 0.6, 0] and chance(matrix).miou == pytest.approx(0.2)
+
+
+def test_scores_are_float32_under_autocast(student):
+    batch = collate([TinyStreet(count=1)[0]])
+    plain = predict(student, batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(predict(student, batch), plain)
+
+
+# Pictures and figures.
+
+
+def test_errors_are_red_and_unlabelled_pixels_black():
+    image = np.full((1, 3, 3), 100, np.uint8)
+    picture = error_picture(image, np.uint8([[0, 1, UNLABELLED]]), np.uint8([[0, 0, 0]]))
+    assert picture.tolist() == [[[50, 50, 50], [255, 40, 40], [0, 0, 0]]]
+
+
+def test_a_row_of_the_sheet_has_what_the_run_has(student):
+    sample = TinyStreet(count=1, x="depth")[0]
+    assert list(pictures(student, None, sample, TINY)) == ["RGB", "truth", "student", "errors"]
+    sample.labels = None
+    row = pictures(student, None, sample, TINY)
+    assert not row["truth"].any() and not row["errors"].any()
+
+
+def test_rows_become_csv_and_curves_with_gaps():
+    rows = [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25, "val_miou": 1 / 3}]
+    assert as_csv(rows) == "step,loss,val_miou\n1,0.5,\n2,0.25,0.333333\n"
+    assert columns(rows, "val_miou") == ([2], [1 / 3]) and columns(rows, "loss") == ([1, 2], [0.5, 0.25])
+
+
+def test_durations_are_readable():
+    assert [readable(s) for s in (3.2, 99, 100, 3600, 7200)] == ["3 s", "99 s", "2 min", "60 min", "2.0 h"]
+
+
+# Checkpoints.
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_whole_and_says_so(tmp_path, monkeypatch):
+    path, files = tmp_path / "a" / "last.ckpt", WholeFiles()
+    files.save_checkpoint({"n": 1}, path)
+
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(TrainingError, match="last.ckpt: No space left on device; what was saved before is whole"):
+        files.save_checkpoint({"n": 2}, path)
+    assert torch.load(path, weights_only=True) == {"n": 1} and [p.name for p in path.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_a_disk_that_really_is_full_leaves_the_checkpoint_before_whole(tmp_path):
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(tmp_path)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a small file system can only be mounted as root")
+    try:
+        path, files = tmp_path / "last.ckpt", WholeFiles()
+        files.save_checkpoint({"weights": torch.ones(20_000)}, path)
+        with pytest.raises(TrainingError, match="No space left on device"):
+            files.save_checkpoint({"weights": torch.zeros(60_000)}, path)
+        assert torch.load(path, weights_only=True)["weights"].sum() == 20_000
+        assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)

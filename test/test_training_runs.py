@@ -1,0 +1,427 @@
+"""Whole runs: what they leave, that they can be killed, spread over processes and repeated, and how they end when they go wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("lightning")
+
+from typer.testing import CliRunner
+
+import tiny_street
+from lix_core.cli.main import app
+from lix_core.data.registry import open_dataset
+from lix_core.errors import TrainingError
+from lix_core.training.config import Config, from_dict, to_dict, to_yaml
+from lix_core.training.run import Run, RunResult, evaluate, evaluate_run, fit, load_network
+from tiny_street import TINY
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    tiny_street.register()
+    yield
+    torch.set_num_threads(before)
+
+
+def tiny_config(changes: dict | None = None, **data) -> Config:
+    """A run of seconds. changes: `a.b` -> value; data: of its `data` section."""
+    tree = {
+        "name": "tiny",
+        "data": {
+            "sources": [{"dataset": "tiny", "root": ".", "options": {"noise": 5}}],
+            "val": {"dataset": "tiny", "root": ".", "split": "val", "options": {"count": 3}},
+            "x": "depth",
+            "crop": [32, 64],
+            "scale": [0.8, 1.2],
+            "batch": 2,
+            "workers": 0,
+            **data,
+        },
+        "model": {"kind": "teacher", "encoder": "mobilenetv3_small_050", "weights": "none"},
+        "optim": {"steps": 6, "steps_per_epoch": 3, "warmup": 2, "lr": 5e-3},
+        "trainer": {"accelerator": "cpu", "sheet_frames": 2},
+        "distill": {"method": "kd"},
+    }
+    for path, value in (changes or {}).items():
+        *parents, last = path.split(".")
+        node = tree
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = value
+    return from_dict(tree)
+
+
+def state_of(run: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of the last checkpoint: averaged and current weights, moments of the optimiser."""
+    saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    moments = {f"{i}.{k}": v for i, state in saved["optimizer_states"][0]["state"].items() for k, v in state.items()}
+    return {**{f"ema.{k}": v for k, v in saved["network"].items()}, **saved["state_dict"], **moments}
+
+
+def assert_same(run: Path, other: Path) -> None:
+    first, second = state_of(run), state_of(other)
+    assert list(first) == list(second) and len(first) > 500
+    assert [k for k in first if not torch.equal(first[k], second[k])] == []
+
+
+def rows_of(run: Path) -> list[dict[str, str]]:
+    """metrics.csv, without the time."""
+    with (run / "metrics.csv").open() as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+# Runs in processes of their own.
+
+
+class Server:
+    """`tiny_street.serve` in another process: imports once, forks a process for each run."""
+
+    def __init__(self):
+        paths = os.pathsep.join([str(ROOT), str(ROOT / "test")])
+        environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        command = [sys.executable, str(ROOT / "test" / "tiny_street.py")]
+        self.process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def start(self, config: Config, out: Path, **env: str) -> int:
+        job = {"config": to_dict(config), "out": str(out), "teacher": None, "env": env}
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def wait(self, pid: int, seconds: float = 200) -> None:
+        end = time.monotonic() + seconds
+        while Path(f"/proc/{pid}").exists():
+            assert time.monotonic() < end, "the run does not end"
+            time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def server():
+    server = Server()
+    yield server
+    server.process.kill()
+    server.process.wait()
+
+
+def resumable(workers: int) -> Config:
+    """Eight epochs of two steps with everything that has a state: averaging, moments, accumulation, warm-up, dropout, validation."""
+    optim = {"steps": 15, "steps_per_epoch": 2, "accumulate": 2, "clip": 1.0, "warmup": 4, "lr": 5e-3}
+    return tiny_config(
+        {"optim": optim, "trainer.val_every": 3, "loss": {"dice": 0.5, "class_weight_power": 0.5}}, workers=workers, x_dropout=0.3
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    fit(resumable(0), out, quiet=True)
+    return out
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_that_is_killed_twice_and_resumed_has_the_weights_of_one_that_was_not(server, uninterrupted, tmp_path, workers):
+    out, last, random = tmp_path / "run", tmp_path / "run" / "checkpoints" / "last.ckpt", np.random.default_rng(workers)
+    for _ in range(2):
+        before = last.stat().st_mtime_ns if last.exists() else 0
+        pid = server.start(resumable(workers), out)
+        while not (last.exists() and last.stat().st_mtime_ns != before):
+            assert Path(f"/proc/{pid}").exists(), "it ended by itself"
+            time.sleep(0.01)
+        time.sleep(random.uniform(0, 0.2))
+        os.kill(pid, signal.SIGKILL)
+        server.wait(pid)
+    assert not (out / "result.json").exists() and len(rows_of(out)) < 8
+    fit(resumable(workers), out, quiet=True)
+    assert_same(out, uninterrupted)
+    assert rows_of(out) == rows_of(uninterrupted)
+    best, other = (torch.load(run / "checkpoints" / "best.ckpt", weights_only=True) for run in (out, uninterrupted))
+    assert best["record"]["step"] == other["record"]["step"] and best["record"]["val_counts"] == other["record"]["val_counts"]
+
+
+def test_a_run_killed_before_its_result_was_written_only_writes_it(uninterrupted):
+    before, weights = RunResult.load(uninterrupted), (uninterrupted / "checkpoints" / "last.ckpt").read_bytes()
+    (uninterrupted / "result.json").unlink()
+    after = fit(resumable(0), uninterrupted, quiet=True)
+    assert after.val == before.val and (uninterrupted / "checkpoints" / "last.ckpt").read_bytes() == weights
+
+
+def test_two_processes_score_as_one_and_each_validation_frame_once(server, tmp_path):
+    splits = {split: {"dataset": "tiny", "root": ".", "split": split, "options": {"count": 5}, "groups": "4$"} for split in ("val", "test")}
+    config = tiny_config({"trainer.devices": 2, "trainer.val_batch": 1, "optim.steps": 3}, **splits)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none"}
+    shared |= {"LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
+    for pid in [server.start(config, tmp_path, **shared, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]:
+        server.wait(pid)
+    result = RunResult.load(tmp_path)
+    network, record = load_network(tmp_path)
+    for split, score in (("val", result.val), ("test", result.test)):
+        frames = open_dataset("tiny", ".", split, x="depth", count=5)
+        assert evaluate(network, frames, 1).counts.tolist() == score["counts"]
+        assert np.sum(score["counts"]) == sum((frames[i].labels != 255).sum() for i in range(5))
+    assert set(result.test["groups"]) == {"4"} and record.step == 3 and len(rows_of(tmp_path)) == 1
+
+
+# What a run leaves.
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "teacher"
+    fit(tiny_config({"optim.steps": 24, "optim.steps_per_epoch": 12}, batch=4), out, quiet=True)
+    return out
+
+
+@pytest.fixture(scope="module")
+def student(teacher, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "student"
+    config = tiny_config({"model.kind": "student"}, test={"dataset": "tiny", "root": ".", "split": "test", "options": {"count": 2}})
+    fit(config, out, teacher, quiet=True)
+    return out
+
+
+def test_a_run_folder_holds_what_the_docs_say(student):
+    names = {path.name for path in student.iterdir()}
+    assert names == {"config.yaml", "result.json", "checkpoints", "metrics.csv", "tensorboard", "curves.png", "sheet.png"}
+    assert {path.name for path in (student / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert cv2.imread(str(student / "curves.png")).std() > 5 and any((student / "tensorboard").glob("events*"))
+    # Two rows of RGB, X, truth, teacher, student and errors, each 320 wide with a margin, above a legend.
+    sheet = cv2.imread(str(student / "sheet.png"))
+    assert sheet.shape[1] == 6 * (320 + 4) and sheet.shape[0] > 2 * 213
+    rows = rows_of(student)
+    assert [row["step"] for row in rows] == ["3", "6"] and {"loss", "ce", "kd", "lr", "val_miou"} <= set(rows[0])
+    assert float(rows[0]["loss"]) == pytest.approx(float(rows[0]["ce"]) + float(rows[0]["kd"]), rel=1e-4)
+
+
+def test_a_result_says_what_was_done_and_its_scores_are_those_of_the_weights_it_names(student, teacher):
+    result = RunResult.load(student)
+    network, record = load_network(student)
+    for split, score in (("val", result.val), ("test", result.test)):
+        matrix, _ = evaluate_run(student, split)
+        assert matrix.counts.tolist() == score["counts"] and matrix.summary(TINY.names)["iou"] == score["iou"]
+    assert result.test["names"] == list(TINY.names) == list(record.labels.names)
+    assert (result.steps, result.torch, record.x_kind) == (6, torch.__version__, "depth")
+    assert result.seconds > 0 and result.device and len(result.teacher) == 64 and len(result.git_revision.removesuffix("-dirty")) in (7, 40)
+    assert result.parameters == sum(p.numel() for p in network.parameters()) and not network.training
+    assert record.config == from_dict(result.config)
+
+
+def test_the_teacher_is_no_part_of_the_students_checkpoint_and_stays_as_it_was(student, teacher):
+    saved = torch.load(student / "checkpoints" / "last.ckpt", weights_only=True)
+    assert {key.split(".")[0] for key in saved["state_dict"]} <= {"network", "distiller"}
+    learner = Run(tiny_config({"model.kind": "student"}), student.parent / "other", teacher).learner
+    learner.train()
+    assert not learner.teacher.training and not any(p.requires_grad for p in learner.teacher.parameters())
+    assert not {id(p) for p in learner.teacher.parameters()} & {id(p) for p in learner.parameters()}
+
+
+def test_a_finished_run_is_returned_without_training_or_data(student, teacher, monkeypatch):
+    monkeypatch.setattr(Run, "__init__", lambda *_: pytest.fail("it was trained again"))
+    config = from_dict(RunResult.load(student).config)
+    config.data.workers, config.data.sources[0].root = 5, "moved"
+    assert fit(config, student, teacher) == RunResult.load(student)
+
+
+def test_a_folder_of_another_run_is_refused_with_what_differs(student, teacher):
+    config = from_dict(RunResult.load(student).config)
+    config.optim.lr = 0.5
+    with pytest.raises(TrainingError, match=r"holds a run of other settings \(optim.lr: 0.005 -> 0.5\)"):
+        fit(config, student, teacher)
+
+
+def test_without_resuming_a_run_is_trained_anew_and_other_files_stay(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    first = fit(tiny_config({"optim.steps": 1}), tmp_path, quiet=True)
+    second = fit(tiny_config({"optim.steps": 2}), tmp_path, resume=False, quiet=True)
+    assert (first.checkpoint_step, second.checkpoint_step) == (1, 2) and len(rows_of(tmp_path)) == 1
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_the_initial_weights_do_not_depend_on_the_method(teacher, tmp_path):
+    runs = [Run(tiny_config({"model.kind": "student", "distill.method": m}), tmp_path, t) for m, t in (("none", None), ("mgd", teacher))]
+    plain, taught = (run.learner.network.state_dict() for run in runs)
+    assert all(torch.equal(plain[key], taught[key]) for key in plain)
+    other = Run(tiny_config({"model.kind": "student", "distill.method": "none", "seed": 1}), tmp_path, None).learner.network.state_dict()
+    assert not torch.equal(plain["decoder.head.weight"], other["decoder.head.weight"])
+
+
+def test_the_last_epoch_may_be_shorter_and_without_validation_the_last_weights_are_kept(tmp_path):
+    result = fit(tiny_config({"optim.steps": 5}, val=None), tmp_path, quiet=True)
+    assert [row["step"] for row in rows_of(tmp_path)] == ["3", "5"]
+    assert result.val is None and result.checkpoint_step == 5
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed"])
+def test_training_in_lower_precision_scores_in_float32(tmp_path, precision):
+    result = fit(tiny_config({"trainer.precision": precision}), tmp_path, quiet=True)
+    assert evaluate_run(tmp_path, "val")[0].counts.tolist() == result.val["counts"]
+
+
+def test_frames_without_labels_train_too(teacher, tmp_path):
+    config = tiny_config({"model.kind": "student", "distill.method": "lix", "optim.steps": 2})
+    config.data.sources[0].labelled = 0.0
+    fit(config, tmp_path, teacher, quiet=True)
+    row = rows_of(tmp_path)[0]
+    assert float(row["ce"]) == 0 and float(row["loss"]) > 0
+
+
+# How runs go wrong.
+
+
+def test_a_loss_that_is_no_number_names_the_frame_and_leaves_the_checkpoint_before(tmp_path):
+    sources = [{"dataset": "tiny", "root": ".", "options": {"count": 6, "poison": 4}}]
+    config = tiny_config({"optim": {"steps": 8, "steps_per_epoch": 1, "warmup": 0}}, sources=sources, scale=[0.5, 0.5], flip=0)
+    with pytest.raises(
+        TrainingError, match=r"the loss of step [12] is not finite \(ce nan\): X of train4 are not finite; the last checkpoint"
+    ):
+        fit(config, tmp_path, quiet=True)
+    assert all(torch.isfinite(v).all() for v in state_of(tmp_path).values())
+
+
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
+    with pytest.raises(TrainingError, match="not finite"):
+        fit(tiny_config({"optim.lr": 1e38, "optim.warmup": 0, "optim.ema": 0.0}), tmp_path, quiet=True)
+    assert not (tmp_path / "checkpoints" / "last.ckpt").exists()
+
+
+def test_a_disk_that_fills_up_stops_the_run_which_then_goes_on_as_if_nothing_had_been(uninterrupted, tmp_path, monkeypatch):
+    calls, fsync = [], os.fsync
+
+    def full(descriptor):
+        calls.append(1)
+        if len(calls) == 3:
+            raise OSError(28, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(TrainingError, match="cannot write checkpoint .*: No space left on device; what was saved before is whole"):
+        fit(resumable(0), tmp_path, quiet=True)
+    monkeypatch.undo()
+    fit(resumable(0), tmp_path, quiet=True)
+    assert_same(tmp_path, uninterrupted)
+
+
+def test_a_teacher_no_better_than_chance_does_not_teach(tmp_path):
+    fit(tiny_config({"optim": {"steps": 1, "lr": 0.0, "warmup": 0}}), tmp_path / "teacher", quiet=True)
+    with pytest.raises(
+        TrainingError, match=r"has mIoU 0\.\d+ on 3 frames, always answering the most frequent class 0\.\d+: it has nothing"
+    ):
+        fit(tiny_config({"model.kind": "student"}), tmp_path / "student", tmp_path / "teacher", quiet=True)
+
+
+OTHER_LABELS = {"dataset": "tiny", "root": ".", "options": {"names": ["ground", "wall", "water"]}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "data", "words"),
+    [
+        (
+            {},
+            {"sources": [{"dataset": "tiny", "root": ".", "options": {"names": ["ground", "wall", "water"]}}], "val": None},
+            "other labels",
+        ),
+        ({}, {"x": "normals"}, "sees X 'depth', this data gives 'normals': set data.x=depth"),
+        ({}, {"crop": [32, 50]}, "data.crop is 32x50: both must be multiples of 32"),
+        ({"distill.lix.features": ["stage9"], "distill.method": "lix"}, {}, "no feature 'stage9'"),
+    ],
+)
+def test_a_teacher_and_data_that_do_not_fit_are_refused(teacher, tmp_path, changes, data, words):
+    with pytest.raises(TrainingError, match=words):
+        fit(tiny_config({"model.kind": "student", **changes}, **data), tmp_path, teacher, quiet=True)
+
+
+def test_distilling_without_a_teacher_and_a_teacher_without_x_are_refused(tmp_path):
+    with pytest.raises(TrainingError, match="distill.method 'kd' needs a teacher"):
+        fit(tiny_config({"model.kind": "student"}), tmp_path)
+    with pytest.raises(TrainingError, match="a teacher needs X: set data.x"):
+        fit(tiny_config(x=""), tmp_path)
+
+
+def test_validation_frames_without_a_label_are_refused(tmp_path):
+    with pytest.raises(TrainingError, match="not one labelled pixel"):
+        fit(tiny_config(val={"dataset": "tiny", "root": ".", "labelled": 0.0}), tmp_path, quiet=True)
+
+
+def test_checkpoints_that_are_none_are_refused(tmp_path):
+    with pytest.raises(TrainingError, match="there is no .*best.ckpt; checkpoints there: none"):
+        load_network(tmp_path)
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / "best.ckpt").write_bytes(b"broken")
+    with pytest.raises(TrainingError, match="best.ckpt cannot be read"):
+        load_network(tmp_path)
+    torch.save({"a": 1}, folder / "best.ckpt")
+    with pytest.raises(TrainingError, match="is no checkpoint of lix"):
+        load_network(tmp_path)
+
+
+def test_the_best_checkpoint_is_that_of_the_highest_score(tmp_path, monkeypatch):
+    scores = iter([0.5, 0.7, 0.6])
+
+    def score(matrix):
+        if "score" not in vars(matrix):
+            matrix.score = next(scores, 0.0)
+        return matrix.score
+
+    monkeypatch.setattr("lix_core.metrics.ConfusionMatrix.miou", property(score))
+    monkeypatch.setattr(Run, "_finish", lambda run: None)
+    fit(tiny_config({"optim.steps": 3, "optim.steps_per_epoch": 1}), tmp_path, quiet=True)
+    best, last = (load_network(tmp_path, which)[1].step for which in ("best", "last"))
+    assert (best, last) == (2, 3)
+
+
+# The command line.
+
+
+def lix(*arguments: object):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def test_train_distill_and_evaluate_by_command(teacher, tmp_path):
+    config = tmp_path / "tiny.yaml"
+    config.write_text(to_yaml(tiny_config()))
+    done = lix("train", "student", config, "optim.steps=2", "--out", tmp_path / "control")
+    assert done.exit_code == 0, done.output
+    assert "mIoU" in done.output and "2 steps" in done.output
+    assert RunResult.load(tmp_path / "control").config["distill"]["method"] == "none"
+    done = lix("distill", config, "optim.steps=2", "--teacher", teacher, "--out", tmp_path / "kd")
+    assert done.exit_code == 0, done.output
+    assert RunResult.load(tmp_path / "kd").config["model"]["kind"] == "student"
+    done = lix("evaluate", "--run", tmp_path / "kd", "--split", "val", "--json", tmp_path / "score.json")
+    assert done.exit_code == 0, done.output
+    score = json.loads((tmp_path / "score.json").read_text())
+    assert score["images"] == 3 and score["miou"] == RunResult.load(tmp_path / "kd").val["miou"]
+
+
+def test_wrong_commands_say_what_is_right(tmp_path):
+    for arguments, words in [
+        (("train", "techer", "world_lix", "--out", tmp_path), "teacher or student"),
+        (("train", "student", "world_lx", "--out", tmp_path), "did you mean world_lix"),
+        (("distill", "world_lix", "optim.lrr=1", "--teacher", tmp_path, "--out", tmp_path), "did you mean optim.lr"),
+        (("evaluate", "--run", tmp_path), "there is no"),
+        (("evaluate", "--run", tmp_path, "--split", "train"), "val or test"),
+        (("evaluate",), "or --run RUN"),
+        (("evaluate", "a", "b", "--run", tmp_path), "leave out --run"),
+    ]:
+        done = lix(*arguments)
+        assert words in str(done.exception), (arguments, done.exception)
