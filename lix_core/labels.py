@@ -149,6 +149,19 @@ class LabelMapping:
         return cls(source, LabelSet(str(data.get("name", f"{source.name}-remapped")), tuple(labels)), lut)
 
     @classmethod
+    def by_name(cls, source: LabelSet, target: LabelSet) -> "LabelMapping":
+        """Classes that both sets have, by their names; the others become unlabelled. Raises LabelError where no name is shared."""
+        shared = [name for name in source.names if name in target.names]
+        if not shared:
+            raise LabelError(
+                f"label sets {source.name!r} ({', '.join(source.names)}) and {target.name!r} ({', '.join(target.names)}) share no class"
+            )
+        lut = np.full(256, UNLABELLED, np.uint8)
+        lut[[source.id_of(name) for name in shared]] = [target.id_of(name) for name in shared]
+        lut.flags.writeable = False
+        return cls(source, target, lut)
+
+    @classmethod
     def load(cls, source: LabelSet, path: str | Path) -> "LabelMapping":
         """Read `from_dict`'s data from a YAML file. Raises LabelError where there is none or it does not fit."""
         try:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 OUTPUTS = ("mask", "color", "overlay", "confidence")
 """What the segmentation node can publish, by the name of the topic under `~/`."""
+TEACHER_OUTPUTS = (*OUTPUTS, "disagreement")
+"""The same of the teacher node."""
 GEOMETRY_OUTPUTS = ("depth", "disparity", "normals", "normals_color", "confidence")
 """The same of the geometry node; `disparity` with a stereo pair only, `confidence` with a LiDAR only."""
 RELIABILITY = ("best_effort", "reliable")
@@ -118,6 +120,27 @@ class SegmentationParameters:
     output_depth: int = parameter(1, "History depth of the outputs [frames].", range=(1, 100))
     silence_timeout: float = parameter(3.0, "Without an image for this long [s], diagnostics say so and why.", range=(0.1, 3600.0))
     diagnostics_period: float = parameter(1.0, "Time between two messages on /diagnostics [s].", range=(0.1, 60.0))
+
+
+@dataclass
+class TeacherParameters(SegmentationParameters):
+    """The `teacher` node: those of `segmentation`, and how an image finds its depth."""
+
+    model: str = parameter(
+        "",
+        "Bundle of an RGB + X teacher, as `lix export` makes it of a run of `lix train teacher`: a name that `lix models` lists, or a "
+        "path. Set live, the node swaps models between two frames; a bad bundle is refused and the old one goes on.",
+        live=True,
+    )
+    outputs: list[str] = parameter(
+        list(TEACHER_OUTPUTS),
+        "Outputs that may be published. Those without a subscriber cost nothing even when listed. `disagreement` needs the student's mask.",
+        choices=TEACHER_OUTPUTS,
+        live=True,
+    )
+    slop: float = parameter(0.02, "Largest difference between the stamps of an image and its depth [s].", range=(0.0, 1.0))
+    offset: float = parameter(0.0, "By how much the stamps of depth are late [s]; it is taken off them.", range=(-10.0, 10.0))
+    image_depth: int = parameter(5, "History depth of the inputs [messages]; an image waits for its depth.", range=(1, 100))
 
 
 @dataclass
@@ -284,9 +307,15 @@ class ReplayParameters:
     )
 
 
-NODES: dict[str, type] = {"segmentation": SegmentationParameters, "geometry": GeometryParameters, "replay": ReplayParameters}
+NODES: dict[str, type] = {
+    "segmentation": SegmentationParameters,
+    "teacher": TeacherParameters,
+    "geometry": GeometryParameters,
+    "replay": ReplayParameters,
+}
 PAGES = {
     "docs/segmentation.md": "segmentation",
+    "docs/teacher.md": "teacher",
     "docs/geometry.md": "geometry",
     "docs/replay.md": "replay",
     "README.md": "segmentation",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.publisher import Publisher
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
@@ -16,7 +17,7 @@ from lix_core.errors import explain
 from lix_core.labels import LabelMapping, LabelSet
 from lix_core.pixels import to_rgb
 from lix_core.runtime.backends import BackendOptions
-from lix_core.runtime.segmenter import Segmenter
+from lix_core.runtime.segmenter import Segmentation, Segmenter
 from lix_ros import messages, qos, running
 from lix_ros.parameters import OUTPUTS, SegmentationParameters
 from lix_ros.stream_node import StreamNode
@@ -40,6 +41,11 @@ class Pipeline:
     def description(self) -> str:
         return self.segmenter.description
 
+    def finish(self, result: Segmentation, settings: SegmentationParameters) -> Segmentation:
+        """What the model said, without what it is too unsure of, in the labels that are published."""
+        result = result.rejecting(settings.min_confidence)
+        return result.remapped(self.mapping) if self.mapping else result
+
 
 class SegmentationNode(StreamNode):
     """Subscribes `image` and `camera_info`; publishes `~/mask`, `~/color`, `~/overlay`, `~/confidence`, `~/camera_info`,
@@ -48,8 +54,8 @@ class SegmentationNode(StreamNode):
     PARAMETERS = SegmentationParameters
     DOING, DONE = "segmenting", "segmented"
 
-    def __init__(self, **kwargs: Any):
-        super().__init__("segmentation", **kwargs)
+    def __init__(self, name: str = "segmentation", **kwargs: Any):
+        super().__init__(name, **kwargs)
         self._camera_info: CameraInfo | None = None
         self._labels_out: Publisher | None = None
         self._label_info_out: Publisher | None = None
@@ -131,11 +137,13 @@ class SegmentationNode(StreamNode):
         self._offer(message)
 
     def _process(self, message: Image | CompressedImage, pipeline: Pipeline) -> Header:
-        settings, wanted, header = self._settings, self._wanted(), message.header
         image, order = messages.image_to_array(message)
-        result = pipeline.segmenter.segment(image, order).rejecting(settings.min_confidence)
-        if pipeline.mapping:
-            result = result.remapped(pipeline.mapping)
+        self._publish(pipeline.finish(pipeline.segmenter.segment(image, order), self._settings), image, order, message.header)
+        return message.header
+
+    def _publish(self, result: Segmentation, image: np.ndarray, order: str, header: Header) -> None:
+        """What is wanted of a segmented image."""
+        settings, wanted = self._settings, self._wanted()
         if "mask" in wanted:
             self._outputs["mask"].publish(messages.array_to_image(result.mask, "mono8", header))
         if "color" in wanted:
@@ -146,7 +154,6 @@ class SegmentationNode(StreamNode):
         if "confidence" in wanted:
             self._outputs["confidence"].publish(messages.array_to_image(result.confidence_u8, "mono8", header))
         self._publish_camera_info(header)
-        return header
 
     def _publish_camera_info(self, header: Header) -> None:
         """The camera's calibration with the frame's stamp, beside the outputs, where tools look for it."""

@@ -30,7 +30,7 @@ COLOURS = LabelSet(
 MEAN, STD = (127.0, 127.0, 127.0), (128.0, 128.0, 128.0)
 X = XSpec("two", 2)
 X_WEIGHT = np.array([[1, 0, 0.5], [-1, 2, 0], [0, -2, -0.5], [3, 1, 4], [-2, -1, 0.25]])
-"""(C, 3): what each of the two channels of X, and knowing them, adds to the logit of each class."""
+"""(C, 3): what each of the two channels of X, and knowing them, adds to the logit of each class; other numbers of channels repeat these."""
 PALETTE = np.array([label.color for label in COLOURS.labels], np.uint8)
 
 
@@ -45,9 +45,14 @@ def colour_logits(image: np.ndarray) -> np.ndarray:
     return np.moveaxis(2 * pixels @ colours.T - (colours**2).sum(1), -1, 0)
 
 
+def x_weight(channels: int) -> np.ndarray:
+    """(C, channels + 1), after X_WEIGHT."""
+    return X_WEIGHT[:, [*(i % 2 for i in range(channels)), 2]]
+
+
 def x_logits(x: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """(2, H, W) and (H, W) bool -> (C, H, W) float64: what X adds to the logits of the tiny graph at stride 1."""
-    return np.tensordot(X_WEIGHT, np.concatenate([np.where(known, x, 0), known[None]]).astype(float), 1)
+    """(Cx, H, W) and (H, W) bool -> (C, H, W) float64: what X adds to the logits of the tiny graph at stride 1."""
+    return np.tensordot(x_weight(len(x)), np.concatenate([np.where(known, x, 0), known[None]]).astype(float), 1)
 
 
 def random_x(height: int, width: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -82,9 +87,9 @@ def _constant(name: str, values: object, dtype: type = np.float32) -> onnx.Tenso
     return numpy_helper.from_array(np.asarray(values, dtype), name)
 
 
-def _classifier(with_x: bool = False) -> list[onnx.TensorProto]:
+def _classifier(x_channels: int = 0) -> list[onnx.TensorProto]:
     colours = normalised_palette()
-    weight = np.hstack([2 * colours, X_WEIGHT]) if with_x else 2 * colours
+    weight = np.hstack([2 * colours, x_weight(x_channels)]) if x_channels else 2 * colours
     return [
         _constant("weight", weight[:, :, None, None]),
         _constant("bias", -(colours**2).sum(1)),
@@ -145,7 +150,7 @@ def camera_bundle(
         helper.make_tensor_value_info("logits", TensorProto.FLOAT, (1, len(COLOURS), *coarse)),
     ]
     constants = [
-        *_classifier(x is not None),
+        *_classifier(x.channels if x else 0),
         _constant("mean", np.reshape(MEAN, (1, 3, 1, 1))),
         _constant("scale", 1 / np.reshape(STD, (1, 3, 1, 1))),
         _constant("channels", [1], np.int64),

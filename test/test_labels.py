@@ -209,3 +209,13 @@ def test_any_yaml_gives_a_mapping_or_an_error_of_lix(data):
         return
     assert mapping.lut[UNLABELLED] == UNLABELLED
     assert set(mapping.lut.tolist()) - {UNLABELLED} == set(range(len(mapping.target)))
+
+
+def test_mapping_by_name_keeps_what_both_sets_have_and_refuses_sets_without_a_common_name():
+    ours = LabelSet("ours", (Label("road", (1, 1, 1)), Label("car", (2, 2, 2))))
+    theirs = LabelSet("theirs", (Label("car", (3, 3, 3)), Label("sky", (4, 4, 4)), Label("road", (5, 5, 5))))
+    mapping = LabelMapping.by_name(theirs, ours)
+    assert mapping(np.array([[0, 1, 2, 7, 255]], np.uint8)).tolist() == [[1, 255, 0, 255, 255]]
+    assert mapping.target == ours
+    with pytest.raises(LabelError, match=r"'other' \(tree\) and 'ours' \(road, car\) share no class"):
+        LabelMapping.by_name(LabelSet("other", (Label("tree", (0, 0, 0)),)), ours)

@@ -113,9 +113,8 @@ class Launches:
         self.prefix = folder / "prefix"
         self.environment: dict[str, str] = {}
         self.output = ""
-        self.install("lix_ros", "segmentation")
-        self.install("lix_ros", "geometry")
-        self.install("lix_ros", "replay")
+        for script in sorted((ROOT / "scripts").iterdir()):
+            self.install("lix_ros", script.name)
 
     def install(self, package: str, executable: str, text: str = STAND_IN) -> None:
         marker = self.prefix / "share" / "ament_index" / "resource_index" / "packages" / package
@@ -282,6 +281,22 @@ def test_arguments_of_geometry_win_over_the_parameter_file(launches: Launches) -
     given = {name: node["parameters"][name] for name in ("input", "extrinsics", "rectify")}
     assert given == {"input": "lidar", "extrinsics": [0.0, -0.1, -0.2, 0.5, -0.5, 0.5, 0.5], "rectify": True}
     assert node["remaps"]["points"] == "/velodyne_points"
+
+
+@needs_launch
+def test_the_teacher_listens_to_the_geometry_and_segmentation_nodes_beside_it(launches: Launches) -> None:
+    (node,) = launches.calls("teacher.launch.py", model="teacher.lix", student="front", namespace="robot")
+    assert (node["executable"], node["parameters"]["model"]) == ("teacher", "teacher.lix")
+    assert node["remaps"] == {
+        "__node": "teacher",
+        "__ns": "/robot",
+        "image": "camera/image_raw",
+        "image/compressed": "camera/image_raw/compressed",
+        "depth": "geometry/depth",
+        "camera_info": "geometry/camera_info",
+        "student/mask": "front/mask",
+        "student/labels": "front/labels",
+    }
 
 
 @needs_launch

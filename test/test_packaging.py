@@ -21,6 +21,7 @@ import pytest
 import lix_core
 
 ROOT = Path(__file__).resolve().parents[1]
+EXECUTABLES = {"segmentation", "teacher", "geometry", "replay"}
 DISTRIBUTIONS = {"cv2": "opencv-python-headless", "yaml": "PyYAML"}
 """Distributions on PyPI that are not called what is imported of them."""
 ROSDEP_KEYS = {
@@ -192,7 +193,7 @@ def test_wheel_has_code_models_and_nodes_but_not_the_clip(tree: Path, tmp_path: 
     assert code == sources("lix_core") | sources("lix_ros") | bundles() | configurations()
     assert {"share/lix_ros/config/fastdds.xml", "share/lix_ros/launch/segmentation.launch.py", "share/lix_ros/package.xml"} <= set(data)
     assert "share/ament_index/resource_index/packages/lix_ros" in data
-    for executable in ("segmentation", "geometry", "replay"):
+    for executable in EXECUTABLES:
         assert data[f"lib/lix_ros/{executable}"].external_attr >> 16 & 0o111 == 0o111
     scripts = entry_points.split("[console_scripts]\n")[1].split("\n\n")[0].strip()
     assert scripts == "lix = lix_core.cli.main:main"
@@ -207,7 +208,7 @@ def test_colcon_builds_the_ros_package(tree: Path, tmp_path: Path, options: list
     assert (prefix / "share/ament_index/resource_index/packages/lix_ros").is_file()
     assert (prefix / "share/lix_ros/package.xml").read_text() == (ROOT / "package.xml").read_text()
     assert {f.name for f in (prefix / "share/lix_ros/launch").iterdir()} == {f.name for f in (ROOT / "launch").glob("*.py")}
-    assert {f.name for f in (prefix / "lib/lix_ros").iterdir() if os.access(f, os.X_OK)} == {"segmentation", "geometry", "replay"}
+    assert {f.name for f in (prefix / "lib/lix_ros").iterdir() if os.access(f, os.X_OK)} == EXECUTABLES
     assert os.access(prefix / "bin/lix", os.X_OK)
     imports = "from lix_core.runtime import bundle; from lix_ros import paths"
     question = f"{imports}; print(bundle.__file__, paths.share_directory(), *bundle.list_bundles(), sep=chr(10))"

@@ -59,6 +59,23 @@ class Segmentation:
             raise ImageError(f"the remap is from {mapping.source.name!r}, the segmentation is in {self.labels.name!r}")
         return dataclasses.replace(self, mask=cv2.LUT(self.mask, mapping.lut), labels=mapping.target)
 
+    def differs_from(self, mask: np.ndarray, mapping: LabelMapping) -> np.ndarray:
+        """(H, W) bool: where another mask of the image has another class, and both have one.
+
+        Args:
+            mask: (H, W) uint8, in the source classes of `mapping`, whose target is this one's label set.
+
+        Raises:
+            ImageError: another size or label set.
+        """
+        if mapping.target != self.labels or mask.shape != self.mask.shape:
+            raise ImageError(
+                f"masks to compare must be of one size and label set, got {mask.shape} in {mapping.target.name!r} "
+                f"and {self.mask.shape} in {self.labels.name!r}"
+            )
+        other = cv2.LUT(mask, mapping.lut)
+        return (other != self.mask) & (other != UNLABELLED) & (self.mask != UNLABELLED)
+
 
 class Segmenter:
     """A model ready to run. Not for use by two threads at once: it keeps its canvas between calls.

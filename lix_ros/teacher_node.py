@@ -1,0 +1,176 @@
+"""The teacher node: camera images and their depth in; what an RGB + X teacher sees in them out. See docs/teacher.md."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from typing import Any, Mapping
+
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticStatus
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_msgs.msg import Header, String
+
+from lix_core.errors import ImageError, LixError, explain
+from lix_core.geometry.encodings import ENCODINGS, encode
+from lix_core.labels import LabelMapping, LabelSet
+from lix_core.pairing import Pairer
+from lix_core.runtime.segmenter import Segmentation
+from lix_ros import messages, qos, running
+from lix_ros.diagnostics import Arrivals
+from lix_ros.geometry_node import LOW_SHARE, pairing_values
+from lix_ros.geometry_sensors import camera_of
+from lix_ros.parameters import TEACHER_OUTPUTS, ParameterError, TeacherParameters
+from lix_ros.segmentation_node import Pipeline, SegmentationNode
+
+COMPARED = 10
+"""Masks of each side that wait for the other's: student and teacher take turns to be late."""
+
+
+class TeacherNode(SegmentationNode):
+    """Subscribes `image`, `depth` (registered to it, as the geometry node gives it) and `camera_info`, and of the student that runs
+    beside it `student/mask` and `student/labels`; publishes what the segmentation node does, and `~/disagreement`: 255 where student
+    and teacher give a pixel different classes, 0 elsewhere, with the stamp of the image."""
+
+    PARAMETERS = TeacherParameters
+
+    def __init__(self, **kwargs: Any):
+        self._pairer: Pairer | None = None
+        self._arrivals: dict[str, Arrivals] = {}
+        self._student: LabelSet | None = None
+        self._masks: dict[str, OrderedDict[int, Any]] = {}
+        super().__init__("teacher", **kwargs)
+
+    # ---- inputs and outputs
+
+    def _output_types(self) -> Mapping[str, type]:
+        return dict.fromkeys(TEACHER_OUTPUTS, Image)
+
+    def _load(self, settings: TeacherParameters) -> Pipeline:
+        if not settings.model:
+            raise ParameterError("model is empty: name the bundle of a teacher (lix train teacher, then lix export)")
+        pipeline = super()._load(settings)
+        spec = pipeline.segmenter.bundle.manifest.x
+        if spec is None:
+            raise ParameterError(f"model {settings.model!r} sees RGB alone; the teacher node needs the bundle of an RGB + X teacher")
+        if spec.kind not in ENCODINGS:
+            raise ParameterError(f"model {settings.model!r} sees X {spec.kind!r}; from depth come {', '.join(ENCODINGS)}")
+        return pipeline
+
+    def _listen(self) -> None:
+        settings = self._settings
+        self._pairer = Pairer(("image", "depth"), settings.slop, {"depth": settings.offset})
+        self._arrivals = {"depth": Arrivals()}
+        self._masks = {"student": OrderedDict(), "teacher": OrderedDict()}
+        kind, topic = (Image, "image") if settings.image_transport == "raw" else (CompressedImage, "image/compressed")
+        profile = settings.image_reliability, settings.image_depth
+        self._image_in = self._subscribe(kind, topic, *profile, self._on_image)
+        self._depth_in = self._subscribe(Image, "depth", *profile, self._on_depth)
+        self._subscribe(CameraInfo, "camera_info", settings.image_reliability, 1, self._on_camera_info)
+        self._subscribe(Image, "student/mask", *profile, self._on_student_mask)
+        labels = self.create_subscription(
+            String, "student/labels", self._on_student_labels, qos.latched(), callback_group=self._input_group
+        )
+        self._subscriptions_held.append(labels)
+        self.get_logger().info(
+            f"active: {self._pipeline.description}; images from {self._image_in.topic_name}, depth from {self._depth_in.topic_name}"
+        )
+
+    # ---- frames
+
+    def _on_image(self, message: Image | CompressedImage, sequence: int | None) -> None:
+        self._statistics.on_received(sequence)
+        self._pair("image", message)
+
+    def _on_depth(self, message: Image, sequence: int | None) -> None:
+        self._arrivals["depth"].on_received(sequence)
+        self._pair("depth", message)
+
+    def _pair(self, stream: str, message: Any) -> None:
+        with self._arrival_lock:
+            frames = self._pairer.add(stream, messages.nanoseconds(message.header.stamp), message)
+        for frame in frames:
+            self._offer(frame)
+
+    def _process(self, frame: tuple[Image | CompressedImage, Image], pipeline: Pipeline) -> Header:
+        message, depth_message = frame
+        image, order = messages.image_to_array(message)
+        depth = messages.image_to_depth(depth_message)
+        if depth.shape != image.shape[:2]:
+            raise ImageError(
+                f"depth is {depth.shape[1]}x{depth.shape[0]}, the image {image.shape[1]}x{image.shape[0]}: "
+                "give the image that the depth is registered to (of a stereo pair, the rectified left one)"
+            )
+        kind = pipeline.segmenter.bundle.manifest.x.kind
+        camera = camera_of(self._camera_info) if self._camera_info is not None else None
+        if camera is None and kind != "depth":
+            raise ImageError(f"{kind} cannot be told from depth without camera_info; remap `camera_info`")
+        x, known = encode(kind, depth=depth, camera=camera.rectified() if camera else None)
+        result = pipeline.finish(pipeline.segmenter.segment(image, order, x, known), self._settings)
+        self._publish(result, image, order, message.header)
+        if "disagreement" in self._wanted():
+            self._compare("teacher", message.header, result)
+        return message.header
+
+    # ---- student against teacher
+
+    def _on_student_labels(self, message: String) -> None:
+        try:
+            self._student = LabelSet.from_dict(json.loads(message.data))
+        except (LixError, json.JSONDecodeError) as error:
+            self._on_frame_error(f"student/labels: {explain(error)}")
+
+    def _on_student_mask(self, message: Image, sequence: int | None) -> None:
+        if "disagreement" not in self._wanted():
+            return
+        try:
+            mask, _ = messages.image_to_array(message)
+            self._compare("student", message.header, mask)
+        except Exception as error:  # what leaves a callback ends the node
+            self._on_frame_error(f"student/mask: {explain(error)}")
+
+    def _compare(self, side: str, header: Header, item: np.ndarray | Segmentation) -> None:
+        """Publish the disagreement as soon as both sides of an image are there."""
+        stamp, other = messages.nanoseconds(header.stamp), {"student": "teacher", "teacher": "student"}[side]
+        with self._arrival_lock:
+            found = self._masks[other].pop(stamp, None)
+            if found is None:
+                self._masks[side][stamp] = item
+                while len(self._masks[side]) > COMPARED:
+                    self._masks[side].popitem(last=False)
+                return
+        mask, result = (item, found) if side == "student" else (found, item)
+        if self._student is None:
+            raise ImageError("the student's mask came without its labels; remap `student/labels` beside `student/mask`")
+        differs = result.differs_from(mask, LabelMapping.by_name(self._student, result.labels))
+        self._outputs["disagreement"].publish(messages.array_to_image(np.where(differs, np.uint8(255), np.uint8(0)), "mono8", header))
+
+    # ---- diagnostics
+
+    def _troubles(self, now: float, active_since: float) -> list[tuple[bytes, str]]:
+        found = super()._troubles(now, active_since)
+        silent = now - max(self._arrivals["depth"].last_received_time, active_since)
+        if silent > self._settings.silence_timeout:
+            why = self._why_silent(self._depth_in, "depth", "image_reliability", "it must be a depth image")
+            found.append((DiagnosticStatus.WARN, f"no depth on {self._depth_in.topic_name} for {silent:.0f} s: {why}"))
+        with self._arrival_lock:
+            share = self._pairer.share("image")
+        if share is not None and share < LOW_SHARE:
+            slop = 1e3 * self._settings.slop
+            found.append(
+                (DiagnosticStatus.WARN, f"{100 * share:.0f} % of the images found their depth within {slop:.0f} ms; see slop and offset")
+            )
+        return found
+
+    def _description(self) -> tuple[str, dict[str, str]]:
+        hardware_id, values = super()._description()
+        with self._arrival_lock:
+            return hardware_id, values | (pairing_values(self._pairer, "image") if self._pairer else {})
+
+
+def main() -> None:
+    raise SystemExit(running.run(TeacherNode))
+
+
+if __name__ == "__main__":
+    main()

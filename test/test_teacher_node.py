@@ -1,0 +1,134 @@
+"""The teacher node, in a process of its own, spoken to over Fast DDS as a robot would."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, Iterator
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="no ROS 2: neither an installation is sourced nor are the wheels installed")
+
+from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402
+from sensor_msgs.msg import CameraInfo, Image  # noqa: E402
+from std_msgs.msg import String  # noqa: E402
+
+import bundles  # noqa: E402
+from lix_core.camera import Camera  # noqa: E402
+from lix_core.geometry.encodings import encode  # noqa: E402
+from lix_core.labels import Label, LabelSet  # noqa: E402
+from lix_core.runtime.bundle import XSpec  # noqa: E402
+from lix_core.runtime.segmenter import Segmenter  # noqa: E402
+from lix_ros import messages, qos  # noqa: E402
+from ros import Peer, answer_to, image_message, node_starter, pixels_of, stamp_ns  # noqa: E402
+
+NODE = "/teacher"
+IMAGE = bundles.random_image(60, 80)
+DEPTH = np.random.default_rng(2).uniform(1, 60, (60, 80)).astype(np.float32)
+DEPTH[:20] = np.nan
+CAMERA = Camera(80, 60, (50.0, 0, 40, 0, 50.0, 30, 0, 0, 1))
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return bundles.camera_bundle(x=XSpec("normals", 3)).save(tmp_path / "teacher.lix")
+
+
+@pytest.fixture
+def start(tmp_path: Path, model: Path) -> Iterator[Any]:
+    with node_starter("teacher_node", tmp_path, model=str(model), diagnostics_period=0.1) as start_node:
+        yield start_node
+
+
+class Robot:
+    """What a camera, the geometry node and the student send."""
+
+    def __init__(self, peer: Peer):
+        self.image, self.depth = peer.publisher(Image, "/image"), peer.publisher(Image, "/depth")
+        self.info, self.mask = peer.publisher(CameraInfo, "/camera_info"), peer.publisher(Image, "/student/mask")
+        self.labels = peer.node.create_publisher(String, "/student/labels", qos.latched())
+
+    def send(
+        self, image: np.ndarray = IMAGE, depth: np.ndarray = DEPTH, late: int = 0, mask: np.ndarray | None = None, after: int = 0
+    ) -> int:
+        """One frame of all of them, stamped `after` from now, depth `late` (nanoseconds); the stamp of the image."""
+        stamp = time.time_ns() + after
+        self.info.publish(messages.camera_info(CAMERA, image_message(image, "rgb8", stamp).header))
+        time.sleep(0.02)
+        self.depth.publish(image_message(depth, "32FC1", stamp + late))
+        self.image.publish(image_message(image, "rgb8", stamp))
+        if mask is not None:
+            self.mask.publish(image_message(mask, "mono8", stamp))
+        return stamp
+
+
+def taught(model: Path) -> np.ndarray:
+    """(60, 80) uint8: what the model says of the picture and its normals."""
+    x, known = encode("normals", depth=DEPTH, camera=CAMERA)
+    return Segmenter(model).segment(IMAGE, "rgb", x, known).mask
+
+
+def test_the_mask_is_the_models_own_of_the_image_and_the_normals_of_its_depth(start: Any, peer: Peer, model: Path) -> None:
+    start()
+    masks = peer.listen(Image, f"{NODE}/mask")
+    mask = answer_to(Robot(peer).send, masks)
+    assert (mask.header.frame_id, mask.encoding) == ("camera_optical_frame", "mono8")
+    np.testing.assert_array_equal(pixels_of(mask), taught(model))
+    assert (taught(model) != Segmenter(model).segment(IMAGE).mask).mean() > 0.1, "normals decide nothing in this picture"
+
+
+def test_depth_within_slop_belongs_to_an_image_and_later_depth_to_none(start: Any, peer: Peer) -> None:
+    start(slop=0.02)
+    masks, told, robot = peer.listen(Image, f"{NODE}/mask"), peer.diagnostics("teacher"), Robot(peer)
+    answer_to(lambda: robot.send(late=10_000_000), masks)
+    unpaired = {robot.send(late=100_000_000, after=second * 10**9) for second in range(20)}
+    told.wait("% of the images found their depth within 20 ms; see slop and offset", DiagnosticStatus.WARN)
+    assert not unpaired & {stamp_ns(mask) for mask in masks}
+
+
+def test_disagreement_is_where_both_have_a_class_and_not_the_same(start: Any, peer: Peer, model: Path) -> None:
+    start()
+    answers, robot = peer.listen(Image, f"{NODE}/disagreement"), Robot(peer)
+    # The student has two of the teacher's five classes, in another order, and one that the teacher does not know.
+    student = LabelSet("student", (Label("white", (255, 255, 255)), Label("sand", (9, 9, 9)), Label("black", (0, 0, 0))))
+    robot.labels.publish(String(data=student.to_json()))
+    said = np.random.default_rng(5).choice(np.array([0, 1, 2, 255], np.uint8), (60, 80))
+    names = np.array([*bundles.COLOURS.names])[taught(model)]
+    expected = ((said == 0) & (names != "white")) | ((said == 2) & (names != "black"))
+    answer = answer_to(lambda: robot.send(mask=said), answers)
+    assert answer.encoding == "mono8"
+    np.testing.assert_array_equal(pixels_of(answer), np.where(expected, 255, 0))
+
+
+def test_depth_of_another_size_and_masks_without_labels_are_told_and_end_nothing(start: Any, peer: Peer) -> None:
+    start()
+    masks, told, robot = peer.listen(Image, f"{NODE}/mask"), peer.diagnostics("teacher"), Robot(peer)
+    answer_to(robot.send, masks)
+    robot.send(depth=DEPTH[:30])
+    told.wait("depth is 80x30, the image 80x60: give the image that the depth is registered to", DiagnosticStatus.WARN)
+    peer.listen(Image, f"{NODE}/disagreement")
+    answer_to(lambda: robot.send(mask=np.zeros((60, 80), np.uint8)), masks)
+    told.wait("remap `student/labels` beside `student/mask`", DiagnosticStatus.WARN)
+    answer_to(robot.send, masks)
+
+
+def test_silent_depth_is_told(start: Any, peer: Peer) -> None:
+    start(silence_timeout=0.3)
+    told = peer.diagnostics("teacher")
+    peer.listen(Image, f"{NODE}/mask")
+    told.wait("no depth on /depth for", DiagnosticStatus.WARN)
+
+
+@pytest.mark.parametrize(
+    ("bundle", "complaint"),
+    [
+        (None, "model is empty"),
+        (bundles.camera_bundle(), "sees RGB alone; the teacher node needs the bundle of an RGB + X teacher"),
+        (bundles.camera_bundle(x=bundles.X), "sees X 'two'; from depth come"),
+    ],
+)
+def test_a_model_that_is_no_teacher_of_depth_is_refused(start: Any, peer: Peer, tmp_path: Path, bundle: Any, complaint: str) -> None:
+    start(model=str(bundle.save(tmp_path / "other.lix")) if bundle else "")
+    peer.diagnostics("teacher").wait(complaint, DiagnosticStatus.ERROR)
