@@ -28,8 +28,8 @@ from lix_core.runtime.segmenter import Segmenter  # noqa: E402
 from lix_core.training.card import model_card  # noqa: E402
 from lix_core.training.config import Config, from_dict, to_dict  # noqa: E402
 from lix_core.training.module import build_network  # noqa: E402
-from lix_core.training.provenance import data_of, licence_of, lineage, manifest_of, training_of  # noqa: E402
-from lix_core.training.run import Record, RunResult, load_network, matrix_of, summary  # noqa: E402
+from lix_core.training.provenance import Lineage, data_of, licence_of, lineage, manifest_of, training_of  # noqa: E402
+from lix_core.training.run import Record, RunResult, checksum, load_network, matrix_of, summary  # noqa: E402
 from test_export import Stages, use_small_parts  # noqa: E402
 
 LABELS = LabelSet("three", (Label("road", (1, 2, 3)), Label("sky", (4, 5, 6)), Label("kerb", (7, 8, 9))))
@@ -66,13 +66,13 @@ def configuration(kind: str = "student", dataset: str = "open", method: str = "n
     return from_dict({"name": f"{kind}-on-{dataset}", "seed": 7, "data": data, "model": model, "distill": {"method": method}})
 
 
-def make_run(folder: Path, config: Config, teacher: Path | None = None, finished: bool = True) -> Path:
+def make_run(folder: Path, config: Config, teacher: Path | None = None, finished: bool = True, start: Path | None = None) -> Path:
     """A run folder as `fit` leaves it, with random weights."""
     torch.manual_seed(config.seed)
     x_kind, x_channels = ("normals", 3) if config.model.kind == "teacher" else ("", 0)
     network = build_network(config.model, len(LABELS), x_channels)
-    digest = hashlib.sha256((teacher / "checkpoints" / "best.ckpt").read_bytes()).hexdigest() if teacher else ""
-    record = Record(config, LABELS, x_kind, x_channels, 30, "abc123def4567890", "2.9.9", digest, VAL.tolist())
+    digest, first = ("" if run is None else checksum(run) for run in (teacher, start))
+    record = Record(config, LABELS, x_kind, x_channels, 30, "abc123def4567890", "2.9.9", digest, VAL.tolist(), first)
     (folder / "checkpoints").mkdir(parents=True)
     torch.save({"network": network.state_dict(), "record": record.to_dict()}, folder / "checkpoints" / "best.ckpt")
     later = dataclasses.replace(record, step=40, val_counts=None)
@@ -157,7 +157,7 @@ def family(tmp_path: Path) -> dict[str, Path]:
 
 def described(run: Path, *teachers: Path):
     network, record = load_network(run)
-    return manifest_of("x", network, record, RunResult.load(run), lineage(record, teachers))
+    return manifest_of("x", network, lineage(record, teachers), RunResult.load(run))
 
 
 def test_a_distilled_student_inherits_data_and_licence_of_its_teacher(family):
@@ -197,6 +197,22 @@ def test_a_folder_without_a_run_is_no_teacher(family, tmp_path):
         described(family["student"], tmp_path)
 
 
+def test_the_run_that_a_run_started_from_is_behind_it_too_with_its_data_and_what_taught_it(family, tmp_path):
+    tuned = make_run(tmp_path / "tuned", configuration("student", "silent"), start=family["student"])
+    with pytest.raises(TrainingError, match="started from a run whose best.ckpt has the SHA-256"):
+        described(tuned)
+    manifest = described(tuned, family["teacher"], family["student"])
+    uses = {d["use"]: d["name"] for d in manifest.data}
+    assert (uses["training of the run it started from"], uses["training of the teacher of the run it started from"]) == (
+        "open train",
+        "bought train",
+    )
+    assert manifest.training["method"] == "supervised" and manifest.training["start"]["teacher"]["run"] == "teacher-on-bought"
+    card = model_card(manifest)
+    assert "was begun with the weights of the run `student-on-open`" in card
+    assert "`student-on-open` was distilled by the method `lix` from the run `teacher-on-bought`" in card
+
+
 # What the manifest says of the run.
 
 
@@ -206,7 +222,7 @@ def test_the_figures_are_those_of_the_exported_checkpoint(tmp_path):
     assert set(best) == {"open val", "open test"} and "counts" not in best["open test"]
     assert best["open val"]["iou"] == {"road": 0.9, "sky": 0.8333, "kerb": None} and best["open test"]["miou"] == 1.0
     network, record = load_network(run, "last")
-    assert manifest_of("x", network, record, RunResult.load(run)).metrics == {}
+    assert manifest_of("x", network, Lineage(record), RunResult.load(run)).metrics == {}
 
 
 def test_the_record_tells_the_run_but_not_the_folders_of_the_machine(tmp_path):
@@ -220,7 +236,7 @@ def test_the_record_tells_the_run_but_not_the_folders_of_the_machine(tmp_path):
 
 def test_the_configuration_of_the_run_is_left_as_it_was():
     record = Record(configuration(), LABELS, "", 0, 1, "abc", "2")
-    training_of(record)
+    training_of(Lineage(record))
     assert record.config.data.sources[0].root == HERE
 
 
@@ -229,7 +245,7 @@ def test_images_are_given_to_the_network_at_the_size_it_was_scored_at(eval_size,
     config = configuration()
     config.data.eval_size = eval_size
     record = Record(config, LABELS, "", 0, 1, "abc", "2")
-    size = manifest_of("x", build_network(config.model, 3, 0), record).size
+    size = manifest_of("x", build_network(config.model, 3, 0), Lineage(record)).size
     assert (size.multiple_of, size.max_pixels, size.height) == (8, max_pixels, 0)
 
 
@@ -241,7 +257,7 @@ def test_the_card_says_licence_data_lineage_figures_and_weaknesses(family):
     assert "- **Licence of the weights:** made from data under CC BY-NC-SA 4.0 (bought train, bought val): for non-commercial use." in card
     assert "| training of the teacher | bought train | CC BY-NC-SA 4.0 | https://example.org/bought |" in card
     assert (
-        "Distilled by the method `lix` from the run `teacher-on-bought` (seed 7" in card
+        "was distilled by the method `lix` from the run `teacher-on-bought` (seed 7" in card
         and "that sees RGB and normals, joined by sum" in card
     )
     assert "trained on bought train; mIoU 0.867 on bought val." in card

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -348,6 +350,26 @@ OTHER_LABELS = {"dataset": "tiny", "root": ".", "options": {"names": ["ground", 
 def test_a_teacher_and_data_that_do_not_fit_are_refused(teacher, tmp_path, changes, data, words):
     with pytest.raises(TrainingError, match=words):
         fit(tiny_config({"model.kind": "student", **changes}, **data), tmp_path, teacher, quiet=True)
+
+
+def test_a_run_that_starts_from_another_has_its_weights_and_names_it(student, tmp_path):
+    still = tiny_config({"model.kind": "student", "distill.method": "none", "optim.lr": 0, "optim.weight_decay": 0, "optim.ema": 0})
+    fit(still, tmp_path / "tuned", start=student, quiet=True)
+    (first, _), (tuned, record) = load_network(student), load_network(tmp_path / "tuned")
+    assert record.start == hashlib.sha256((student / "checkpoints" / "best.ckpt").read_bytes()).hexdigest() and not record.teacher
+    for (name, before), after in zip(first.named_parameters(), tuned.parameters()):
+        assert torch.equal(before, after), name
+
+
+def test_a_run_cannot_start_from_another_network(teacher, tmp_path):
+    for changes, words in (
+        ({"model.kind": "student", "distill.method": "none"}, "its kind is 'teacher', here it is 'student'"),
+        ({"model.encoder": "mobilenetv3_small_075"}, "its encoder is 'mobilenetv3_small_050', here it is 'mobilenetv3_small_075'"),
+    ):
+        with pytest.raises(TrainingError, match=f"a run cannot start from {re.escape(str(teacher))}: {words}"):
+            fit(tiny_config(changes), tmp_path / "run", start=teacher, resume=False, quiet=True)
+    with pytest.raises(TrainingError, match="its X is 'depth', here it is 'inverse_depth'"):
+        fit(tiny_config(x="inverse_depth"), tmp_path / "run", start=teacher, resume=False, quiet=True)
 
 
 def test_distilling_without_a_teacher_and_a_teacher_without_x_are_refused(tmp_path):

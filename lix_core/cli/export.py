@@ -18,7 +18,9 @@ def export(
     out: Path = typer.Option(..., help=f"The bundle to write, NAME{SUFFIX}."),
     checkpoint: str = typer.Option("best", help="best or last."),
     name: str = typer.Option("", help="Name of the model; left out, that of the file."),
-    teacher: Optional[List[Path]] = typer.Option(None, help="For a distilled student: run folder of its teacher, and of that one's."),
+    teacher: Optional[List[Path]] = typer.Option(
+        None, help="Run folders behind this one: its teacher, the run that it started from, and those behind them."
+    ),
     notes: Optional[Path] = typer.Option(None, help="Markdown for the card: known weaknesses, in the words of people who looked."),
 ) -> None:
     """Make a bundle of a trained network, with its licences, figures and model card, and compare it with the network."""
@@ -35,7 +37,7 @@ def export(
 
     network, record = load_network(run, checkpoint)
     result = RunResult.load(run) if (run / "result.json").is_file() else None
-    manifest = manifest_of(name or out.stem, network, record, result, lineage(record, teacher or []))
+    manifest = manifest_of(name or out.stem, network, lineage(record, teacher or []), result)
     graph = export_network(network, network.mean, network.std)
     found = agreement(graph, network)
     bundle = Bundle(manifest, graph, model_card(manifest, words))

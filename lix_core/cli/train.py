@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 CONFIG = typer.Argument(..., help="A YAML file, or the name of a recipe (an unknown one lists them).")
 OVERRIDES = typer.Argument(None, help="key=value for any option, such as optim.steps=2000.", show_default=False)
 OUT = typer.Option(..., "--out", "-o", help="Folder of the run; goes on with one that was stopped.")
+START = typer.Option(None, help="Run folder of the same network: go on from its best weights, with the data and schedule given here.")
 RESUME = typer.Option(True, "--resume/--no-resume", help="Go on with a run in the folder, or train it anew.")
 
 
@@ -26,12 +27,14 @@ def train(
     config: str = CONFIG,
     overrides: Optional[list[str]] = OVERRIDES,
     out: Path = OUT,
+    start: Optional[Path] = START,
     resume: bool = RESUME,
 ) -> None:
     """Train a teacher, or a student without one: the control of every distillation."""
     if kind not in ("teacher", "student"):
         raise TrainingError(f"lix train takes teacher or student, got {kind!r}")
-    run(config, [*(overrides or []), f"model.kind={kind}", *(["distill.method=none"] if kind == "student" else [])], out, None, resume)
+    fixed = [f"model.kind={kind}", *(["distill.method=none"] if kind == "student" else [])]
+    run(config, [*(overrides or []), *fixed], out, None, start, resume)
 
 
 def distill(
@@ -39,13 +42,14 @@ def distill(
     overrides: Optional[list[str]] = OVERRIDES,
     teacher: Path = typer.Option(..., help="Run folder of the teacher, made by `lix train teacher`."),
     out: Path = OUT,
+    start: Optional[Path] = START,
     resume: bool = RESUME,
 ) -> None:
     """Train a student under a teacher, by the method that the configuration names in distill.method."""
-    run(config, [*(overrides or []), "model.kind=student"], out, teacher, resume)
+    run(config, [*(overrides or []), "model.kind=student"], out, teacher, start, resume)
 
 
-def run(config: str, overrides: list[str], out: Path, teacher: Optional[Path], resume: bool) -> None:
+def run(config: str, overrides: list[str], out: Path, teacher: Optional[Path], start: Optional[Path], resume: bool) -> None:
     from lix_core.training.config import load_config
     from lix_core.training.memory import keep_freed_memory
 
@@ -54,7 +58,7 @@ def run(config: str, overrides: list[str], out: Path, teacher: Optional[Path], r
     from lix_core.training.run import fit
 
     try:
-        result = fit(chosen, out, teacher, resume)
+        result = fit(chosen, out, teacher, resume, start=start)
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from the last epoch that was finished", file=sys.stderr)
         raise typer.Exit(130) from None

@@ -33,6 +33,11 @@ if TYPE_CHECKING:
     from lix_core.models.networks import Output
 
 
+def feature_of(output: Output, name: str) -> Tensor:
+    """A feature by its name; `logits` are the coarse logits about their mean over the classes, which softmax does not see."""
+    return output.logits - output.logits.mean(1, keepdim=True) if name == "logits" else output.features[name]
+
+
 def build_controller(config: LIXConfig) -> Controller:
     """The controller that a configuration names."""
     builders = {
@@ -60,7 +65,7 @@ class LIX(Distiller):
         if config.feature:
             if not config.features:
                 raise TrainingError("distill.lix.features is empty: name features, or set distill.lix.feature=0")
-            networks.check_features("lix.features", config.features)
+            networks.check_features("lix.features", [name for name in config.features if name != "logits"])
         if config.x:
             if not networks.x_channels:
                 raise TrainingError("distill.lix.x needs X in the data: set data.x, or distill.lix.x=0")
@@ -73,7 +78,7 @@ class LIX(Distiller):
             parts = weighed_logit_loss(*lesson_of(student, teacher, batch, config.gate), self.controller)
             terms |= {name: config.logit * part for name, part in parts.items()}
         if config.feature:
-            losses = [self._feature_loss(student.features[name], teacher.features[name]) for name in config.features]
+            losses = [self._feature_loss(feature_of(student, name), feature_of(teacher, name)) for name in config.features]
             terms["feature"] = config.feature * sum(losses) / len(losses)
         if self.x_head is not None:
             terms["x"] = config.x * self._x_loss(student.features[config.x_feature], batch)

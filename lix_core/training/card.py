@@ -25,7 +25,7 @@ def model_card(manifest: Manifest, notes: str = "") -> str:
         _terms(manifest),
         "## Data\n\nAll that went into the weights:",
         _table(("use", "name", "licence", "source"), [[d[k] for k in ("use", "name", "licence", "source")] for d in manifest.data]),
-        *_teacher(manifest.training),
+        *_lineage(manifest.training),
         "## Quality",
         *(_quality(manifest) or ["Nothing was measured."]),
         "## Training",
@@ -50,20 +50,26 @@ def _terms(manifest: Manifest) -> str:
     )
 
 
-def _teacher(training: dict[str, Any]) -> list[str]:
-    teacher = training.get("teacher")
-    if not teacher:
-        return []
-    model, data = teacher["config"]["model"], ", ".join(f"{s['dataset']} {s['split']}" for s in teacher["config"]["data"]["sources"])
-    scores = "".join(f"; mIoU {m['miou']:.3f} on {name}" for name, m in teacher["metrics"].items() if m["miou"] is not None)
-    sees = f"RGB and {teacher['x']}, joined by {model['fusion']}" if model["kind"] == "teacher" else "RGB"
-    return [
-        "## Lineage",
-        f"Distilled by the method `{training['method']}` from the run `{teacher['run']}` (seed {teacher['seed']}, git "
-        f"{teacher['git_revision'][:12]}, SHA-256 of its checkpoint {teacher['sha256'][:12]}): {model['encoder']} that sees {sees}, "
-        f"trained on {data}{scores}. The licences of its data are above.",
-        *_teacher(teacher),
-    ]
+def _lineage(training: dict[str, Any]) -> list[str]:
+    told = _behind(training)
+    return ["## Lineage", *told, "The licences of their data are above."] if told else []
+
+
+def _behind(training: dict[str, Any]) -> list[str]:
+    """A paragraph for each run behind one, the nearest first."""
+    ways = {"teacher": f"distilled by the method `{training['method']}` from", "start": "begun with the weights of"}
+    told = []
+    for key, way in ways.items():
+        if run := training.get(key):
+            model, data = run["config"]["model"], ", ".join(f"{s['dataset']} {s['split']}" for s in run["config"]["data"]["sources"])
+            scores = "".join(f"; mIoU {m['miou']:.3f} on {name}" for name, m in run["metrics"].items() if m["miou"] is not None)
+            sees = f"RGB and {run['x']}, joined by {model['fusion']}" if model["kind"] == "teacher" else "RGB"
+            told += [
+                f"`{training['run']}` was {way} the run `{run['run']}` (seed {run['seed']}, git {run['git_revision'][:12]}, SHA-256 of its "
+                f"checkpoint {run['sha256'][:12]}): {model['encoder']} that sees {sees}, trained on {data}{scores}.",
+                *_behind(run),
+            ]
+    return told
 
 
 def _quality(manifest: Manifest) -> list[str]:

@@ -6,10 +6,10 @@ of the teacher of a distilled student, of that teacher's teacher, and so on.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,61 +23,75 @@ from lix_core.models.encoders import PYPI_WEIGHTS
 from lix_core.models.networks import Network, Teacher, parameter_counts
 from lix_core.runtime.bundle import InputSpec, Manifest, SizePolicy, XSpec
 from lix_core.training.config import Config, ModelConfig, Source, to_dict
-from lix_core.training.run import Record, RunResult, load_checkpoint, matrix_of
+from lix_core.training.run import Record, RunResult, checksum, load_checkpoint, matrix_of
 
 NON_COMMERCIAL = re.compile(r"\bnc\b|non-?commercial", re.IGNORECASE)
 
 
-def lineage(record: Record, runs: Sequence[Path]) -> list[Record]:
-    """The teachers behind a record, the nearest first, found among run folders by the checksum that the student keeps.
+@dataclass(frozen=True)
+class Lineage:
+    """A run and the runs behind it: what taught it, and what its first weights are of."""
+
+    record: Record
+    teacher: "Lineage | None" = None
+    start: "Lineage | None" = None
+
+    @property
+    def behind(self) -> list[tuple[str, str, "Lineage"]]:
+        """(key in a manifest, words, run) of those directly behind it."""
+        named = (("teacher", "teacher", self.teacher), ("start", "run it started from", self.start))
+        return [(key, words, line) for key, words, line in named if line]
+
+
+def lineage(record: Record, runs: Sequence[Path]) -> Lineage:
+    """The runs behind a record, found among run folders by the checksums that it keeps.
 
     Raises TrainingError where one of them is not there.
     """
-    folders = {hashlib.sha256((run / "checkpoints" / "best.ckpt").read_bytes()).hexdigest(): run for run in map(checked_run, runs)}
-    teachers: list[Record] = []
-    while record.teacher:
-        if record.teacher not in folders:
+    folders = {checksum(run): run for run in runs}
+
+    def find(what: str, record: Record, digest: str) -> Lineage | None:
+        if not digest:
+            return None
+        if digest not in folders:
             given = ", ".join(map(str, runs)) or "none is named"
             raise TrainingError(
-                f"{record.config.name!r} was taught by a run whose best.ckpt has the SHA-256 {record.teacher[:12]}...; {given}. "
+                f"{record.config.name!r} {what} a run whose best.ckpt has the SHA-256 {digest[:12]}...; {given}. "
                 "Its data and licences belong to this model too: name its folder with --teacher"
             )
-        record = Record.from_dict(load_checkpoint(folders[record.teacher] / "checkpoints" / "best.ckpt")["record"])
-        teachers.append(record)
-    return teachers
+        return line(Record.from_dict(load_checkpoint(folders[digest] / "checkpoints" / "best.ckpt")["record"]))
+
+    def line(record: Record) -> Lineage:
+        return Lineage(record, find("was taught by", record, record.teacher), find("started from", record, record.start))
+
+    return line(record)
 
 
-def checked_run(run: Path) -> Path:
-    if not (run / "checkpoints" / "best.ckpt").is_file():
-        raise TrainingError(f"{run} is no run folder: there is no checkpoints/best.ckpt")
-    return run
-
-
-def manifest_of(name: str, network: Network, record: Record, result: RunResult | None = None, teachers: Sequence[Record] = ()) -> Manifest:
+def manifest_of(name: str, network: Network, line: Lineage, result: RunResult | None = None) -> Manifest:
     """The manifest of a run's network.
 
-    result: of the finished run; None: it is not finished, and there are no test figures. teachers: see `lineage`.
+    line: see `lineage`. result: of the finished run; None: it is not finished, and there are no test figures.
     """
-    data = [*data_of(record.config), *(entry for teacher in teachers for entry in data_of(teacher.config, " of the teacher"))]
+    record, data = line.record, data_behind(line)
     return Manifest(
         name=name,
         labels=record.labels,
-        description=description(record, teachers),
+        description=description(line),
         input=InputSpec(mean=network.mean, std=network.std),
         size=size_policy(record.config, network.stride),
         outputs=OUTPUTS,
         licence=licence_of(data),
         data=tuple(data),
-        training={**training_of(record, teachers), "parameters": parameter_counts(network), **cost_of(result)},
+        training={**training_of(line), "parameters": parameter_counts(network), **cost_of(result)},
         metrics=metrics_of(record, result),
         x=XSpec(record.x_kind, record.x_channels) if isinstance(network, Teacher) else None,
     )
 
 
-def description(record: Record, teachers: Sequence[Record] = ()) -> str:
-    model = record.config.model
+def description(line: Lineage) -> str:
+    record, model = line.record, line.record.config.model
     sees = f"RGB and {record.x_kind}" if model.kind == "teacher" else "RGB"
-    taught = f", taught by an RGB + {teachers[0].x_kind} teacher ({record.config.distill.method})" if teachers else ""
+    taught = f", taught by an RGB + {line.teacher.record.x_kind} teacher ({record.config.distill.method})" if line.teacher else ""
     return f"{len(record.labels)} classes ({record.labels.name}) from {sees}: {model.encoder} with the decoder {model.decoder}{taught}."
 
 
@@ -101,6 +115,16 @@ def data_of(config: Config, whose: str = "") -> list[dict[str, str]]:
     encoders = [model.encoder, model.x_encoder or model.encoder] if model.kind == "teacher" else [model.encoder]
     if model.weights != "none":
         entries += [weights_entry(encoder, model, f"initial weights{whose}") for encoder in encoders]
+    return [entry for place, entry in enumerate(entries) if entry not in entries[:place]]
+
+
+def data_behind(line: Lineage, whose: str = "") -> list[dict[str, str]]:
+    """The same of a run and of all that are behind it. What a run started from says what its pretrained weights were."""
+    entries = data_of(line.record.config, whose)
+    if line.start:
+        entries = [entry for entry in entries if not entry["use"].startswith("initial weights")]
+    for _, words, other in line.behind:
+        entries += data_behind(other, f" of the {words}{whose}")
     return [entry for place, entry in enumerate(entries) if entry not in entries[:place]]
 
 
@@ -145,9 +169,9 @@ def licence_of(data: Sequence[dict[str, str]]) -> str:
 # How they came to be, and how good they are.
 
 
-def training_of(record: Record, teachers: Sequence[Record] = ()) -> dict[str, Any]:
-    """The record of a run and, nested in it, of its teacher. Folders are left out: they are those of the machine that trained."""
-    config = to_dict(record.config)
+def training_of(line: Lineage) -> dict[str, Any]:
+    """The record of a run and, nested in it, of those behind it. Folders are left out: they are those of the machine that trained."""
+    record, config = line.record, to_dict(line.record.config)
     for source in (*config["data"]["sources"], config["data"]["val"], config["data"]["test"]):
         if source:
             del source["root"]
@@ -162,9 +186,8 @@ def training_of(record: Record, teachers: Sequence[Record] = ()) -> dict[str, An
         "x": record.x_kind,
         "config": config,
     }
-    if teachers:
-        nearest, *others = teachers
-        facts["teacher"] = {"sha256": record.teacher, **training_of(nearest, others), "metrics": metrics_of(nearest, None)}
+    for key, _, other in line.behind:
+        facts[key] = {"sha256": getattr(record, key), **training_of(other), "metrics": metrics_of(other.record, None)}
     return facts
 
 

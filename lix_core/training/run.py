@@ -45,6 +45,8 @@ __all__ = ["Record", "RunResult", "evaluate", "evaluate_run", "fit", "load_netwo
 
 FREE = ("name", "data.workers", "trainer.val_batch", "trainer.sheet_frames")
 """What may change between the pieces of a run, because no weight depends on it; so may the `root` of a source."""
+SHAPES = ("kind", "encoder", "x_encoder", "fusion", "decoder")
+"""What a run and the one that it starts from have in common, of `config.model`."""
 Which = Literal["best", "last"]
 
 
@@ -63,6 +65,8 @@ class Record:
     """SHA-256 of the teacher's checkpoint; empty without one."""
     val_counts: list[list[int]] | None = None
     """The confusion matrix on the validation frames; None where they were not scored at that step."""
+    start: str = ""
+    """SHA-256 of the checkpoint whose weights were the first ones of this run; empty without one."""
 
     def to_dict(self) -> dict[str, Any]:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -165,11 +169,19 @@ def evaluate_run(
     return evaluate(network, frames, trainer.val_batch, data.eval_size, data.workers, on_frames), record
 
 
-def fit(config: Config, out: str | Path, teacher: str | Path | None = None, resume: bool = True, quiet: bool = False) -> RunResult:
+def fit(
+    config: Config,
+    out: str | Path,
+    teacher: str | Path | None = None,
+    resume: bool = True,
+    quiet: bool = False,
+    start: str | Path | None = None,
+) -> RunResult:
     """Train the network of a configuration into the run folder `out`, or go on where a run in it was stopped.
 
-    teacher: run folder of the teacher, needed where `distill.method` is not `none`. resume: without it, what is in `out` is trained anew.
-    quiet: no progress.
+    teacher: run folder of the teacher, needed where `distill.method` is not `none`. start: run folder of the same network on the same
+    labels and X, whose best weights are the first ones (fine-tuning). resume: without it, what is in `out` is trained anew. quiet: no
+    progress.
 
     A finished run is returned without training. A run that was killed and resumed comes to the same weights as one that was not, on
     CPUs bit by bit.
@@ -198,7 +210,7 @@ def fit(config: Config, out: str | Path, teacher: str | Path | None = None, resu
         save(out / "config.yaml", to_yaml(config).encode())
     silence()
     try:
-        return Run(config, out, Path(teacher) if distilled else None, resume).train(quiet)
+        return Run(config, out, Path(teacher) if distilled else None, resume, Path(start) if start else None).train(quiet)
     except LixError as error:
         raise type(error)(own_words(error)) from None
 
@@ -223,7 +235,7 @@ def refuse_another_run(config: Config, out: Path) -> None:
 class Run:
     """One run being trained: its data, networks and callbacks."""
 
-    def __init__(self, config: Config, out: Path, teacher: Path | None, resume: bool = True):
+    def __init__(self, config: Config, out: Path, teacher: Path | None, resume: bool = True, start: Path | None = None):
         self.config, self.out = config, out
         optim, trainer = config.optim, config.trainer
         self.epochs = math.ceil(optim.steps / optim.steps_per_epoch)
@@ -235,6 +247,7 @@ class Run:
         torch.manual_seed(seed_of(config.seed, 1))
         network = build_network(config.model, len(self.labels), self.data.x_channels).to(memory_format=torch.channels_last)
         check_crop(config, network)
+        self.start_hash = self._start(start, network) if start else ""
         teacher_network, distiller, self.teacher_hash = None, None, ""
         if teacher is not None:
             teacher_network, self.teacher_hash = self._teacher(teacher)
@@ -259,14 +272,30 @@ class Run:
             raise TrainingError(
                 f"the teacher {run} sees X {record.x_kind!r}, this data gives {self.data.x_kind!r}: set data.x={record.x_kind}"
             )
-        digest = hashlib.sha256((run / "checkpoints" / "best.ckpt").read_bytes()).hexdigest()
-        if self.begun:
-            before = load_checkpoint(self.begun)["record"]["teacher"]
-            if before != digest:
-                raise TrainingError(f"{self.out} was begun with another teacher than {run}; name that one, or do not resume")
-        else:
+        digest = checksum(run)
+        self._check_begun("teacher", digest, f"with another teacher than {run}")
+        if not self.begun:
             self._check_teacher(network, run)
         return network, digest
+
+    def _start(self, run: Path, network: Network) -> str:
+        """Give the network the best weights of a run; the hash of its checkpoint."""
+        weights, record = load_network(run)
+        pairs = [(key, getattr(self.config.model, key), getattr(record.config.model, key)) for key in SHAPES]
+        pairs += [("labels", self.labels.names, record.labels.names)]
+        pairs += [("X", self.data.x_kind, record.x_kind)] if self.config.model.kind == "teacher" else []
+        for what, mine, theirs in pairs:
+            if mine != theirs:
+                raise TrainingError(f"a run cannot start from {run}: its {what} is {theirs!r}, here it is {mine!r}")
+        digest = checksum(run)
+        self._check_begun("start", digest, f"from other weights than those of {run}")
+        network.load_state_dict(weights.state_dict())
+        return digest
+
+    def _check_begun(self, what: str, digest: str, otherwise: str) -> None:
+        """A TrainingError where the run that is gone on with was begun on another checkpoint."""
+        if self.begun and load_checkpoint(self.begun)["record"].get(what, "") != digest:
+            raise TrainingError(f"{self.out} was begun {otherwise}; name that one, or do not resume")
 
     def _check_teacher(self, network: Network, run: Path) -> None:
         """A TrainingError where the teacher is not better than chance on frames spread over the validation (else training) data."""
@@ -281,9 +310,8 @@ class Run:
 
     def train(self, quiet: bool) -> RunResult:
         config = self.config
-        record = Record(
-            config, self.labels, self.data.x_kind, self.data.x_channels, 0, git_revision(), str(torch.__version__), self.teacher_hash
-        ).to_dict()
+        facts = (config, self.labels, self.data.x_kind, self.data.x_channels, 0, git_revision(), str(torch.__version__))
+        record = Record(*facts, self.teacher_hash, start=self.start_hash).to_dict()
         self.trainer = trainer = self._trainer(record, quiet)
         try:
             trainer.fit(self.learner, datamodule=self.data, ckpt_path=self.begun, weights_only=True)
@@ -366,6 +394,15 @@ class Run:
             some = AtSize(frames.spread(self.config.trainer.sheet_frames), self.config.data.eval_size)
             samples = [some[i] for i in range(len(some))]
             report.sheet(network, self.learner.teacher, samples, self.labels, self.out / "sheet.png")
+
+
+def checksum(run: Path) -> str:
+    """SHA-256 of a run's best checkpoint. Raises TrainingError where there is none."""
+    path = run / "checkpoints" / "best.ckpt"
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        raise TrainingError(f"{run} is no run folder: there is no checkpoints/best.ckpt") from None
 
 
 def matrix_of(counts: Any) -> ConfusionMatrix:
