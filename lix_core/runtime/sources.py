@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Callable, Iterator, Protocol
+from typing import Callable, Iterator, Protocol
 
 import cv2
 import numpy as np
 
+from lix_core.bags.reader import BAG_SUFFIXES, CAMERA_INFO_TYPE, COMPRESSED_TYPE, IMAGE_TYPE, Bag, camera_of, load_image
 from lix_core.camera import Camera
-from lix_core.errors import DataError, ImageError, LixError, SourceError
+from lix_core.errors import ImageError, SourceError
 from lix_core.files import expanded
-from lix_core.pixels import natural_key, read_compressed, read_pixels
+from lix_core.pixels import natural_key, read_compressed
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg")
-BAG_SUFFIXES = (".mcap", ".db3", ".bag")
-IMAGE_TYPE, COMPRESSED_TYPE, CAMERA_INFO_TYPE = (f"sensor_msgs/msg/{t}" for t in ("Image", "CompressedImage", "CameraInfo"))
 
 
 @dataclass(frozen=True)
@@ -119,21 +118,20 @@ class BagSource:
 
     def __init__(self, path: Path, topic: str = ""):
         self.name, self._path = path.stem, path
-        with self._open() as reader:
-            topics = {c.topic: c.msgtype for c in reader.connections if c.msgtype in (IMAGE_TYPE, COMPRESSED_TYPE)}
-            self.topic = self._choose(topics, topic)
-            chosen = [c for c in reader.connections if c.topic == self.topic]
-            self._count = sum(c.msgcount for c in chosen)
+        with Bag(path) as bag:
+            topics = {t.name: t.count for t in bag.topics if t.type in (IMAGE_TYPE, COMPRESSED_TYPE)}
+            self.topic = self._choose(list(topics), topic)
+            self._count = topics[self.topic]
             if not self._count:
                 raise SourceError(f"topic {self.topic} of bag {path} has no messages")
             # The first hundred tell the rate; reading them all would read the whole bag.
-            stamps = [stamp for _, stamp, _ in islice(reader.messages(chosen), 100)]
+            stamps = [stamp for _, _, stamp, _ in islice(bag.messages([self.topic]), 100)]
             self._start = stamps[0]
             gaps = np.diff(stamps)
             self.rate = 1e9 / float(np.median(gaps)) if len(gaps) and np.median(gaps) > 0 else 10.0
-            self.camera = self._read_camera(reader)
+            self.camera = self._read_camera(bag)
 
-    def _choose(self, topics: dict[str, str], wanted: str) -> str:
+    def _choose(self, topics: list[str], wanted: str) -> str:
         if wanted:
             if wanted not in topics:
                 raise SourceError(f"bag {self._path} has no image topic {wanted}; it has {', '.join(topics) or 'none'}")
@@ -147,57 +145,17 @@ class BagSource:
         camera = cameras.pop()
         return camera if camera in topics else f"{camera}/compressed"
 
-    @contextmanager
-    def _open(self) -> Iterator[Any]:
-        """The open reader; what it raises on a damaged file, then or later, becomes a SourceError."""
-        from rosbags.highlevel import AnyReader
-        from rosbags.typesys import Stores, get_typestore
-
-        path = self._path
-        if path.suffix in (".mcap", ".db3") and (path.parent / "metadata.yaml").exists():
-            path = path.parent
-        try:
-            with AnyReader([path], default_typestore=get_typestore(Stores.LATEST)) as reader:
-                yield reader
-        except LixError:
-            raise
-        except Exception as error:  # rosbags' storage readers have their own exceptions for damaged files
-            raise SourceError(f"cannot read bag {self._path}; is it damaged? ({error})") from None
-
-    def _read_camera(self, reader: Any) -> Camera | None:
-        namespace = self.topic.removesuffix("/compressed").rsplit("/", 1)[0]
-        chosen = [c for c in reader.connections if c.msgtype == CAMERA_INFO_TYPE and c.topic == f"{namespace}/camera_info"]
-        for connection, _, raw in reader.messages(chosen) if chosen else ():
-            info = reader.deserialize(raw, connection.msgtype)
-            k, d, r, p = (getattr(info, n, None) if hasattr(info, n) else getattr(info, n.upper()) for n in "kdrp")
-            try:
-                return Camera(info.width, info.height, k, info.distortion_model, d, r, p)
-            except DataError:  # an uncalibrated camera publishes zeros
-                return None
-        return None
+    def _read_camera(self, bag: Bag) -> Camera | None:
+        first = bag.first(f"{self.topic.removesuffix('/compressed').rsplit('/', 1)[0]}/camera_info")
+        return camera_of(bag.decode(first[2], CAMERA_INFO_TYPE)) if first and first[0] == CAMERA_INFO_TYPE else None
 
     def __len__(self) -> int:
         return self._count
 
     def __iter__(self) -> Iterator[Frame]:
-        with self._open() as reader:
-            chosen = [c for c in reader.connections if c.topic == self.topic]
-            typestore = reader.typestore  # kept, so that frames can be loaded when the reader is closed again
-            deserialize = typestore.deserialize_cdr if reader.is2 else typestore.deserialize_ros1
-            for connection, stamp, raw in reader.messages(chosen):
-
-                def load(raw: bytes = raw, msgtype: str = connection.msgtype) -> tuple[np.ndarray, str]:
-                    try:
-                        message = deserialize(raw, msgtype)
-                    except Exception as error:  # struct, Unicode and rosbags' own errors, by where the damage is
-                        raise ImageError(f"a message of {self.topic} cannot be deserialised; is the bag damaged? ({error})") from None
-                    if msgtype == COMPRESSED_TYPE:
-                        return read_compressed(message.data, self.topic)
-                    return read_pixels(
-                        message.data, message.height, message.width, message.step, message.encoding, bool(message.is_bigendian)
-                    )
-
-                yield Frame(str(stamp), (stamp - self._start) / 1e9, load)
+        with Bag(self._path) as bag:
+            for topic, kind, stamp, raw in bag.messages([self.topic]):
+                yield Frame(str(stamp), (stamp - self._start) / 1e9, partial(load_image, raw, kind, topic, bag.is_ros2))
 
 
 def open_source(path: str | Path, topic: str = "") -> Source:
