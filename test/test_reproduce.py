@@ -99,6 +99,8 @@ def test_mistakes_in_a_table_are_named():
         table(sedes=[1])
     with pytest.raises(TrainingError, match="row kd of table tiny learns from 'techer'"):
         table(rows={"kd": {"teacher": "techer"}})
+    with pytest.raises(TrainingError, match="row kd of table tiny starts from 'control', which is no row above it"):
+        table(rows={"kd": {"start": "control"}, "control": {}})
     with pytest.raises(TrainingError, match="no row 'kdd' .did you mean kd"):
         table().narrowed(["kdd"])
     with pytest.raises(TrainingError, match="has folds 0, not 4"):
@@ -137,6 +139,28 @@ def test_a_table_goes_on_where_it_was_left(tmp_path, monkeypatch):
     changed = table(seeds=[0], rows={"control": {"set": ["distill.method=none"]}, "kd": {"set": ["distill.method=kd", "distill.kd.tau=2"]}})
     reproduce(changed, tmp_path / "results", tmp_path / "work", ROOTS)
     assert asked == ["kd/fold0/seed0"]
+
+
+def test_a_row_that_starts_from_another_has_its_weights_and_their_fingerprint(tmp_path, monkeypatch):
+    def rows(steps):
+        return {
+            "first": {"set": ["distill.method=none", f"optim.steps={steps}"]},
+            "tuned": {"start": "first", "set": ["distill.method=kd"]},
+        }
+
+    (teacher, first, tuned), (_, _, other) = (cells(table(seeds=[0], rows=rows(steps)), ROOTS)[0] for steps in (20, 30))
+    assert tuned.start is first and tuned.fingerprint != other.fingerprint
+    calls = []
+    monkeypatch.setattr(
+        "lix_core.training.run.fit",
+        lambda config, out, teacher, start: calls.append((out, teacher, start)) or pytest.fail("enough"),
+    )
+    with pytest.raises(pytest.fail.Exception):
+        module.run_cell(tuned, tmp_path, 0)
+    assert calls == [tuple(module.folder(tmp_path, cell) for cell in (tuned, teacher, first))]
+    # Only the one row is asked for: what it starts from is made too.
+    narrowed = table(seeds=[0], rows=rows(20)).narrowed(["tuned"])
+    assert [cell.row for cell in cells(narrowed, ROOTS)[0]] == ["teacher", "first", "tuned"]
 
 
 def test_a_damaged_result_file_is_not_overwritten(tmp_path):

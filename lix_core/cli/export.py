@@ -9,8 +9,7 @@ import typer
 from rich.console import Console
 
 from lix_core.errors import TrainingError
-from lix_core.runtime.bundle import SUFFIX, Bundle
-from lix_core.runtime.segmenter import Segmenter
+from lix_core.runtime.bundle import SUFFIX
 
 
 def export(
@@ -29,28 +28,19 @@ def export(
     if checkpoint not in ("best", "last"):
         raise TrainingError(f"--checkpoint is best or last, got {checkpoint!r}")
     words = read_notes(notes)
-    from lix_core.export import agreement, export_network
-    from lix_core.models.networks import parameter_counts
-    from lix_core.training.card import model_card
-    from lix_core.training.provenance import lineage, manifest_of
-    from lix_core.training.run import RunResult, load_network
+    from lix_core.training.provenance import make_bundle
 
-    network, record = load_network(run, checkpoint)
-    result = RunResult.load(run) if (run / "result.json").is_file() else None
-    manifest = manifest_of(name or out.stem, network, lineage(record, teacher or []), result)
-    graph = export_network(network, network.mean, network.std)
-    found = agreement(graph, network)
-    bundle = Bundle(manifest, graph, model_card(manifest, words))
-    Segmenter(bundle)  # refuses what does not do as its manifest says
+    bundle, found = make_bundle(run, checkpoint, name or out.stem, teacher or [], words)
     path = bundle.save(out)
-    parts = ", ".join(f"{part} {count / 1e6:.2f}" for part, count in parameter_counts(network).items())
+    counts = bundle.manifest.training["parameters"]
+    parts = ", ".join(f"{part} {count / 1e6:.2f}" for part, count in counts.items())
     console = Console(highlight=False, soft_wrap=True, markup=False)
     console.print(f"{path}: {path.stat().st_size / 1e6:.2f} MB; parameters in millions: {parts}")
     console.print(
         f"graph against network, {found.images} random images: {found.ids:.2%} of the ids agree, "
         f"logits differ by at most {found.logits:.2%} of the largest"
     )
-    console.print(f"licence: {manifest.licence}")
+    console.print(f"licence: {bundle.manifest.licence}")
 
 
 def read_notes(path: Path | None) -> str:

@@ -18,12 +18,14 @@ import timm
 from lix_core import __version__
 from lix_core.data.registry import DATASETS
 from lix_core.errors import TrainingError
-from lix_core.export import OUTPUTS
+from lix_core.export import OUTPUTS, Agreement, agreement, export_network
 from lix_core.models.encoders import PYPI_WEIGHTS
 from lix_core.models.networks import Network, Teacher, parameter_counts
-from lix_core.runtime.bundle import InputSpec, Manifest, SizePolicy, XSpec
+from lix_core.runtime.bundle import Bundle, InputSpec, Manifest, SizePolicy, XSpec
+from lix_core.runtime.segmenter import Segmenter
+from lix_core.training.card import model_card
 from lix_core.training.config import Config, ModelConfig, Source, to_dict
-from lix_core.training.run import Record, RunResult, checksum, load_checkpoint, matrix_of
+from lix_core.training.run import Record, RunResult, Which, checksum, load_checkpoint, load_network, matrix_of
 
 NON_COMMERCIAL = re.compile(r"\bnc\b|non-?commercial", re.IGNORECASE)
 
@@ -65,6 +67,24 @@ def lineage(record: Record, runs: Sequence[Path]) -> Lineage:
         return Lineage(record, find("was taught by", record, record.teacher), find("started from", record, record.start))
 
     return line(record)
+
+
+def make_bundle(run: Path, which: Which = "best", name: str = "", behind: Sequence[Path] = (), notes: str = "") -> tuple[Bundle, Agreement]:
+    """The bundle of a run's network, with its licences, figures and model card; and how well its graph agrees with the network.
+
+    name: of the model; empty: that of the run. behind: folders of the runs behind it, see `lineage`. notes: for the card.
+
+    Raises:
+        TrainingError: no such checkpoint; a run behind it is not named.
+        BundleError: the graph does not do as the manifest says.
+    """
+    network, record = load_network(run, which)
+    result = RunResult.load(run) if (run / "result.json").is_file() else None
+    manifest = manifest_of(name or record.config.name, network, lineage(record, behind), result)
+    graph = export_network(network, network.mean, network.std)
+    bundle = Bundle(manifest, graph, model_card(manifest, notes))
+    Segmenter(bundle)  # refuses what does not do as its manifest says
+    return bundle, agreement(graph, network)
 
 
 def manifest_of(name: str, network: Network, line: Lineage, result: RunResult | None = None) -> Manifest:

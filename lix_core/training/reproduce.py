@@ -48,13 +48,14 @@ class Row:
     """One row.
 
     overrides: what sets its configuration apart, as `a.b=value`. teacher: that it learns from, "" for none. control: the row that it is
-    set against.
+    set against. start: the row above whose weights it begins with, "" for those of the configuration.
     """
 
     name: str
     overrides: tuple[str, ...] = ()
     teacher: str = TEACHER
     control: str = CONTROL
+    start: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,10 @@ class Table:
         for key, value in data["rows"].items():
             value = value or {}
             teacher = value.get("teacher", TEACHER if TEACHER in teachers else "")
-            rows.append(Row(str(key), tuple(value.get("set", ())), teacher, value.get("control", CONTROL)))
+            start = value.get("start", "")
+            if start and start not in [row.name for row in rows]:
+                raise TrainingError(f"row {key} of table {name} starts from {start!r}, which is no row above it")
+            rows.append(Row(str(key), tuple(value.get("set", ())), teacher, value.get("control", CONTROL), start))
             if rows[-1].teacher and rows[-1].teacher not in teachers:
                 raise TrainingError(f"row {key} of table {name} learns from {rows[-1].teacher!r}; its teachers are {', '.join(teachers)}")
         sequences = {key: tuple(data[key]) for key in ("folds", "seeds") if key in data}
@@ -130,7 +134,7 @@ class Table:
         return {source["dataset"] for source in sources_of(self.base.get("data", {}))}
 
     def narrowed(self, rows: Sequence[str] = (), seeds: Sequence[int] = (), folds: Sequence[int] = ()) -> "Table":
-        """The same with some of its rows (and the teachers they need, or named ones), seeds and folds only.
+        """The same with some of its rows (and the teachers and rows to start from that they need), seeds and folds only.
 
         Raises TrainingError on a row or fold that it does not have.
         """
@@ -141,7 +145,8 @@ class Table:
         for fold in folds:
             if fold not in self.folds:
                 raise TrainingError(f"table {self.name} has folds {', '.join(map(str, self.folds))}, not {fold}")
-        kept = tuple(row for row in self.rows if not rows or row.name in rows)
+        wanted = {*rows, *(row.start for row in self.rows if row.name in rows)}
+        kept = tuple(row for row in self.rows if not rows or row.name in wanted)
         taught = {row.teacher for row in kept}
         teachers = {name: changes for name, changes in self.teachers.items() if not rows or name in rows or name in taught}
         some = {"rows": kept, "teachers": teachers, "seeds": tuple(seeds) or self.seeds, "folds": tuple(folds) or self.folds}
@@ -155,7 +160,8 @@ def table_names() -> list[str]:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a table. settings: what the table says of its configuration. taught_by: fingerprint of its teacher, "" without one."""
+    """One run of a table. settings: what the table says of its configuration. taught_by: fingerprint of its teacher, "" without one.
+    start: whose weights it begins with."""
 
     row: str
     fold: int
@@ -164,6 +170,7 @@ class Cell:
     settings: dict[str, Any]
     teacher: "Cell | None" = None
     taught_by: str = ""
+    start: "Cell | None" = None
 
     @property
     def key(self) -> str:
@@ -186,7 +193,8 @@ class Cell:
         plain["data"].pop("workers", None)
         method = self.config.distill.method
         options = {} if self.is_teacher else to_dict(self.config)["distill"].get(method, {})
-        return hashlib.sha256(json.dumps([plain, method, options, self.taught_by], sort_keys=True).encode()).hexdigest()[:16]
+        parts = [plain, method, options, self.taught_by, *([self.start.fingerprint] if self.start else [])]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def sources_of(data: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -200,7 +208,7 @@ def cells(table: Table, roots: Mapping[str, str], overrides: Sequence[str] = (),
 
 
 def unit_of(table: Table, fold: int, seed: int, roots: Mapping[str, str], overrides: Sequence[str], taught_by: str) -> list[Cell]:
-    def cell(name: str, changes: Sequence[str], kind: str, teacher: Cell | None = None, by: str = "") -> Cell:
+    def cell(name: str, changes: Sequence[str], kind: str, teacher: Cell | None = None, by: str = "", start: Cell | None = None) -> Cell:
         tree = copy.deepcopy(table.base)
         for change in [*changes, *overrides, f"model.kind={kind}", f"seed={seed}"]:
             override(tree, change)
@@ -210,11 +218,13 @@ def unit_of(table: Table, fold: int, seed: int, roots: Mapping[str, str], overri
         config = from_dict({**tree, "name": f"{table.name} {name} fold {fold} seed {seed}"})
         if config.distill.method == "none":
             teacher, by = None, ""
-        return Cell(name, fold, seed, config, tree, teacher, teacher.fingerprint if teacher else by)
+        return Cell(name, fold, seed, config, tree, teacher, teacher.fingerprint if teacher else by, start)
 
     teachers = {name: cell(name, changes, "teacher") for name, changes in table.teachers.items()}
-    students = [cell(row.name, row.overrides, "student", teachers.get(row.teacher), taught_by) for row in table.rows]
-    return [*teachers.values(), *students]
+    students: dict[str, Cell] = {}
+    for row in table.rows:
+        students[row.name] = cell(row.name, row.overrides, "student", teachers.get(row.teacher), taught_by, students.get(row.start))
+    return [*teachers.values(), *students.values()]
 
 
 def filled(value: Any, words: Mapping[str, Any]) -> Any:
@@ -249,7 +259,8 @@ def reproduce(
 ) -> dict[str, Any]:
     """Run what is missing of a table and write `<results>/<table>.json` and `.md` after each cell.
 
-    results: folder of the result files. work: folder of the runs; what they leave there is deleted cell by cell unless `keep`.
+    results: folder of the result files. work: folder of the runs; what they leave there is deleted cell by cell unless `keep`,
+    but for those whose weights others need.
     roots: data set -> its folder. overrides: `a.b=value` for every run, which belong to the fingerprints. jobs: units of one fold and
     seed that run at the same time, each with its share of the cores. teacher: run of the teacher, for a table without teachers.
     report: called with what was done, and how many of how many are.
@@ -266,8 +277,8 @@ def reproduce(
     report(f"{record.done(units)} of {total} runs are there", record.done(units), total)
     for cell, result in finished_cells(units, record, work, jobs, teacher):
         record.add(cell, result)
-        if not keep:
-            clean(work, cell)
+        if not keep and not cell.is_teacher and not any(other.start is cell for unit in units for other in unit):
+            shutil.rmtree(folder(work, cell), ignore_errors=True)
         report(f"{cell.key}: {table.metric} {record.score(result['counts']):.4f}", record.done(units), total)
     record.write()
     return record.data
@@ -306,10 +317,12 @@ def finished_cells(
 
 
 def needed(unit: Sequence[Cell], record: "Record", work: Path) -> list[Cell]:
-    """The cells of a unit that must run: those missing, and a teacher whose weights are gone while a row still needs them."""
-    missing = [cell for cell in unit if not record.has(cell)]
-    teachers = [cell for cell in unit if any(other.teacher is cell for other in missing) and not is_finished(folder(work, cell))]
-    return [cell for cell in unit if cell in missing or cell in teachers]
+    """The cells of a unit that must run: those missing, and those whose weights a missing one needs and which are gone."""
+    keys = {cell.key for cell in unit if not record.has(cell)}
+    for cell in reversed(unit):  # what a cell needs comes before it
+        if cell.key in keys:
+            keys |= {other.key for other in (cell.teacher, cell.start) if other and not is_finished(folder(work, other))}
+    return [cell for cell in unit if cell.key in keys]
 
 
 def folder(work: Path, cell: Cell) -> Path:
@@ -336,7 +349,8 @@ def run_cell(cell: Cell, work: Path, jobs: int, teacher: Path | None = None) -> 
 
     if jobs > 1:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // jobs))
-    result = fit(cell.config, folder(work, cell), folder(work, cell.teacher) if cell.teacher else teacher)
+    start = folder(work, cell.start) if cell.start else None
+    result = fit(cell.config, folder(work, cell), folder(work, cell.teacher) if cell.teacher else teacher, start=start)
     return {
         "counts": result.test["counts"],
         "groups": result.test["groups"],
@@ -345,12 +359,6 @@ def run_cell(cell: Cell, work: Path, jobs: int, teacher: Path | None = None) -> 
         "git_revision": result.git_revision,
         "names": list(result.test["iou"]),
     }
-
-
-def clean(work: Path, cell: Cell) -> None:
-    """Delete the run of a row; teachers stay while rows may need them, and their weights are small beside those of all rows."""
-    if not cell.is_teacher:
-        shutil.rmtree(folder(work, cell), ignore_errors=True)
 
 
 # The result.
