@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
+from lix_core.bags.writer import COMPRESSIONS, STORAGES
 from lix_core.errors import LixError
 from lix_core.geometry import normals
 from lix_core.geometry.stereo import StereoOptions
@@ -29,6 +30,21 @@ TEACHER_OUTPUTS = (*OUTPUTS, "disagreement")
 GEOMETRY_OUTPUTS = ("depth", "disparity", "normals", "normals_color", "confidence")
 """The same of the geometry node; `disparity` with a stereo pair only, `confidence` with a LiDAR only."""
 RELIABILITY = ("best_effort", "reliable")
+MODES = ("everything", "rate", "keyframes")
+"""What the logger records."""
+LOGGED = {
+    "image": "image",
+    "camera_info": "camera_info",
+    "right_image": "right/image",
+    "right_camera_info": "right/camera_info",
+    "depth": "depth",
+    "points": "points",
+    "labels": "labels",
+    "label_names": "label_names",
+    "tf": "/tf",
+    "tf_static": "/tf_static",
+}
+"""Inputs of the logger -> their topics, before remapping."""
 
 
 class ParameterError(LixError):
@@ -307,17 +323,82 @@ class ReplayParameters:
     )
 
 
+@dataclass
+class LoggerParameters:
+    """The `logger` node. In bytes and seconds; 0 switches a limit or a reason off unless said otherwise."""
+
+    folder: str = parameter("recordings", "Folder of the bags; relative to where the node was started. `~` is understood.")
+    prefix: str = parameter("lix", "With which the names of the bags begin: <prefix>_<date>_<time>.")
+    mode: str = parameter(
+        "keyframes",
+        "What is recorded: `everything`; `rate`: an image every 1/rate seconds with what belongs to it; `keyframes`: images worth learning "
+        "from, with what belongs to them.",
+        choices=MODES,
+    )
+    topics: list[str] = parameter(
+        list(LOGGED),
+        "Which of its inputs are recorded. Those that nobody publishes are told in diagnostics and recorded as soon as somebody does.",
+        choices=tuple(LOGGED),
+    )
+    extra: str = parameter("", "Further topics of any type, separated by spaces; recorded whole in every mode.")
+    image_transport: str = parameter(
+        "raw",
+        "`raw` records `image` and `right/image`, `compressed` `image/compressed` and `right/image/compressed`.",
+        choices=("raw", "compressed"),
+    )
+    rate: float = parameter(1.0, "Mode `rate`: images per second [Hz].", range=(0.001, 1000.0))
+    uncertainty: float = parameter(
+        0.3, "Keyframes: share of pixels of which the student is not sure, at which an image is kept. Needs `confidence`.", range=(0.0, 1.0)
+    )
+    least_confidence: float = parameter(0.6, "A pixel is not sure where the student's confidence is lower.", range=(0.0, 1.0))
+    disagreement: float = parameter(
+        0.0,
+        "Keyframes: share of pixels on which student and teacher differ, at which an image is kept. Needs `disagreement`.",
+        range=(0.0, 1.0),
+    )
+    view: float = parameter(
+        0.5,
+        "Keyframes: an image is kept that differs this much from the last one kept; two unlike scenes differ by about 1.1.",
+        range=(0.0, 10.0),
+    )
+    interval: float = parameter(10.0, "Keyframes: an image is kept at the latest this long after the last one [s].", range=(0.0, 86400.0))
+    least_interval: float = parameter(0.5, "Keyframes: and none sooner than this after it, but for triggers [s].", range=(0.0, 3600.0))
+    before: float = parameter(2.0, "What ~/trigger keeps of the time before it [s].", range=(0.0, 120.0))
+    after: float = parameter(3.0, "What ~/trigger keeps of the time after it [s].", range=(0.0, 3600.0))
+    buffer: int = parameter(256_000_000, "Most that is held for triggers and partners [bytes].", range=(1, 64_000_000_000))
+    slop: float = parameter(0.05, "Largest difference between the stamps of an image and of what belongs to it [s].", range=(0.0, 10.0))
+    patience: float = parameter(
+        1.0, "How long an image waits for the student's word on it, and then for what belongs to it [s].", range=(0.0, 60.0)
+    )
+    storage: str = parameter("mcap", "Format of the bags.", choices=STORAGES)
+    compression: str = parameter("none", "zstd makes bags smaller and costs CPU; images as JPEG gain nothing by it.", choices=COMPRESSIONS)
+    split_size: int = parameter(4_000_000_000, "A bag of this size is ended and the next begun [bytes].", range=(0, 2**53))
+    split_duration: float = parameter(0.0, "The same by its duration [s].", range=(0.0, 864000.0))
+    disk_floor: int = parameter(
+        2_000_000_000, "Recording stops, and says so, before less than this is free on the disk [bytes].", range=(0, 2**53)
+    )
+    quota: int = parameter(0, "What all bags of this prefix may take together [bytes].", range=(0, 2**53))
+    delete_oldest: bool = parameter(False, "At the quota, the oldest bags of this prefix are deleted; otherwise recording stops there.")
+    queue: int = parameter(
+        256_000_000, "Most that may wait for the disk; beyond, messages are lost, counted and told [bytes].", range=(1, 64_000_000_000)
+    )
+    input_depth: int = parameter(100, "History depth of the subscriptions [messages].", range=(1, 10000))
+    diagnostics_period: float = parameter(1.0, "Time between two messages on /diagnostics [s].", range=(0.1, 60.0))
+
+
 NODES: dict[str, type] = {
     "segmentation": SegmentationParameters,
     "teacher": TeacherParameters,
     "geometry": GeometryParameters,
     "replay": ReplayParameters,
+    "record": LoggerParameters,
 }
 PAGES = {
     "docs/segmentation.md": "segmentation",
     "docs/teacher.md": "teacher",
     "docs/geometry.md": "geometry",
     "docs/replay.md": "replay",
+    "docs/record.md": "record",
     "README.md": "segmentation",
 }
 """Page -> the node whose parameters it lists."""

@@ -300,6 +300,25 @@ def test_the_teacher_listens_to_the_geometry_and_segmentation_nodes_beside_it(la
 
 
 @needs_launch
+def test_the_logger_records_a_camera_with_the_calibrations_beside_its_images(launches: Launches) -> None:
+    (node,) = launches.calls("record.launch.py", image="front/image_raw", mode="everything", folder="~/my bags", extra="/odom /gps")
+    assert {n: node["parameters"][n] for n in ("mode", "folder", "extra")} == {
+        "mode": "everything",
+        "folder": "~/my bags",
+        "extra": "/odom /gps",
+    }
+    remaps = node["remaps"]
+    assert (node["executable"], remaps["image"], remaps["image/compressed"], remaps["camera_info"], remaps["right/camera_info"]) == (
+        "logger",
+        "front/image_raw",
+        "front/image_raw/compressed",
+        "front/camera_info",
+        "right/camera_info",
+    )
+    assert (remaps["confidence"], remaps["disagreement"]) == ("segmentation/confidence", "teacher/disagreement")
+
+
+@needs_launch
 def test_rviz_follows_the_names_of_the_geometry_node(launches: Launches) -> None:
     launches.install("rviz2", "rviz2")
     _, rviz = launches.calls("geometry.launch.py", rviz="true", namespace="robot", name="front", left="cam/l")

@@ -21,7 +21,7 @@ import pytest
 import lix_core
 
 ROOT = Path(__file__).resolve().parents[1]
-EXECUTABLES = {"segmentation", "teacher", "geometry", "replay"}
+EXECUTABLES = {"segmentation", "teacher", "geometry", "replay", "logger"}
 DISTRIBUTIONS = {"cv2": "opencv-python-headless", "yaml": "PyYAML"}
 """Distributions on PyPI that are not called what is imported of them."""
 ROSDEP_KEYS = {

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from lix_core import __version__
-from lix_core.cli import doctor, evaluate, export, models, predict, reproduce, train, world
+from lix_core.cli import bag, doctor, evaluate, export, models, predict, reproduce, retrain, train, world
 from lix_core.errors import LixError
 
 app = typer.Typer(
@@ -26,10 +26,12 @@ app.command()(evaluate.evaluate)
 app.command()(train.train)
 app.command()(train.distill)
 app.command()(export.export)
+app.command()(retrain.retrain)
 app.command()(reproduce.ablate)
 app.command()(reproduce.reproduce)
 app.command()(doctor.doctor)
 app.add_typer(world.app, name="world")
+app.add_typer(bag.app, name="bag")
 
 
 def add_plugin_commands() -> None:

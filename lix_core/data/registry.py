@@ -15,6 +15,7 @@ from lix_core.files import expanded
 from lix_core.labels import LabelSet
 
 DATASETS = {
+    "bag": ("lix_core.data.bag", "BagDataset"),
     "camvid": ("lix_core.data.camvid", "CamVidDataset"),
     "cityscapes": ("lix_core.data.cityscapes", "CityscapesDataset"),
     "kitti": ("lix_core.data.kitti", "KittiDataset"),

@@ -130,6 +130,35 @@ class Segmenter:
         Raises:
             ImageError: empty, of another shape or dtype, or with NaN or values out of range; or X for a model of RGB alone.
         """
+        height, width = self._lay(image, order, x, known)
+        mask, confidence = self._infer()
+        mask, confidence = self._crop(mask), self._crop(confidence)
+        if mask.shape != (height, width):
+            mask = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+        else:
+            mask = mask.copy()  # the backend may reuse its output at the next call
+        return Segmentation(mask, self.labels, confidence.copy())
+
+    def probabilities(
+        self, image: np.ndarray, order: str = "rgb", x: np.ndarray | None = None, known: np.ndarray | None = None
+    ) -> np.ndarray:
+        """(C, H, W) float32: the probability of every class at every pixel, for averaging over views; much slower than `segment`.
+
+        Args and errors as of `segment`. Where the image is not scaled to fit the network, its argmax is the mask of `segment`.
+        """
+        height, width = self._lay(image, order, x, known)
+        (logits,) = self._backend.run(self._tensor(), ("logits",), self._others)
+        rows, columns = self._fit.canvas
+        planes = [self._crop(cv2.resize(plane, (columns, rows), interpolation=cv2.INTER_LINEAR)) for plane in logits[0]]
+        odds = np.stack(planes).astype(np.float32, copy=False)
+        odds = np.exp(odds - odds.max(0))
+        odds /= odds.sum(0)
+        if odds.shape[1:] == (height, width):
+            return odds
+        return np.stack([cv2.resize(plane, (width, height), interpolation=cv2.INTER_LINEAR) for plane in odds])
+
+    def _lay(self, image: np.ndarray, order: str, x: np.ndarray | None, known: np.ndarray | None) -> tuple[int, int]:
+        """Put an image, and its X, on the canvas; its (height, width)."""
         pixels = as_uint8(image, order)
         height, width = pixels.shape[:2]
         if self._shape != (height, width):
@@ -146,13 +175,7 @@ class Segmenter:
             cv2.cvtColor(pixels, TO_RGB[order], dst=target)
         if self._x is not None or x is not None or known is not None:
             self._lay_x(x, known)
-        mask, confidence = self._infer()
-        mask, confidence = self._crop(mask), self._crop(confidence)
-        if mask.shape != (height, width):
-            mask = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
-        else:
-            mask = mask.copy()  # the backend may reuse its output at the next call
-        return Segmentation(mask, self.labels, confidence.copy())
+        return height, width
 
     def _prepare(self, height: int, width: int) -> None:
         self._fit: Fit = self._size.fit(height, width)

@@ -1,0 +1,416 @@
+"""Bags to files: the frames of one or more bags in a folder that data sets, annotators and pseudo-labels share.
+
+    <out>/extraction.json            {"format", "lix", "options", "bags": [{"name", "path", "start", "end", "messages", ...}]}
+    <out>/<bag>/camera.json          calibration of the rectified image: {"width", "height", "k", "baseline", "frame_id", "rectified"}
+    <out>/<bag>/frames.jsonl         a frame a line: {"stamp", "reasons", "partners", "geometry", "image", "depth", "labels"}
+    <out>/<bag>/image/<stamp>.png    rectified RGB; .jpg as it came where the bag has JPEG of a rectified camera
+    <out>/<bag>/depth/<stamp>.png    uint16, metres * 256, 0 unknown
+    <out>/<bag>/labels/<stamp>.png   uint8 ids, 255 unlabelled;  <out>/<bag>/labels.json: the label set
+    <out>/masks/..., <out>/pseudo/.. labels of other makers: <bag>/<stamp>.png and labels.json in each
+
+Stamps are nanoseconds. A frame's files are whole before its line is written, so that an extraction that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+
+from lix_core import __version__
+from lix_core.bags.index import NO_GEOMETRY, BagIndex, FramePlan, Options
+from lix_core.bags.reader import home_of
+from lix_core.bags.sensors import BagFrame, FrameReader, open_frames
+from lix_core.camera import Camera
+from lix_core.errors import DataError, LabelError, LixError, SourceError
+from lix_core.files import expanded, make_folder, save, save_image
+from lix_core.labels import LabelSet
+
+FORMAT = 1
+KINDS = ("masks", "bag", "pseudo")
+"""Makers of labels, the best first: people, the bag's label topic, a teacher."""
+JOB_FRAMES = 8
+"""Frames that a process makes in one go; their messages are in memory together."""
+SAVE_EVERY_S = 2.0
+"""How often the list of frames is written while it grows."""
+
+
+@dataclass(frozen=True)
+class ExtractedFrame:
+    """One frame of an extraction. stamp: [ns]. depth, labels: None where there are none. partners: topic -> how much later [ns]."""
+
+    bag: str
+    stamp: int
+    image: Path
+    depth: Path | None
+    labels: Path | None
+    geometry: str
+    reasons: tuple[str, ...]
+    partners: dict[str, int]
+
+    @property
+    def name(self) -> str:
+        """Unique in its extraction: `<bag>/<stamp>`."""
+        return f"{self.bag}/{self.stamp}"
+
+
+@dataclass(frozen=True)
+class BagCalibration:
+    """Of a bag's rectified images. camera: None where it is not known. baseline: of the stereo pair [m], 0 for none."""
+
+    camera: Camera | None
+    baseline: float
+    frame_id: str
+
+
+class Extraction:
+    """A folder that `extract` wrote. frames: in order of bags and time.
+
+    Raises:
+        DataError: it is none, or a file of it is damaged; names it.
+    """
+
+    def __init__(self, root: Path, content: dict[str, Any]):
+        self.root, self.options, self.bags = root, content["options"], content["bags"]
+        self.frames = [frame for entry in self.bags for frame in read_frames(root, entry["name"])]
+
+    @staticmethod
+    def is_one(path: str | Path) -> bool:
+        return (expanded(path) / "extraction.json").is_file()
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Extraction":
+        root = expanded(path)
+        if not cls.is_one(root):
+            raise DataError(f"{root / 'extraction.json'} is missing; make it with `lix bag extract BAG --out {root}`")
+        content = read_json(root / "extraction.json")
+        if not isinstance(content, dict) or content.get("format") != FORMAT or not {"options", "bags"} <= set(content):
+            raise DataError(f"{root / 'extraction.json'} is of no format that this version reads ({FORMAT}); extract into another folder")
+        return cls(root, content)
+
+    def calibration(self, bag: str) -> BagCalibration:
+        """Of a bag's images."""
+        path = self.root / bag / "camera.json"
+        data = read_json(path)
+        try:
+            k = data["k"]
+            camera = Camera(data["width"], data["height"], k) if k else None
+            return BagCalibration(camera, float(data["baseline"]), str(data["frame_id"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path} is no calibration of an extraction ({error}); extract the bag again") from None
+
+    def label_path(self, frame: ExtractedFrame, kind: str) -> Path | None:
+        """Where a frame's labels of a kind (one of KINDS) are; None where it has none."""
+        if kind == "bag":
+            return frame.labels
+        path = self.root / kind / frame.bag / f"{frame.stamp}.png"
+        return path if path.exists() else None
+
+    def label_set(self, kind: str, bag: str) -> LabelSet:
+        """What the ids of labels of a kind mean. Raises DataError where nobody says."""
+        path = self.root / (bag if kind == "bag" else kind) / "labels.json"
+        if not path.exists():
+            raise DataError(
+                f'{path} is missing: it says what the ids mean, as {{"name": ..., "labels": [{{"id": 0, "name": ..., "color": ...}}]}}'
+            )
+        try:
+            return LabelSet.from_dict(read_json(path))
+        except LabelError as error:
+            raise DataError(f"{path}: {error}") from None
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file says. Raises DataError."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}); extract the bag again") from None
+
+
+def read_frames(root: Path, bag: str) -> Iterator[ExtractedFrame]:
+    """The frames of a bag's frames.jsonl. Raises DataError where it is damaged."""
+    folder = root / bag
+    for row in read_rows(folder):
+        try:
+            depth, labels = (folder / row[name] if row[name] else None for name in ("depth", "labels"))
+            partners = {topic: int(offset) for topic, offset in row["partners"].items()}
+            reasons = tuple(row["reasons"])
+            yield ExtractedFrame(bag, int(row["stamp"]), folder / row["image"], depth, labels, row["geometry"], reasons, partners)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(f"{folder / 'frames.jsonl'} has a line that is no frame ({error!r}): {row!r:.80}") from None
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """The lines of frames.jsonl; none where it is not there yet. Raises DataError."""
+    path = folder / "frames.jsonl"
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines() if line] if path.exists() else []
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}); delete it, and extract the bag again") from None
+
+
+@dataclass
+class BagOutcome:
+    """What became of one bag. left_out: stamp of the image [ns] -> why. done: frames made now; before: those that were there."""
+
+    name: str
+    path: Path
+    done: int = 0
+    before: int = 0
+    with_depth: int = 0
+    with_labels: int = 0
+    left_out: dict[int, str] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Work:
+    """One bag on its way into files."""
+
+    folder: Path
+    index: BagIndex
+    plans: list[FramePlan]
+    reader: FrameReader
+    outcome: BagOutcome
+    rows: dict[int, dict[str, Any]]
+
+    def save_rows(self) -> None:
+        lines = [json.dumps(self.rows[stamp]) + "\n" for stamp in sorted(self.rows)]
+        save(self.folder / "frames.jsonl", "".join(lines).encode())
+
+
+def extract(
+    bags: Sequence[Path],
+    out: Path,
+    options: Options = Options(),
+    jobs: int = 1,
+    on_start: Callable[[int, int], None] = lambda frames, done: None,
+    on_frame: Callable[[], None] = lambda: None,
+) -> list[BagOutcome]:
+    """Write the frames of bags into a folder; goes on with one that the same options began, and adds bags to it.
+
+    Args:
+        jobs: processes; 1 works in this one. Others are spawned: a script that calls this needs `if __name__ == "__main__"`.
+        on_start: told how many frames there are, and how many of them are done already. on_frame: called after each other one.
+
+    Returns:
+        What became of each bag. A bag that cannot be read is among them, with its fault; the others are extracted.
+
+    Raises:
+        SourceError: a folder of other options or one that cannot be written, or no bag can be read.
+    """
+    make_folder(out)
+    entries = begun(out, options)
+    works, unreadable = [], []
+    for path in bags:
+        try:
+            works.append(prepare(home_of(path).resolve(), out, options, entries))
+        except SourceError as error:
+            unreadable.append(BagOutcome(expanded(path).name, expanded(path), faults=[str(error)]))
+    if not works:
+        raise SourceError("; ".join(fault for outcome in unreadable for fault in outcome.faults) or "no bags are given")
+    save_description(out, options, entries)
+    on_start(sum(len(work.plans) for work in works), sum(work.outcome.before for work in works))
+    make_frames(works, jobs, on_frame)
+    for work in works:
+        work.outcome.with_depth = sum(bool(row["depth"]) for row in work.rows.values())
+        work.outcome.with_labels = sum(bool(row["labels"]) for row in work.rows.values())
+    return [*(work.outcome for work in works), *unreadable]
+
+
+def begun(out: Path, options: Options) -> dict[str, dict[str, Any]]:
+    """Name -> description of the bags that are in a folder already. Raises SourceError where it was begun with other options."""
+    if not Extraction.is_one(out):
+        return {}
+    try:
+        before = Extraction.open(out)
+    except DataError as error:
+        raise SourceError(str(error)) from None
+    now = json.loads(json.dumps(asdict(options)))
+    unlike = [f"{name} {before.options.get(name)!r}, not {value!r}" for name, value in now.items() if before.options.get(name) != value]
+    if unlike:
+        raise SourceError(f"{out} was extracted with other options: {'; '.join(unlike)}; give the same ones, or another folder")
+    return {entry["name"]: entry for entry in before.bags}
+
+
+def name_of(home: Path, entries: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the bag at `home` is called: as its folder or file, with a number where another is called so already.
+
+    entries: name -> description, with the `path` of the bag, of those that have names.
+    """
+    own = next((name for name, entry in entries.items() if entry["path"] == str(home)), "")
+    stem = home.name if home.is_dir() else home.stem
+    # masks and pseudo are folders of the extraction itself.
+    taken = {*entries, "masks", "pseudo"}
+    names = (stem if number == 1 else f"{stem}-{number}" for number in range(1, len(taken) + 2))
+    return own or next(name for name in names if name not in taken)
+
+
+def prepare(home: Path, out: Path, options: Options, entries: dict[str, dict[str, Any]]) -> Work:
+    """Look at a bag, write what is common to its frames, and take up those that are done. Raises SourceError."""
+    name = name_of(home, entries)
+    index, plans, reader = open_frames(home, options)
+    folder = out / name
+    make_folder(folder)
+    entry = {
+        "name": name,
+        "path": str(home),
+        "start": index.start,
+        "end": index.end,
+        "messages": index.messages,
+        "fingerprint": index.fingerprint,
+        "topics": {role: topic for role, topic in asdict(index.topics).items() if topic},
+        "remarks": index.remarks,
+        "faults": index.faults,
+    }
+    same = entries.get(name, {}).get("fingerprint") == index.fingerprint
+    rows = {row["stamp"]: row for row in read_rows(folder)} if same else {}
+    wanted = {plan.stamp for plan in plans}
+    rows = {stamp: row for stamp, row in rows.items() if stamp in wanted and files_exist(folder, row)}
+    entries[name] = entry
+    for kind in ("image", "depth", "labels"):
+        (folder / kind).mkdir(exist_ok=True)
+    save(folder / "camera.json", json.dumps(calibration(index), indent=1).encode())
+    if index.labels is not None:
+        save(folder / "labels.json", json.dumps(index.labels.to_dict(), indent=1).encode())
+    outcome = BagOutcome(name, index.path, before=len(rows), remarks=index.remarks, faults=index.faults)
+    return Work(folder, index, plans, reader, outcome, rows)
+
+
+def files_exist(folder: Path, row: dict[str, Any]) -> bool:
+    return all((folder / row[kind]).exists() for kind in ("image", "depth", "labels") if row[kind])
+
+
+def calibration(index: BagIndex) -> dict[str, Any]:
+    """What camera.json says of a bag's images; k is null where no calibration is known."""
+    height, width = index.size
+    camera = index.camera
+    how = "unknown: no usable camera_info"
+    if camera is not None:
+        how = "as it came" if camera.is_rectified else f"from {index.topics.image} by its {camera.distortion_model} calibration"
+    return {
+        "width": width,
+        "height": height,
+        "k": list(camera.rectified().k) if camera else None,
+        "baseline": index.baseline,
+        "frame_id": index.frame_id,
+        "rectified": how,
+    }
+
+
+def save_description(out: Path, options: Options, entries: dict[str, dict[str, Any]]) -> None:
+    content = {"format": FORMAT, "lix": __version__, "options": asdict(options), "bags": list(entries.values())}
+    save(out / "extraction.json", json.dumps(content, indent=1).encode())
+
+
+def make_frames(works: list[Work], jobs: int, on_frame: Callable[[], None]) -> None:
+    """Make what is missing, and write it down as it comes."""
+    todo = []
+    for place, work in enumerate(works):
+        missing = [plan for plan in work.plans if plan.stamp not in work.rows]
+        todo += [(place, missing[start : start + JOB_FRAMES]) for start in range(0, len(missing), JOB_FRAMES)]
+    saved = time.monotonic()
+    try:
+        for place, results in results_of(works, todo, jobs):
+            outcome = works[place].outcome
+            for stamp, result in results:
+                if isinstance(result, dict):
+                    works[place].rows[stamp] = result
+                    outcome.done += 1
+                else:
+                    outcome.left_out[stamp] = result
+                on_frame()
+            if time.monotonic() - saved > SAVE_EVERY_S:
+                works[place].save_rows()
+                saved = time.monotonic()
+    finally:
+        for work in works:
+            work.save_rows()
+
+
+Results = list[tuple[int, "dict[str, Any] | str"]]
+"""Stamp -> the frame's line of frames.jsonl, or why there is none."""
+
+
+def results_of(works: list[Work], todo: list[tuple[int, list[FramePlan]]], jobs: int) -> Iterator[tuple[int, Results]]:
+    """Which bag, and its results, of each job; in any order."""
+    crew = [(work.folder, work.reader) for work in works]
+    if min(jobs, len(todo)) <= 1:
+        for place, plans in todo:
+            yield place, make_job(*crew[place], plans)
+        return
+    # A forked child of a process that has used OpenCV's threads may hang.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(jobs, len(todo)), context, begin_work, (crew,))
+    try:
+        futures: dict[Future, int] = {pool.submit(make_job_at, place, plans): place for place, plans in todo}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    except BrokenProcessPool:
+        raise SourceError("a process that makes frames died (is memory short?); the frames that are done stay: run it again") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+CREW: list[tuple[Path, FrameReader]] = []
+"""In a worker process: folder and reader of each bag."""
+
+
+def begin_work(crew: list[tuple[Path, FrameReader]]) -> None:
+    """In a worker process: Ctrl-C, which reaches every process of a terminal, is the parent's; and where the parent dies, so does this."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    cv2.setNumThreads(1)
+    CREW.extend(crew)
+
+
+def end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def make_job_at(place: int, plans: list[FramePlan]) -> Results:
+    return make_job(*CREW[place], plans)
+
+
+def make_job(folder: Path, reader: FrameReader, plans: list[FramePlan]) -> Results:
+    """Make and write some frames. Raises SourceError where files cannot be written, or the bag cannot be read any more."""
+    results: Results = []
+    for plan, frame in reader.read(plans):
+        results.append((plan.stamp, str(frame) if isinstance(frame, LixError) else write_frame(folder, plan, frame)))
+    return results
+
+
+def write_frame(folder: Path, plan: FramePlan, frame: BagFrame) -> dict[str, Any]:
+    """Write a frame's files; its line of frames.jsonl."""
+    image = f"image/{plan.stamp}.{'png' if frame.jpeg is None else 'jpg'}"
+    if frame.jpeg is None:
+        save_image(folder / image, frame.image)
+    else:
+        save(folder / image, frame.jpeg)
+    row = {
+        "stamp": plan.stamp,
+        "reasons": list(plan.reasons),
+        "partners": plan.offsets,
+        "geometry": plan.geometry if frame.depth is not None else NO_GEOMETRY,
+        "image": image,
+        "depth": None,
+        "labels": None,
+    }
+    for kind in ("depth", "labels"):
+        if (pixels := getattr(frame, kind)) is not None:
+            row[kind] = f"{kind}/{plan.stamp}.png"
+            save_image(folder / row[kind], pixels)
+    return row | ({"warnings": list(frame.warnings)} if frame.warnings else {})

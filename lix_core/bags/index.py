@@ -1,0 +1,463 @@
+"""When the messages of a bag were taken, which belong together, and what depth can be made of them; no picture is kept.
+
+A message counts by the stamp in its header, that of the sensor, or by the time at which it was recorded where its topic has no stamps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from lix_core.bags.keyframes import keyframe_record
+from lix_core.bags.reader import CAMERA_INFO_TYPE, CLOUD_TYPE, TEXT_TYPE, TF_TYPE, Bag, camera_of, header_stamp, load_image
+from lix_core.bags.topics import RECTIFIED, Topics, find_topics, last_name
+from lix_core.camera import Camera
+from lix_core.errors import DataError, GeometryError, LabelError, LixError, SourceError
+from lix_core.geometry.lidar import check_rigid
+from lix_core.geometry.poses import matrix_from_pose
+from lix_core.geometry.stereo import pair_geometry
+from lix_core.labels import LabelSet
+
+GEOMETRIES = {"depth": "depth", "stereo": "right_image", "lidar": "points"}
+"""What depth is made of -> the role whose messages must be paired with the images for it. In the order of `auto`: the dense ones first."""
+AUTO, NO_GEOMETRY = "auto", "none"
+HEADER, RECORDED = "header", "recorded"
+"""Clocks: the sensors' stamps, or the time of recording."""
+TIMED = ("image", "right_image", "depth", "points", "labels")
+"""Roles that are paired by time."""
+MARGIN_S = 1.0
+"""Read more than the wanted stretch of time: a partner may be recorded later than its image."""
+LOOKED_AT = 200
+"""Messages that are searched for a calibration of the image's size."""
+NS = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a bag becomes frames.
+
+    topics: role -> topic, where they are not found by themselves (lix_core.bags.topics). geometry: auto, depth, stereo, lidar or none.
+    every: every so-manieth image. begin, end: [s] since the bag's first message; end 0 is the bag's. slop: largest difference between the
+    stamps of an image and its partner [s]. offset: by how much the stamps of the depth's sensor are late [s]; taken off them. clock: header
+    or recorded. extrinsics: pose of the LiDAR in the camera's optical frame, x y z qx qy qz qw; empty takes the bag's TF.
+    max_disparity: largest one searched in stereo pairs [pixels], a multiple of 16.
+
+    Raises:
+        SourceError: a value out of these.
+    """
+
+    topics: Mapping[str, str] = field(default_factory=dict)
+    geometry: str = AUTO
+    every: int = 1
+    begin: float = 0.0
+    end: float = 0.0
+    slop: float = 0.02
+    offset: float = 0.0
+    clock: str = HEADER
+    extrinsics: tuple[float, ...] = ()
+    max_disparity: int = 128
+
+    def __post_init__(self) -> None:
+        if self.geometry not in (AUTO, NO_GEOMETRY, *GEOMETRIES):
+            raise SourceError(f"there is no geometry {self.geometry!r}; there are {AUTO}, {', '.join(GEOMETRIES)} and {NO_GEOMETRY}")
+        if self.clock not in (HEADER, RECORDED):
+            raise SourceError(f"there is no clock {self.clock!r}; there are {HEADER} and {RECORDED}")
+        if self.every < 1 or self.slop < 0 or self.begin < 0 or self.end < 0:
+            raise SourceError(f"every is 1 or more, slop, from and to 0 or more; got {self.every}, {self.slop}, {self.begin}, {self.end}")
+        if self.end and self.end <= self.begin:
+            raise SourceError(f"from {self.begin} s to {self.end} s is no stretch of time")
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The messages of a topic in time. recorded, stamps: (N,) int64 [ns], in ascending order of stamps, none of them twice."""
+
+    topic: str
+    type: str
+    recorded: np.ndarray
+    stamps: np.ndarray
+    repeated: int = 0
+    """Messages left out because their stamp was there already."""
+    backwards: int = 0
+    """How often the stamps went back while it was recorded."""
+
+    def __len__(self) -> int:
+        return len(self.stamps)
+
+
+@dataclass(frozen=True)
+class Keyframe:
+    """What the logger says of a frame that it picked: why, and the stamps of the messages that it recorded with it, by topic [ns]."""
+
+    reasons: tuple[str, ...]
+    partners: dict[str, int]
+
+
+NO_KEYFRAME = Keyframe((), {})
+
+
+@dataclass(frozen=True)
+class FramePlan:
+    """A frame to be made: which messages it takes.
+
+    stamp: of the image [ns]. members: role -> when the message was recorded [ns]. offsets: topic -> how much later than the image its
+    message was taken [ns]. geometry: what its depth is made of; none without depth. reasons: why it was recorded, for keyframes.
+    """
+
+    stamp: int
+    members: dict[str, int]
+    offsets: dict[str, int]
+    geometry: str
+    reasons: tuple[str, ...]
+
+
+@dataclass
+class BagIndex:
+    """What there is in a bag.
+
+    start, end: recorded [ns]. camera: of the image as it is on the topic; None where it is not known or cannot be rectified. right_camera:
+    of the other one of the pair. pair_fault: what makes the pair useless, in words. camera_from_lidar: (4, 4). labels: what the ids of the
+    label topic mean. keyframes: stamp -> why a frame was recorded, and with what. size: (height, width) of the first image. remarks: what
+    a user should know. faults: what could not be read.
+    """
+
+    name: str
+    path: Path
+    is_ros2: bool
+    salvaged: bool
+    start: int
+    end: int
+    messages: int
+    fingerprint: str
+    topics: Topics
+    streams: dict[str, Stream] = field(default_factory=dict)
+    size: tuple[int, int] | None = None
+    frame_id: str = ""
+    camera: Camera | None = None
+    right_camera: Camera | None = None
+    camera_from_lidar: np.ndarray | None = None
+    pair_fault: str = ""
+    labels: LabelSet | None = None
+    keyframes: dict[int, Keyframe] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def baseline(self) -> float:
+        """Of the stereo pair [m]; 0 where there is none."""
+        try:
+            return pair_geometry(self.camera.rectified(), self.right_camera.rectified())[0] if self.camera and self.right_camera else 0.0
+        except GeometryError:
+            return 0.0
+
+
+def scan(bag: Bag, options: Options) -> BagIndex:
+    """Read a bag once, and see what is in it. Raises DamagedBag, or SourceError for options that do not fit it."""
+    topics, remarks = find_topics(bag, options.topics)
+    index = BagIndex(
+        bag.name, bag.path, bag.is_ros2, bag.salvaged, bag.start, bag.end, bag.count, fingerprint(bag), topics, remarks=remarks,
+        faults=bag.faults,
+    )  # fmt: skip
+    begin = bag.start + round(options.begin * NS)
+    stop = bag.start + round(options.end * NS) if options.end else bag.end + 1
+    margin = round((MARGIN_S + abs(options.offset)) * NS)
+    index.streams = read_streams(bag, topics, options.clock, begin - margin, stop + margin, index.remarks)
+    if image := index.streams.get("image"):
+        inside = (image.recorded >= begin) & (image.recorded < stop)
+        index.streams["image"] = replace(image, recorded=image.recorded[inside], stamps=image.stamps[inside])
+    look_at_image(bag, index)
+    look_at_cameras(bag, index)
+    if topics.points and len(index.streams.get("points", ())):
+        place_lidar(bag, index, options)
+    if topics.label_names:
+        index.labels = read_labels(bag, topics.label_names, index.remarks)
+    if topics.keyframes:
+        index.keyframes = read_keyframes(bag, topics.keyframes)
+    return index
+
+
+def fingerprint(bag: Bag) -> str:
+    """Tells one recording from another, and from itself when it has grown; stays when the bag is moved."""
+    text = json.dumps([bag.start, bag.end, bag.count, sorted((t.name, t.type, t.count) for t in bag.topics)])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def read_streams(bag: Bag, topics: Topics, clock: str, start: int, stop: int, remarks: list[str]) -> dict[str, Stream]:
+    """Role -> stream, of the roles that are paired by time; remarks on their stamps are added."""
+    roles = {getattr(topics, role): role for role in TIMED if getattr(topics, role)}
+    rows: dict[str, list[tuple[int, int | None]]] = defaultdict(list)
+    types: dict[str, str] = {}
+    for topic, kind, recorded, raw in bag.messages(roles, max(0, start), stop) if roles else ():
+        rows[topic].append((recorded, header_stamp(raw, bag.is_ros2)))
+        types[topic] = kind
+    streams = {}
+    for topic, role in roles.items():
+        recorded = np.array([row[0] for row in rows[topic]], np.int64)
+        stamps = np.array([row[1] or 0 for row in rows[topic]], np.int64)
+        if clock == RECORDED:
+            stamps = recorded
+        elif len(stamps) and (stamps <= 0).any():
+            remarks.append(f"{int((stamps <= 0).sum())} of {len(stamps)} messages of {topic} have no stamp: the time of recording counts")
+            stamps = recorded
+        backwards = int((np.diff(stamps[np.argsort(recorded, kind="stable")]) < 0).sum())
+        unique, first = np.unique(stamps, return_index=True)
+        repeated = len(stamps) - len(unique)
+        if repeated:
+            remarks.append(f"{repeated} messages of {topic} have a stamp that another has too; they are left out")
+        if backwards:
+            remarks.append(f"the stamps of {topic} go back {backwards} times: its clock was set back, or the bag was played in a loop")
+        streams[role] = Stream(topic, types.get(topic, ""), recorded[first], unique, repeated, backwards)
+    return streams
+
+
+def look_at_image(bag: Bag, index: BagIndex) -> None:
+    """Size and frame of the first image that can be decoded."""
+    image = index.streams.get("image")
+    if image is None or not len(image):
+        return
+    for place, (_, kind, _, raw) in enumerate(bag.messages([image.topic], int(image.recorded.min()), int(image.recorded.max()) + 1)):
+        try:
+            index.size = load_image(raw, kind, image.topic, bag.is_ros2)[0].shape[:2]
+            index.frame_id = bag.decode(raw, kind).header.frame_id
+            return
+        except LixError as error:
+            if place + 1 >= LOOKED_AT:
+                index.remarks.append(f"none of the first {LOOKED_AT} images of {image.topic} can be decoded: {error}")
+                return
+
+
+def look_at_cameras(bag: Bag, index: BagIndex) -> None:
+    """The calibrations of the image and of its partner to the right, where they are usable."""
+    topics = index.topics
+    if not topics.camera_info or index.size is None:
+        return
+    index.camera = usable_camera(bag, topics.camera_info, topics.image, index)
+    if index.camera is not None and topics.right_image and topics.right_camera_info:
+        index.right_camera = usable_camera(bag, topics.right_camera_info, topics.right_image, index)
+
+
+def usable_camera(bag: Bag, topic: str, image: str, index: BagIndex) -> Camera | None:
+    """The first calibration on a topic that fits the image's size; what is wrong with it becomes a remark."""
+    remark = f"{topic} has no message"
+    for place, (_, _, _, raw) in enumerate(bag.messages([topic])):
+        if place >= LOOKED_AT:
+            break
+        try:
+            message = bag.decode(raw, CAMERA_INFO_TYPE)
+        except SourceError as error:
+            remark = f"{topic}: {error}"
+            continue
+        camera = camera_of(message)
+        if camera is None:
+            remark = f"{topic} is of an uncalibrated camera (zeros): no depth can be made, pictures and labels can; calibrate it"
+        elif camera.shape != index.size:
+            sizes = f"{topic} is for {camera.width}x{camera.height}, {image} is {index.size[1]}x{index.size[0]}"
+            remark = f"{sizes}: both must be of one camera mode"
+        else:
+            index.frame_id = (message.header.frame_id or index.frame_id) if topic == index.topics.camera_info else index.frame_id
+            if RECTIFIED in last_name(image):
+                return camera.rectified()
+            try:
+                camera.rectification_maps()
+            except GeometryError as error:
+                remark = f"{topic}: {error}; pictures stay as they are, and no depth can be made"
+                break
+            return camera
+    index.remarks.append(remark)
+    return None
+
+
+def place_lidar(bag: Bag, index: BagIndex, options: Options) -> None:
+    """Where the LiDAR is: by the option, or by the bag's TF."""
+    if options.extrinsics:
+        index.camera_from_lidar = matrix_from_pose(options.extrinsics)
+        return
+    first = bag.first(index.topics.points)
+    lidar = bag.decode(first[2], CLOUD_TYPE).header.frame_id if first else ""
+    frames = Frames.read(bag)
+    try:
+        index.camera_from_lidar = check_rigid(frames.lookup(index.frame_id, lidar), "the LiDAR's place by TF")
+        if frames.moving & {*frames.path(index.frame_id), *frames.path(lidar)}:
+            index.remarks.append(f"the transform from {lidar} to {index.frame_id} changes with time; its first value is taken")
+    except GeometryError as error:
+        index.remarks.append(f"{error}; give it as --extrinsics 'x y z qx qy qz qw'")
+
+
+class Frames:
+    """The tree of coordinate frames of a bag, by what /tf_static and /tf say first."""
+
+    def __init__(self) -> None:
+        self.parents: dict[str, tuple[str, np.ndarray]] = {}
+        """Frame -> its parent, and parent_from_frame."""
+        self.moving: set[str] = set()
+        """Frames that were told to be at different places."""
+
+    @classmethod
+    def read(cls, bag: Bag) -> "Frames":
+        frames = cls()
+        topics = [t.name for t in bag.topics if t.type == TF_TYPE and t.count]
+        for _, kind, _, raw in bag.messages(topics) if topics else ():
+            try:
+                for transform in bag.decode(raw, kind).transforms:
+                    frames.add(transform)
+            except LixError:
+                continue
+        return frames
+
+    def add(self, message: object) -> None:
+        """Take note of a TransformStamped; the first one of a frame counts. Raises GeometryError where it is no transform."""
+        parent, child = message.header.frame_id.lstrip("/"), message.child_frame_id.lstrip("/")
+        t, q = message.transform.translation, message.transform.rotation
+        matrix = matrix_from_pose((t.x, t.y, t.z, q.x, q.y, q.z, q.w))
+        known = self.parents.setdefault(child, (parent, matrix))
+        if known[0] == parent and not np.allclose(known[1], matrix, atol=1e-6):
+            self.moving.add(child)
+
+    def path(self, frame: str) -> dict[str, np.ndarray]:
+        """Frame and its ancestors, up to the root -> ancestor_from_frame."""
+        frame = frame.lstrip("/")
+        found = {frame: np.eye(4)}
+        while frame in self.parents and self.parents[frame][0] not in found:
+            parent, step = self.parents[frame]
+            found[parent] = step @ found[frame]
+            frame = parent
+        return found
+
+    def lookup(self, target: str, source: str) -> np.ndarray:
+        """(4, 4) target_from_source. Raises GeometryError where the frames are not connected."""
+        to_target, to_source = self.path(target), self.path(source)
+        common = next((frame for frame in to_source if frame in to_target), None)
+        if common is None:
+            names = (source or "a frame without a name", target or "a frame without a name")
+            raise GeometryError(f"the bag's TF has no transform from {names[0]} to {names[1]}")
+        return np.linalg.inv(to_target[common]) @ to_source[common]
+
+
+def read_labels(bag: Bag, topic: str, remarks: list[str]) -> LabelSet | None:
+    """The label set that a topic tells as JSON."""
+    first = bag.first(topic)
+    try:
+        return LabelSet.from_dict(json.loads(bag.decode(first[2], TEXT_TYPE).data)) if first else None
+    except (LabelError, SourceError, json.JSONDecodeError) as error:
+        remarks.append(f"{topic} does not say what the ids mean: {error}")
+        return None
+
+
+def read_keyframes(bag: Bag, topic: str) -> dict[int, Keyframe]:
+    """Stamp -> why the logger recorded the frame, and with what; what is no such record is passed over."""
+    keyframes = {}
+    for _, _, _, raw in bag.messages([topic]):
+        try:
+            record = keyframe_record(raw)
+            partners = {str(name): int(stamp) for name, stamp in record.get("partners", {}).items()}
+        except (DataError, AttributeError, TypeError, ValueError):
+            continue
+        keyframes[record["stamp"]] = Keyframe(tuple(record["reasons"]), partners)
+    return keyframes
+
+
+def nearest(stamps: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Indices into ascending `stamps` (not empty) of those nearest to each of `wanted`; of two that are as near, the earlier."""
+    after = np.clip(np.searchsorted(stamps, wanted), 1, max(1, len(stamps) - 1))
+    before = after - 1
+    after = np.minimum(after, len(stamps) - 1)
+    return np.where(wanted - stamps[before] <= stamps[after] - wanted, before, after)
+
+
+def pair(stamps: np.ndarray, others: np.ndarray, slop: int, offset: int = 0) -> np.ndarray:
+    """For each of `stamps` the index of its partner in `others`, -1 for none: lix_core.pairing.Pairer, when all stamps are known.
+
+    Partners are nearest to each other, and at most `slop` apart; each is used once.
+
+    Args:
+        stamps, others: ascending int64 [ns]. offset: by how much `others` are late [ns].
+    """
+    if not len(stamps) or not len(others):
+        return np.full(len(stamps), -1, np.int64)
+    others = others - offset
+    there = nearest(others, stamps)
+    mutual = nearest(stamps, others[there]) == np.arange(len(stamps))
+    return np.where(mutual & (np.abs(others[there] - stamps) <= slop), there, -1)
+
+
+def offset_of(role: str, options: Options) -> int:
+    """By how much a role's stamps are taken to be late [ns]."""
+    return round(options.offset * NS) if role in GEOMETRIES.values() else 0
+
+
+def pairs_of(index: BagIndex, options: Options) -> dict[str, np.ndarray]:
+    """Role -> for each image the place of its partner in that role's stream, -1 for none."""
+    image = index.streams.get("image")
+    stamps = image.stamps if image else np.zeros(0, np.int64)
+    slop = round(options.slop * NS)
+    pairs = {}
+    for role, stream in index.streams.items():
+        if role != "image":
+            pairs[role] = pair(stamps, stream.stamps, slop, offset_of(role, options))
+            # What the logger recorded with a keyframe is its partner, by the logger's own tolerance.
+            places = {int(stamp): place for place, stamp in enumerate(stream.stamps)} if index.keyframes else {}
+            for place, stamp in enumerate(stamps.tolist() if places else ()):
+                partner = index.keyframes.get(stamp, NO_KEYFRAME).partners.get(stream.topic)
+                pairs[role][place] = places.get(partner, pairs[role][place])
+    return pairs
+
+
+def obstacle(geometry: str, index: BagIndex, pairs: Mapping[str, np.ndarray]) -> str:
+    """Why depth cannot be made in this way, in words; "" where it can."""
+    role = GEOMETRIES[geometry]
+    if not getattr(index.topics, role):
+        return f"no topic for {role}"
+    if index.camera is None:
+        return "no usable calibration of the camera"
+    if geometry == "stereo":
+        if index.right_camera is None:
+            return "no usable calibration of the right camera"
+        try:
+            pair_geometry(index.camera.rectified(), index.right_camera.rectified())
+        except GeometryError as error:
+            return str(error)
+        if index.pair_fault:
+            return index.pair_fault
+    if geometry == "lidar" and index.camera_from_lidar is None:
+        return "where the LiDAR is, is not known"
+    return "" if (pairs[role] >= 0).any() else f"no message of {getattr(index.topics, role)} is near an image in time"
+
+
+def choose_geometry(index: BagIndex, options: Options, pairs: Mapping[str, np.ndarray]) -> str:
+    """What depth is made of. Raises SourceError where it is asked for and cannot be."""
+    if options.geometry == NO_GEOMETRY:
+        return NO_GEOMETRY
+    if options.geometry != AUTO:
+        if why := obstacle(options.geometry, index, pairs):
+            raise SourceError(f"bag {index.path}: no depth from {options.geometry}: {why}")
+        return options.geometry
+    return next((geometry for geometry in GEOMETRIES if not obstacle(geometry, index, pairs)), NO_GEOMETRY)
+
+
+def plan_frames(index: BagIndex, options: Options) -> list[FramePlan]:
+    """The frames of a bag, in order of time. Raises SourceError where there is no image, or no depth that was asked for."""
+    image = index.streams.get("image")
+    if image is None or not len(image):
+        why = "; ".join(index.remarks) or "no image is in the stretch of time asked for"
+        raise SourceError(f"bag {index.path} gives no frames: {why}")
+    pairs = pairs_of(index, options)
+    geometry = choose_geometry(index, options, pairs)
+    plans = []
+    for place in range(0, len(image), options.every):
+        stamp, recorded = int(image.stamps[place]), int(image.recorded[place])
+        members, offsets = {"image": recorded}, {}
+        for role, partners in pairs.items():
+            if partners[place] >= 0 and (role == "labels" or role == GEOMETRIES.get(geometry)):
+                stream = index.streams[role]
+                members[role] = int(stream.recorded[partners[place]])
+                offsets[stream.topic] = int(stream.stamps[partners[place]]) - stamp
+        has_depth = GEOMETRIES.get(geometry) in members
+        reasons = index.keyframes.get(stamp, NO_KEYFRAME).reasons
+        plans.append(FramePlan(stamp, members, offsets, geometry if has_depth else NO_GEOMETRY, reasons))
+    return plans

@@ -1,0 +1,390 @@
+"""Which frames of a drive are worth keeping: those from which a student learns, each with the depth that belongs to it.
+
+No ROS in here, no threads and no clock: all follows from stamps, so a bag gives the same keyframes as the drive it was recorded on.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+
+from lix_core.errors import DataError
+from lix_core.options import option
+
+THUMBNAIL = (32, 24)
+"""Width and height at which views are compared."""
+LEAST_CONTRAST = 4.0
+"""Standard deviation of gray values below which a view counts as having no contrast: noise in the dark is no change of view."""
+JUMP_NS = 1_000_000_000
+"""A message this much older than the newest comes from a clock that was set back, not late."""
+REMEMBERED = 200
+"""Values of uncertainty that wait for an image that comes after them, at most."""
+
+
+@dataclass(frozen=True)
+class KeyframeSettings:
+    """When an image is a keyframe; 0 switches a reason off."""
+
+    uncertainty: float = option(0.3, "keep an image of which the student is at least this uncertain", 0.0, 1.0)
+    disagreement: float = option(0.0, "keep an image on whose pixels teacher and student differ at least this much", 0.0, 1.0)
+    view: float = option(0.5, "keep an image that differs this much from the last one kept; 1.1 is as much as two unlike scenes do", 0.0)
+    interval: float = option(10.0, "keep an image at the latest this long after the last one [s]", 0.0)
+    least: float = option(0.5, "and none sooner than this after it, but for triggers [s]", 0.0)
+    before: float = option(2.0, "what a trigger keeps of the time before it [s]", 0.0)
+    after: float = option(3.0, "what a trigger keeps of the time after it [s]", 0.0)
+    buffer: int = option(256_000_000, "bytes held for triggers and partners at most", 1)
+    tolerance: float = option(0.05, "largest difference between the stamps of an image and its partner [s]", 0.0)
+    patience: float = option(1.0, "how long an image waits for its uncertainty, and then for its partners [s]", 0.0)
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            limits = self.__dataclass_fields__[name].metadata
+            if not limits["least"] <= value <= (float("inf") if limits["most"] is None else limits["most"]):
+                raise DataError(f"{name} is {value}, but must be from {limits['least']} to {limits['most'] or 'any size'}")
+
+
+def nanoseconds(seconds: float) -> int:
+    return round(seconds * 1e9)
+
+
+def view_of(gray: np.ndarray) -> np.ndarray:
+    """(24, 32) float32 of zero mean and unit contrast, of (H, W) uint8 gray values of any size."""
+    small = cv2.resize(gray, THUMBNAIL, interpolation=cv2.INTER_AREA).astype(np.float32)
+    return (small - small.mean()) / max(float(small.std()), LEAST_CONTRAST)
+
+
+class KeyframePolicy:
+    """Decides image after image, in the order of their stamps."""
+
+    def __init__(self, settings: KeyframeSettings):
+        self.settings = settings
+        self._last: int | None = None
+        """Stamp of the last image kept [ns]."""
+        self._due = 0
+        self._view: np.ndarray | None = None
+
+    def rests(self, stamp_ns: int) -> bool:
+        """Whether an image comes too soon after the last one kept, so that no more need be known of it."""
+        return self._last is not None and 0 <= stamp_ns - self._last < nanoseconds(self.settings.least)
+
+    def image(
+        self,
+        stamp_ns: int,
+        thumbnail: np.ndarray | None = None,
+        uncertainty: float | None = None,
+        disagreement: float | None = None,
+        triggered: bool = False,
+    ) -> list[str]:
+        """Why an image is kept; empty where it is not.
+
+        Args:
+            stamp_ns: its stamp [ns]. One before that of the last image kept comes from a clock set back, and all begins anew.
+            thumbnail: (H, W) uint8 gray values; None: not known, as is
+            uncertainty: of the student, 0..1,
+            disagreement: share of pixels of which teacher and student think differently, 0..1.
+            triggered: whether somebody asked for it; it is then kept at any rate.
+
+        Returns:
+            of "trigger", "uncertain", "disagreement", "view", "interval", those that hold.
+        """
+        if self._last is not None and stamp_ns < self._last:
+            self._last = None
+        reasons = ["trigger"] if triggered else []
+        view = None
+        if not self.rests(stamp_ns):
+            view = view_of(thumbnail) if thumbnail is not None and self.settings.view else None
+            reasons += self._reasons(stamp_ns, view, uncertainty, disagreement)
+        if reasons:
+            self._note(stamp_ns, reasons)
+            if view is None and thumbnail is not None and self.settings.view:
+                view = view_of(thumbnail)
+            self._view = view if view is not None else self._view
+        return reasons
+
+    def _reasons(self, stamp: int, view: np.ndarray | None, uncertainty: float | None, disagreement: float | None) -> list[str]:
+        settings = self.settings
+        reasons = []
+        if settings.uncertainty and uncertainty is not None and uncertainty >= settings.uncertainty:
+            reasons.append("uncertain")
+        if settings.disagreement and disagreement is not None and disagreement >= settings.disagreement:
+            reasons.append("disagreement")
+        if view is not None and (self._view is None or float(np.abs(view - self._view).mean()) >= settings.view):
+            reasons.append("view")
+        if settings.interval and (self._last is None or stamp >= self._due):
+            reasons.append("interval")
+        return reasons
+
+    def _note(self, stamp: int, reasons: list[str]) -> None:
+        interval = nanoseconds(self.settings.interval)
+        # Counted from when it was due, not from when it came: a fixed rate is then kept on average, whatever the rate of the camera.
+        on_time = self._last is not None and reasons == ["interval"] and stamp - self._due < interval
+        self._due = (self._due if on_time else stamp) + interval
+        self._last = stamp
+
+
+Kept = tuple[str, int, bytes]
+"""What is to be written: topic, when it was recorded [ns], raw."""
+
+
+@dataclass(eq=False)
+class Message:
+    """A message in the ring. stamp: of its header. recorded: when it came. written: given out already."""
+
+    topic: str
+    stamp: int
+    recorded: int
+    raw: bytes
+    written: bool = False
+    undecided: bool = False
+
+
+class RingBuffer:
+    """The messages of the last seconds, up to a number of bytes; the oldest go first."""
+
+    def __init__(self, seconds: float, max_bytes: int):
+        self.span, self.max_bytes = nanoseconds(seconds), max_bytes
+        self.size = 0
+        self._messages: deque[Message] = deque()
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    def __iter__(self) -> Iterator[Message]:
+        return iter(self._messages)
+
+    def add(self, message: Message) -> list[Message]:
+        """Take a message, in the order in which they are recorded; those that had to make room for it."""
+        self._messages.append(message)
+        self.size += len(message.raw)
+        gone = []
+        while self._messages[0].recorded < message.recorded - self.span or (self.size > self.max_bytes and len(self) > 1):
+            gone.append(self._messages.popleft())
+            self.size -= len(gone[-1].raw)
+        return gone
+
+    def clear(self) -> None:
+        self._messages.clear()
+        self.size = 0
+
+
+@dataclass(eq=False)
+class Keyframe:
+    """An image that is kept and still waits for its partners. until: when it stops waiting, by the time of recording [ns]."""
+
+    stamp: int
+    recorded: int
+    until: int
+    record: dict[str, Any]
+    missing: list[str] = field(default_factory=list)
+
+
+class KeyframeSelector:
+    """Takes every message of a drive and gives back those to write: keyframes, their partners, a record of each, and what is always kept.
+
+    An image is decided as soon as the uncertainty of it, or of a later image, is known, or `patience` is over: it is computed from the
+    image, so it comes later, and not for every image. Of an image that is kept, the message of each partner topic with the nearest stamp
+    is kept too, if it is within `tolerance`; it may come later than the image, again by `patience`. Then the record is given out.
+    Nothing is given out twice, and not in order of time: bags are read by their stamps. Not for several threads at once.
+    """
+
+    def __init__(
+        self,
+        settings: KeyframeSettings,
+        image: str,
+        partners: Sequence[str] = (),
+        always: Sequence[str] = (),
+        records: str = "/logger/keyframes",
+        gray: Callable[[bytes], np.ndarray | None] | None = None,
+    ):
+        """
+        Args:
+            settings: when to keep what.
+            image: topic of the images among which keyframes are.
+            partners: topics of what belongs to an image: the right camera, clouds, depth, labels.
+            always: topics of which all is kept: calibrations, transforms, names of labels.
+            records: topic on which the records of keyframes are written, as std_msgs/msg/String of JSON.
+            gray: (H, W) uint8 gray values of a raw image, or None where it has none; asked only for images that may be kept.
+
+        Raises:
+            DataError: a topic in two roles.
+        """
+        roles = [image, *partners, *always, records]
+        twice = sorted({role for role in roles if roles.count(role) > 1})
+        if twice:
+            raise DataError(f"a topic is the image, a partner, always kept, or the records: {', '.join(twice)} cannot be two of them")
+        self.settings, self.image, self.partners, self.always, self.records = settings, image, tuple(partners), frozenset(always), records
+        self.policy = KeyframePolicy(settings)
+        self.ring = RingBuffer(max(settings.before, settings.patience) + settings.patience + settings.tolerance, settings.buffer)
+        self.images, self.keyframes = 0, 0
+        """How many images came and were kept."""
+        self._gray = gray
+        self._waiting: deque[Message] = deque()
+        self._open: list[Keyframe] = []
+        self._said: dict[str, dict[int, float]] = {"uncertainty": {}, "disagreement": {}}
+        self._newest: dict[str, int] = {}
+        self._now = 0
+        self._window = (0, -1)
+
+    def add(self, topic: str, stamp_ns: int, raw: bytes, recorded_ns: int | None = None) -> list[Kept]:
+        """Take a message; what is to be written now.
+
+        Args:
+            topic: one of those named, or any other, which is then kept only around triggers.
+            stamp_ns: of its header [ns], by which images and partners go together.
+            raw: as it came.
+            recorded_ns: when it came [ns], by which the bag is in order and triggers go; the stamp where None.
+        """
+        recorded = stamp_ns if recorded_ns is None else recorded_ns
+        kept = self.tick(recorded)
+        if topic in self.always:
+            return [*kept, (topic, recorded, raw)]
+        message = Message(topic, stamp_ns, recorded, raw)
+        self._newest[topic] = max(stamp_ns, self._newest.get(topic, stamp_ns))
+        if topic == self.image:
+            self.images += 1
+            message.undecided = True
+            self._waiting.append(message)
+        elif self._window[0] <= recorded <= self._window[1]:
+            kept += self._write(message)
+        for gone in self.ring.add(message):
+            if gone.undecided:
+                kept += self._decide_until(gone.stamp)
+        kept += self._decide_known()
+        return kept + self._complete()
+
+    def uncertainty(self, stamp_ns: int, value: float) -> list[Kept]:
+        """How uncertain the student is, 0..1, of the image with this stamp; what is to be written now."""
+        return self._learn("uncertainty", stamp_ns, value)
+
+    def disagreement(self, stamp_ns: int, value: float) -> list[Kept]:
+        """On what share of the image with this stamp teacher and student differ, 0..1; what is to be written now."""
+        return self._learn("disagreement", stamp_ns, value)
+
+    def trigger(self, now_ns: int) -> list[Kept]:
+        """Keep all of the time around now [ns]: what is to be written of the time before."""
+        start = now_ns - nanoseconds(self.settings.before)
+        end = now_ns + nanoseconds(self.settings.after)
+        joined = self._window[0] <= start <= self._window[1]  # a second trigger lengthens the first
+        self._window = (self._window[0] if joined else start, end)
+        kept: list[Kept] = []
+        for message in list(self.ring):
+            if start <= message.recorded <= end and not message.written:
+                kept += self._keep(message, ["trigger"]) if message.topic == self.image and not message.undecided else []
+                kept += self._write(message) if message.topic != self.image else []
+        return kept + self._complete()
+
+    def tick(self, now_ns: int) -> list[Kept]:
+        """What is to be written because time has passed: call it where no messages come."""
+        if now_ns < self._now - JUMP_NS:
+            kept = self.finish()
+            self._forget()
+            self._now = now_ns
+            return kept
+        self._now = max(self._now, now_ns)
+        late = self._now - nanoseconds(self.settings.patience)
+        kept: list[Kept] = []
+        while self._waiting and self._waiting[0].recorded <= late:
+            kept += self._decide(self._waiting.popleft())
+        return kept + self._complete()
+
+    def finish(self) -> list[Kept]:
+        """All that waits is decided with what is known: what is still to be written."""
+        kept: list[Kept] = []
+        while self._waiting:
+            kept += self._decide(self._waiting.popleft())
+        return kept + self._complete(give_up=True)
+
+    def _forget(self) -> None:
+        """The clock was set back: what was before does not belong to what comes."""
+        self.ring.clear()
+        self._newest.clear()
+        for said in self._said.values():
+            said.clear()
+        self._window = (0, -1)
+
+    def _learn(self, what: str, stamp: int, value: float) -> list[Kept]:
+        said = self._said[what]
+        said[stamp] = value
+        while len(said) > REMEMBERED:
+            del said[next(iter(said))]
+        return self._decide_known() + self._complete()
+
+    def _decide_known(self) -> list[Kept]:
+        """Decide those waiting images of which nothing more will come: values come in the order of their images."""
+        wanted = [self._said[name] for name in self._said if getattr(self.settings, name)]
+        known = min((max(said, default=-1) for said in wanted), default=2**63)
+        return self._decide_until(known)
+
+    def _decide_until(self, stamp: int) -> list[Kept]:
+        kept: list[Kept] = []
+        while self._waiting and self._waiting[0].stamp <= stamp:
+            kept += self._decide(self._waiting.popleft())
+        return kept
+
+    def _decide(self, image: Message) -> list[Kept]:
+        image.undecided = False
+        triggered = self._window[0] <= image.recorded <= self._window[1]
+        rests = self.policy.rests(image.stamp)
+        gray = self._gray(image.raw) if self._gray and self.settings.view and (triggered or not rests) else None
+        values = {name: said.get(image.stamp) for name, said in self._said.items()}
+        reasons = self.policy.image(image.stamp, gray, **values, triggered=triggered)
+        return self._keep(image, reasons) if reasons else []
+
+    def _keep(self, image: Message, reasons: list[str]) -> list[Kept]:
+        self.keyframes += 1
+        record: dict[str, Any] = {"stamp": image.stamp, "topic": image.topic, "reasons": reasons}
+        record.update({name: said[image.stamp] for name, said in self._said.items() if image.stamp in said})
+        record["partners"] = {}
+        until = self._now + nanoseconds(self.settings.patience)
+        self._open.append(Keyframe(image.stamp, image.recorded, until, record, list(self.partners)))
+        return self._write(image)
+
+    def _write(self, message: Message) -> list[Kept]:
+        if message.written:
+            return []
+        message.written = True
+        return [(message.topic, message.recorded, message.raw)]
+
+    def _complete(self, give_up: bool = False) -> list[Kept]:
+        """Give the keyframes those partners that have come, and give out the records of those that wait for none."""
+        kept: list[Kept] = []
+        for keyframe in list(self._open):
+            over = give_up or self._now >= keyframe.until
+            for topic in list(keyframe.missing):
+                # Nothing nearer can come once the topic has reached the image: its messages come in the order of their stamps.
+                if over or self._newest.get(topic, -1) >= keyframe.stamp:
+                    keyframe.missing.remove(topic)
+                    if partner := self._nearest(topic, keyframe.stamp):
+                        keyframe.record["partners"][topic] = partner.stamp
+                        kept += self._write(partner)
+            if not keyframe.missing:
+                self._open.remove(keyframe)
+                kept.append((self.records, keyframe.recorded, keyframe_message(keyframe.record)))
+        return kept
+
+    def _nearest(self, topic: str, stamp: int) -> Message | None:
+        within = [m for m in self.ring if m.topic == topic and abs(m.stamp - stamp) <= nanoseconds(self.settings.tolerance)]
+        return min(within, key=lambda m: abs(m.stamp - stamp), default=None)
+
+
+def keyframe_message(record: dict[str, Any]) -> bytes:
+    """A record as std_msgs/msg/String, serialised as little-endian CDR."""
+    text = json.dumps(record).encode() + b"\0"
+    return b"\0\1\0\0" + struct.pack("<I", len(text)) + text
+
+
+def keyframe_record(raw: bytes) -> dict[str, Any]:
+    """The record in a message of `keyframe_message`, or of any publisher of such JSON. Raises DataError."""
+    try:
+        (length,) = struct.unpack_from("<I" if raw[1] & 1 else ">I", raw, 4)
+        record = json.loads(raw[8 : 8 + length].rstrip(b"\0"))
+        return {**record, "stamp": int(record["stamp"]), "reasons": [str(r) for r in record["reasons"]]}
+    except (struct.error, IndexError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"a keyframe's record cannot be read: {error}") from None

@@ -1,0 +1,307 @@
+"""Masks that people make: frames out to their tools, with what is labelled already, and masks back in, found again by stamp."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import cv2
+import numpy as np
+
+from lix_core.bags.extract import ExtractedFrame, Extraction
+from lix_core.bags.formats import (
+    BACKGROUND,
+    FORMATS,
+    LABELS_FILE,
+    MANY,
+    WRITERS,
+    MaskSource,
+    open_masks,
+    read_label_set,
+    stem_of,
+    write_label_set,
+)
+from lix_core.bags.teacher import Teacher, calibrations_of, image_of
+from lix_core.errors import DataError, LabelError, SourceError
+from lix_core.files import make_folder, read_mask, save
+from lix_core.labels import UNLABELLED, Label, LabelMapping, LabelSet
+from lix_core.runtime.bundle import Bundle, find_bundle
+
+# ---- names of classes
+
+
+def plain(name: str) -> str:
+    """A class name as people compare them: without case, and with spaces for _ and -."""
+    return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'car'?`, or which there are."""
+    known = list(known)
+    close = difflib.get_close_matches(plain(name), [plain(k) for k in known], n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {next(k for k in known if plain(k) == close[0])!r}?"
+    return f"; there are {', '.join(known)}"
+
+
+def mapping_by_name(names: Sequence[str], labels: LabelSet) -> tuple[np.ndarray, list[str]]:
+    """Classes of a tool -> ids of `labels`, by name, whatever its case.
+
+    Returns:
+        (256,) uint8: position in `names` -> id, 255 for names that `labels` lacks; and a complaint for each of those but `background`.
+    """
+    ids = {plain(name): i for i, name in enumerate(labels.names)}
+    lut = np.full(256, UNLABELLED, np.uint8)
+    complaints = []
+    for index, name in enumerate(names):
+        if plain(name) in ids:
+            lut[index] = ids[plain(name)]
+        elif plain(name) != BACKGROUND:
+            complaints.append(f"class {name!r} is not in label set {labels.name!r}{did_you_mean(name, labels.names)} (left unlabelled)")
+    return lut, complaints
+
+
+# ---- which frame a mask is of
+
+
+class Finder:
+    """Finds frames by the names that people's files have: any name with the frame's stamp in it, and its bag's where several have one."""
+
+    def __init__(self, frames: Iterable[ExtractedFrame]):
+        self._by_stamp: dict[int, list[ExtractedFrame]] = {}
+        for frame in frames:
+            self._by_stamp.setdefault(frame.stamp, []).append(frame)
+        self._bags = {frame.bag for found in self._by_stamp.values() for frame in found}
+
+    def find(self, name: str) -> ExtractedFrame:
+        """Raises DataError, saying which frame is nearest."""
+        path = PurePosixPath(stem_of(name))
+        runs = sorted(re.findall(r"\d+", path.name), key=len, reverse=True)
+        if not runs:
+            raise DataError("its name has no stamp; a mask is named <stamp>.png, in a folder of its bag's name")
+        found = next((self._by_stamp[int(run)] for run in runs if int(run) in self._by_stamp), None)
+        if found is None:
+            raise DataError(f"no frame has this stamp{self._nearest(int(runs[0]))}")
+        named = self._bags & {*path.parts[:-1]}
+        fitting = [f for f in found if f.bag in named] if named else found
+        if not fitting:
+            raise DataError(f"bag {', '.join(sorted(named))} has no frame of this stamp; bag {found[0].bag} has")
+        if len(fitting) > 1:
+            bags = ", ".join(f.bag for f in fitting)
+            raise DataError(f"bags {bags} all have a frame of this stamp; put the mask into a folder of its bag's name")
+        return fitting[0]
+
+    def _nearest(self, stamp: int) -> str:
+        if not self._by_stamp:
+            return "; the extraction has no frames"
+        nearest = min(self._by_stamp, key=lambda s: abs(s - stamp))
+        return f"; the nearest is {nearest}, {abs(nearest - stamp) / 1e6:.6g} ms away"
+
+
+# ---- import
+
+
+@dataclass
+class ImportReport:
+    """What came of an import.
+
+    labels: what the ids in `<extraction>/masks` mean. imported: names of frames. left_out: files, each with the reason.
+    notes: what else there is to know. pixels: (C + 1,) int64 of each class in the masks imported, the last unlabelled.
+    """
+
+    labels: LabelSet
+    imported: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    pixels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+
+def import_masks(
+    extraction: Extraction,
+    path: str | Path,
+    labels: LabelSet | None = None,
+    form: str = "",
+    on_mask: Callable[[], None] = lambda: None,
+) -> ImportReport:
+    """Masks that people made -> `<extraction>/masks/<bag>/<stamp>.png` and labels.json; what can be used is used.
+
+    Args:
+        path: a folder, archive or file of one of FORMATS, or a folder that `export_masks` wrote.
+        labels: what the ids in the extraction shall mean; classes of the masks go into it by name. Left out, that of the masks imported
+            before, else what is written beside the masks, else that of the bags' label topics, else the classes that the tool names.
+        form: one of FORMATS; "": told by what is there. on_mask: called after each mask.
+
+    Raises:
+        SourceError: no masks there, or the extraction cannot be written. DataError: they are not of the format, or not one can be used.
+        LabelError: nothing says what the ids mean, or the masks imported before are in another label set.
+    """
+    folder = extraction.root / "masks"
+    before = read_label_set(folder / LABELS_FILE) if (folder / LABELS_FILE).exists() else None
+    if before and labels and before.names != labels.names:
+        raise LabelError(
+            f"{folder} has masks in label set {before.name!r} ({', '.join(before.names)}), not {labels.name!r}; "
+            "import into that one, or move the folder away"
+        )
+    source = open_masks(path, form, labels or before or labels_of_bags(extraction))
+    target = before or labels or source.labels or labels_of_bags(extraction) or own_labels(source)
+    lut, complaints = mapping_by_name(source.classes, target)
+    report = ImportReport(target, notes=[*source.notes, *complaints], pixels=np.zeros(len(target) + 1, np.int64))
+    finder, taken = Finder(extraction.frames), {}
+    for name in source.names:
+        try:
+            frame = finder.find(name)
+            if frame.name in taken:
+                raise DataError(f"{taken[frame.name]} is of the same frame, {frame.name}")
+            mask, complaint = source.read(name)
+            mask = lut[mask]
+            check_mask(mask, frame, complaint)
+        except DataError as error:
+            report.left_out.append(f"{name}: {error}")
+        else:
+            taken[frame.name] = name
+            make_folder(folder / frame.bag)
+            if not report.imported:
+                write_label_set(folder / LABELS_FILE, target)
+            save(folder / frame.bag / f"{frame.stamp}.png", cv2.imencode(".png", mask)[1].tobytes())
+            report.imported.append(frame.name)
+            report.notes += [f"{name}: {complaint}"] if complaint else []
+            report.pixels += np.bincount(np.minimum(mask, len(target)).ravel(), minlength=len(target) + 1)
+        on_mask()
+    if not report.imported:
+        raise DataError(f"none of {len(source.names)} masks of {path} can be used: {'; '.join((report.left_out + report.notes)[:MANY])}")
+    return report
+
+
+def check_mask(mask: np.ndarray, frame: ExtractedFrame, complaint: str) -> None:
+    """Whether a mask (H, W) of ids is of use for a frame. Raises DataError."""
+    height, width = image_of(frame).shape[:2]
+    if mask.shape != (height, width):
+        raise DataError(f"it is {mask.shape[1]}x{mask.shape[0]}, the image of {frame.name} is {width}x{height}; masks are not scaled")
+    if (mask == UNLABELLED).all():
+        raise DataError(complaint or "nothing in it is labelled")
+
+
+def labels_of_bags(extraction: Extraction) -> LabelSet | None:
+    """The label set of the bags' label topics, where they have one and the same."""
+    paths = [extraction.root / bag["name"] / LABELS_FILE for bag in extraction.bags]
+    found = {read_label_set(path) for path in paths if path.exists()}
+    return found.pop() if len(found) == 1 else None
+
+
+def own_labels(source: MaskSource) -> LabelSet:
+    """The classes that a tool names, without its background, in grey levels of no meaning where it has no colours. Raises LabelError."""
+    names = [name for name in source.classes if plain(name) != BACKGROUND]
+    colours = source.colours if source.colours is not None else some_colours(len(source.classes))
+    return LabelSet("masks", tuple(Label(name, tuple(colours[source.classes.index(name)].tolist())) for name in names))
+
+
+def some_colours(count: int) -> np.ndarray:
+    """(count, 3) uint8 colours that can be told apart, of classes that have none."""
+    hues = (np.arange(count) * 0.618034 % 1.0 * 180.0).astype(np.uint8)  # the golden ratio keeps neighbours apart
+    bright = np.where(np.arange(count) % 2, 150, 240).astype(np.uint8)
+    return cv2.cvtColor(np.stack([hues, np.full_like(hues, 190), bright], -1)[None], cv2.COLOR_HSV2RGB)[0]
+
+
+# ---- export
+
+
+def export_masks(
+    extraction: Extraction,
+    out: Path,
+    form: str,
+    labels: LabelSet,
+    mask_of: MaskOf = lambda frame, image: None,
+    count: int = 0,
+    on_frame: Callable[[], None] = lambda: None,
+) -> list[ExtractedFrame]:
+    """Frames for people to label: `<out>/images/<bag>/<stamp>.<suffix>`, labels.json, and what is labelled already.
+
+    png: `<out>/masks/<bag>/<stamp>.png`. cvat: `<out>/annotations.zip`, and cvat_labels.json, the classes for CVAT's label constructor.
+    coco: `<out>/annotations.json`. Where the classes' colours are black or not all different, those of the masks are changed a little.
+
+    Args:
+        form: one of FORMATS. mask_of: given a frame and its image (H, W, 3) uint8 RGB, its (H, W) uint8 ids of `labels`, or None.
+        count: only so many frames, at even distances; 0: all. on_frame: called after each.
+
+    Returns:
+        The frames.
+
+    Raises:
+        SourceError: the folder cannot be written. DataError: an image cannot be read, or there are no frames. LabelError: too many colours.
+    """
+    if form not in FORMATS:
+        raise SourceError(f"there is no mask format {form!r}; there are {', '.join(FORMATS)}")
+    frames = spread(extraction.frames, count)
+    if not frames:
+        raise DataError(f"{extraction.root} has no frames")
+    make_folder(out)
+    write_label_set(out / LABELS_FILE, labels)
+    writer = WRITERS[form](out, labels)
+    for frame in frames:
+        image = image_of(frame)
+        make_folder(out / "images" / frame.bag)
+        save(out / "images" / frame.bag / frame.image.name, frame.image.read_bytes())
+        writer.add(f"{frame.bag}/{frame.image.name}", image.shape[:2], mask_of(frame, image))
+        on_frame()
+    writer.close()
+    return frames
+
+
+STARTS = ("", "model", "masks", "bag", "pseudo")
+"""What people may start from: nothing, what a model says, people's earlier masks, the bag's label topic, pseudo-labels."""
+
+MaskOf = Callable[[ExtractedFrame, np.ndarray], "np.ndarray | None"]
+"""Given a frame and its image (H, W, 3) uint8 RGB: its (H, W) uint8 ids, or None."""
+
+
+def ready_masks(extraction: Extraction, start: str, labels: LabelSet | None, model: str | Path, backend: str) -> tuple[LabelSet, MaskOf]:
+    """What is labelled already, for `export_masks`: the label set and what gives the masks.
+
+    Args:
+        start: one of STARTS. labels: the label set to export in, by names; None: that of the masks, and where there are none that of
+            people's earlier masks, else of the model. model, backend: of a student, or of a teacher, whose X is made of the frames' depth.
+
+    Raises:
+        SourceError: no such start. DataError: there are no such labels. LabelError: no class is in both sets. BundleError: no such model.
+    """
+    if start not in STARTS:
+        raise SourceError(f"there is nothing {start!r} to start from; there are {', '.join(name for name in STARTS if name)}")
+    if start == "model":
+        teacher = Teacher(calibrations_of(extraction), find_bundle(model), backend)
+        source, mask_of = Bundle.load(teacher.model).manifest.labels, lambda frame, image: teacher.mask(frame)
+    elif start:
+        source, mask_of = label_set_of(extraction, start), lambda frame, image: stored_mask(extraction, frame, start)
+    else:
+        before = extraction.root / "masks" / LABELS_FILE
+        source = read_label_set(before) if before.exists() else Bundle.load(find_bundle(model)).manifest.labels
+        return labels or source, lambda frame, image: None
+    if labels is None or labels.names == source.names:
+        return labels or source, mask_of
+    lut = LabelMapping.by_name(source, labels).lut
+    return labels, lambda frame, image: None if (mask := mask_of(frame, image)) is None else lut[mask]
+
+
+def label_set_of(extraction: Extraction, kind: str) -> LabelSet:
+    """Of labels of a kind, the same in all bags that have them. Raises DataError."""
+    bags = sorted({frame.bag for frame in extraction.frames if extraction.label_path(frame, kind)})
+    found = {extraction.label_set(kind, bag) for bag in bags}
+    if len(found) != 1:
+        what = "have different label sets" if found else "have none"
+        raise DataError(f"labels of kind {kind!r} are asked for, but the bags of {extraction.root} {what}")
+    return found.pop()
+
+
+def stored_mask(extraction: Extraction, frame: ExtractedFrame, kind: str) -> np.ndarray | None:
+    """(H, W) uint8 ids of labels of a kind; None where the frame has none. Raises DataError."""
+    path = extraction.label_path(frame, kind)
+    return None if path is None else read_mask(path)
+
+
+def spread(frames: Sequence[ExtractedFrame], count: int) -> list[ExtractedFrame]:
+    """At most `count` frames, from the first to the last at even distances; 0: all."""
+    if not count or count >= len(frames):
+        return list(frames)
+    return [frames[i] for i in np.linspace(0, len(frames) - 1, count).round().astype(int)]

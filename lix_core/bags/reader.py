@@ -1,0 +1,267 @@
+"""Bags of ROS 1 and ROS 2, opened and decoded without ROS, through `rosbags`; and damaged ones, as far as they are whole.
+
+Messages of the types in DECODED are read by the layout that ROS gives them, not by the definitions in the bag: these layouts have not
+changed since ROS 2 Foxy, Humble's sqlite3 bags carry none, and a broken definition of some other type then spoils nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from lix_core.bags import salvage
+from lix_core.camera import Camera
+from lix_core.errors import DataError, ImageError, LixError, SourceError, first_line
+from lix_core.files import expanded
+from lix_core.pixels import read_compressed, read_pixels
+
+T = TypeVar("T")
+BAG_SUFFIXES = (".mcap", ".db3", ".bag")
+IMAGE_TYPE, COMPRESSED_TYPE, CAMERA_INFO_TYPE, CLOUD_TYPE = (
+    f"sensor_msgs/msg/{t}" for t in ("Image", "CompressedImage", "CameraInfo", "PointCloud2")
+)
+TEXT_TYPE, TF_TYPE = "std_msgs/msg/String", "tf2_msgs/msg/TFMessage"
+DECODED = (IMAGE_TYPE, COMPRESSED_TYPE, CAMERA_INFO_TYPE, CLOUD_TYPE, TEXT_TYPE, TF_TYPE)
+
+
+class DamagedBag(SourceError):
+    """A bag, or a part of it, cannot be read by the rules; `whole_of` may still read some."""
+
+
+@dataclass(frozen=True)
+class TopicInfo:
+    """A topic of a bag: its messages are of one type. latched: offered as transient local, hence once and for all."""
+
+    name: str
+    type: str
+    count: int
+    latched: bool = False
+
+
+class Storage(Protocol):
+    """Where messages come from: `rosbags`, or lix_core.bags.salvage. start, end: stamps of the first and last message [ns]."""
+
+    topics: list[TopicInfo]
+    start: int
+    end: int
+    faults: list[str]
+    is_ros2: bool
+
+    def messages(self, topics: Collection[str], start: int | None, stop: int | None) -> Iterator[tuple[str, str, int, bytes]]: ...
+
+    def close(self) -> None: ...
+
+
+class Bag:
+    """An open bag, for use with `with`.
+
+    name: its folder's, or its file's without suffix. start, end: stamps at which its first and last message were recorded [ns]; 0 where it
+    is empty. count: messages. faults: what of it could not be read, in words; empty unless it was salvaged.
+
+    Raises:
+        DamagedBag: it cannot be read; also while messages are read.
+    """
+
+    def __init__(self, path: str | Path, salvaged: bool = False):
+        """salvaged: read what is whole, by scanning the files and without their indexes."""
+        self.path = home_of(path)
+        self.name = self.path.name if self.path.is_dir() else self.path.stem
+        self.salvaged = salvaged
+        try:
+            self._storage: Storage = salvage.Salvage(self.path) if salvaged else RosbagsStorage(self.path)
+        except LixError:
+            raise
+        except Exception as error:  # rosbags' storage readers have their own exceptions for damaged files
+            raise damaged(self.path, error) from None
+        self.topics = self._storage.topics
+        self.count = sum(topic.count for topic in self.topics)
+        self.start, self.end = (self._storage.start, self._storage.end) if self.count else (0, 0)
+        self.faults = self._storage.faults
+
+    def __enter__(self) -> "Bag":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._storage.close()
+
+    def messages(
+        self, topics: Collection[str] = (), start: int | None = None, stop: int | None = None
+    ) -> Iterator[tuple[str, str, int, bytes]]:
+        """(topic, type, recorded [ns], raw) of some topics, or all; recorded at `start` or later and before `stop`.
+
+        In order of time, but for salvaged bags. Raises DamagedBag where the damage begins.
+        """
+        try:
+            yield from self._storage.messages(set(topics), start, stop)
+        except Exception as error:
+            raise damaged(self.path, error) from None
+
+    def first(self, topic: str) -> tuple[str, int, bytes] | None:
+        """(type, recorded [ns], raw) of a topic's first message; None where it has none."""
+        for _, kind, recorded, raw in self.messages([topic]):
+            return kind, recorded, raw
+        return None
+
+    def decode(self, raw: bytes, kind: str) -> Any:
+        """The message, with the fields that ROS gives it. Raises SourceError."""
+        return decode(raw, kind, self._storage.is_ros2)
+
+    @property
+    def is_ros2(self) -> bool:
+        return self._storage.is_ros2
+
+
+class RosbagsStorage:
+    """A bag by the rules, through rosbags: folders with metadata.yaml, single .mcap, .db3 and ROS 1 .bag files."""
+
+    def __init__(self, path: Path):
+        from rosbags import rosbag1, rosbag2
+
+        self.faults: list[str] = []
+        self.is_ros2 = path.suffix != ".bag"
+        self._reader = (rosbag2 if self.is_ros2 else rosbag1).Reader(path)
+        self._reader.open()
+        self._connections = list(self._reader.connections)
+        counts: dict[tuple[str, str], int] = {}
+        for c in self._connections:
+            counts[c.topic, c.msgtype] = counts.get((c.topic, c.msgtype), 0) + c.msgcount
+        latched = {(c.topic, c.msgtype) for c in self._connections if is_latched(c)}
+        self.topics = [TopicInfo(*key, count, key in latched) for key, count in counts.items()]
+        self.start, self.end = self._reader.start_time, self._reader.end_time - 1  # rosbags' end is behind the last message
+
+    def messages(self, topics: Collection[str], start: int | None, stop: int | None) -> Iterator[tuple[str, str, int, bytes]]:
+        chosen = [c for c in self._connections if not topics or c.topic in topics]
+        if chosen:
+            for connection, recorded, raw in self._reader.messages(chosen, start, stop):
+                yield connection.topic, connection.msgtype, recorded, raw
+
+    def close(self) -> None:
+        self._reader.close()
+
+
+def is_latched(connection: Any) -> bool:
+    """Whether a connection of rosbags offers what it has to those who come late."""
+    profiles = getattr(connection.ext, "offered_qos_profiles", None)
+    if profiles is not None:
+        return any(profile.durability.name.lower() == "transient_local" for profile in profiles)
+    return bool(getattr(connection.ext, "latching", 0))
+
+
+def home_of(path: str | Path) -> Path:
+    """What of a bag to open: its folder where it has metadata.yaml, also for the file in it. Raises SourceError where there is no bag."""
+    path = expanded(path)
+    if not path.exists():
+        raise SourceError(f"no such bag: {path}")
+    if path.suffix in (".mcap", ".db3") and (path.parent / "metadata.yaml").exists():
+        return path.parent
+    if path.is_dir() and not (path / "metadata.yaml").exists() and not salvage.files_of(path):
+        raise SourceError(f"{path} is no bag: neither metadata.yaml nor a .mcap or .db3 file is in it")
+    return path
+
+
+def is_bag(path: Path) -> bool:
+    """Whether a path looks like a bag: a file with a bag's suffix, a folder with metadata.yaml, or one with the files of a bag."""
+    if path.is_dir():
+        return (path / "metadata.yaml").exists() or bool(salvage.files_of(path))
+    return path.suffix in BAG_SUFFIXES and path.is_file()
+
+
+def bags_in(path: str | Path) -> list[Path]:
+    """The bag at a path, or those in a folder of bags, by name. Raises SourceError where there is none."""
+    path = expanded(path)
+    if path.is_dir() and not (path / "metadata.yaml").exists():
+        files = salvage.files_of(path)
+        folders = sorted(p for p in path.iterdir() if p.is_dir() and is_bag(p))
+        if folders or len(files) > 1:
+            # Files of one split bag share a stem but for a number; several bags beside each other are folders, or files of their own.
+            return folders or ([path] if one_bag(files) else files)
+        if not files:
+            bags = sorted(p for p in path.glob("*.bag"))
+            if not bags:
+                raise SourceError(f"{path} holds no bag: no folder with metadata.yaml, and no .mcap, .db3 or .bag file")
+            return bags
+    return [home_of(path)]
+
+
+def one_bag(files: list[Path]) -> bool:
+    """Whether files are the parts of one bag, named <stem>_0, <stem>_1, ..."""
+    stems = {file.stem.rpartition("_")[0] for file in files if file.stem.rpartition("_")[2].isdecimal()}
+    return len(stems) == 1 and all(file.stem.rpartition("_")[2].isdecimal() for file in files)
+
+
+def whole_of(path: str | Path, use: Callable[[Bag], T]) -> T:
+    """use(bag) with an open bag; where it turns out to be damaged, once more with what is whole of it.
+
+    Raises:
+        DamagedBag: nothing of it can be read.
+    """
+    try:
+        with Bag(path) as bag:
+            return use(bag)
+    except DamagedBag as damage:
+        with Bag(path, salvaged=True) as bag:
+            if not bag.count:
+                raise damage from None
+            bag.faults.insert(0, str(damage))
+            return use(bag)
+
+
+def damaged(path: Path, error: Exception) -> DamagedBag:
+    return DamagedBag(f"cannot read bag {path}; is it damaged? ({first_line(error)})")
+
+
+@lru_cache(maxsize=2)
+def typestore(is_ros2: bool) -> Any:
+    """The layouts of ROS's own types; building them takes 0.2 s."""
+    from rosbags.typesys import Stores, get_typestore
+
+    return get_typestore(Stores.LATEST if is_ros2 else Stores.ROS1_NOETIC)
+
+
+def decode(raw: bytes, kind: str, is_ros2: bool = True) -> Any:
+    """A message of one of the types DECODED. Raises SourceError where its bytes are not those of such a message."""
+    store = typestore(is_ros2)
+    try:
+        return store.deserialize_cdr(raw, kind) if is_ros2 else store.deserialize_ros1(raw, kind)
+    except Exception as error:  # struct, Unicode and rosbags' own errors, by where the damage is
+        raise SourceError(f"a message of type {kind} cannot be deserialised; is the bag damaged? ({first_line(error)})") from None
+
+
+def header_stamp(raw: bytes, is_ros2: bool = True) -> int | None:
+    """The stamp [ns] in the header of a message that begins with one, without deserialising it; None where it is too short."""
+    if len(raw) < 12:
+        return None
+    # After the four bytes of CDR's encapsulation, or of ROS 1's seq; CDR says in its second byte whether it is little-endian.
+    order = "little" if not is_ros2 or raw[1] & 1 else "big"
+    seconds = int.from_bytes(raw[4:8], order, signed=is_ros2)
+    return seconds * 10**9 + int.from_bytes(raw[8:12], order)
+
+
+def image_of(message: Any, kind: str, name: str = "image") -> tuple[np.ndarray, str]:
+    """(H, W[, C]) pixels of an Image or CompressedImage, and their channel order. Raises ImageError."""
+    if kind == COMPRESSED_TYPE:
+        return read_compressed(message.data, name)
+    return read_pixels(message.data, message.height, message.width, message.step, message.encoding, bool(message.is_bigendian))
+
+
+def load_image(raw: bytes, kind: str, topic: str, is_ros2: bool = True) -> tuple[np.ndarray, str]:
+    """As `image_of`, of a raw message. Raises ImageError."""
+    try:
+        message = decode(raw, kind, is_ros2)
+    except SourceError as error:
+        raise ImageError(f"{topic}: {error}") from None
+    return image_of(message, kind, topic)
+
+
+def camera_of(message: Any) -> Camera | None:
+    """The calibration in a CameraInfo of ROS 1 or 2; None for what an uncalibrated camera publishes."""
+    k, d, r, p = (getattr(message, n, None) if hasattr(message, n) else getattr(message, n.upper()) for n in "kdrp")
+    try:
+        return Camera(message.width, message.height, k, message.distortion_model, d, r, p)
+    except DataError:
+        return None

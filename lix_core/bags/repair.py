@@ -1,0 +1,341 @@
+"""Bags of recorders that were killed, made whole: what was recorded stays as it is; what is missing is added, or a new bag is written."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import closing, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from lix_core.bags.salvage import FOOTER, HEAD, LAST_OPCODE, MAGIC, SCHEMA, SUFFIXES, McapPart, SqlitePart, files_of, read_text
+from lix_core.bags.space import delete_bag, free_space
+from lix_core.bags.writer import NO_HASH, Qos, RosbagsWriter, Topic, definition_of
+from lix_core.errors import SourceError
+from lix_core.files import expanded, save
+
+if TYPE_CHECKING:
+    from rosbags.interfaces import Connection
+
+STORAGE = {".mcap": "mcap", ".db3": "sqlite3"}
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+"""Begins a compressed message of an sqlite3 bag; a message itself begins with a zero byte."""
+JOURNALS = ("-journal", "-wal", "-shm")
+
+
+@dataclass(frozen=True)
+class RepairReport:
+    """bag: the whole one. changed: "nothing", as it was whole; "metadata", which was added; or "new", where bag is beside the damaged one.
+
+    messages, start, end: how many it has, and when the first and last were recorded [ns]. dropped: bytes behind the last whole record
+    of the files. faults: what was damaged, in words.
+    """
+
+    bag: Path
+    changed: str
+    messages: int
+    start: int
+    end: int
+    dropped: int
+    faults: tuple[str, ...]
+
+    def __str__(self) -> str:
+        done = {"nothing": "is whole", "metadata": "has its metadata.yaml again", "new": "is new, and the damaged one as it was"}
+        seconds = f"{self.messages} messages, until {(self.end - self.start) / 1e9:.1f} s after the first"
+        return f"{self.bag} {done[self.changed]}: {seconds}" + (f"; {self.dropped} bytes dropped" if self.dropped else "")
+
+
+def repair(bag: str | Path, out: str | Path | None = None) -> RepairReport:
+    """Make a bag whole.
+
+    If its files are whole and only metadata.yaml is missing, that is written. Otherwise all whole messages are copied to a new bag,
+    under the stamps at which they were recorded, in the same storage.
+
+    Args:
+        bag: a folder, or a .mcap or .db3 file.
+        out: folder of the new bag, if one is needed; left out: <bag>_repaired beside it.
+
+    Raises:
+        SourceError: there is no bag, nothing of it can be read, or the new one cannot be written.
+    """
+    bag = expanded(bag)
+    files = _files_in(bag)
+    with TemporaryDirectory(prefix=".repair-", dir=bag.absolute().parent) if _journals(files) else nullcontext() as folder:
+        parts = [_part(file, folder) for file in files]
+        whole = not folder and not any(part.faults for part in parts)
+        connections = _connections(files) if whole else None
+        has_metadata = bag.is_file() or (bag / "metadata.yaml").exists()
+        faults = tuple(fault for part in parts for fault in part.faults)
+        if connections is not None and (has_metadata or out is None):
+            if not has_metadata:
+                _add_metadata(bag, files, parts, connections)
+            return _report(bag, "nothing" if has_metadata else "metadata", parts, 0, faults)
+        if not any(part.counts for part in parts):
+            raise SourceError(f"nothing can be recovered of {bag}: " + ("; ".join(faults) or "it holds no whole message"))
+        target = expanded(out) if out else bag.with_name(f"{bag.stem if bag.is_file() else bag.name}_repaired")
+        _copy(parts, target)
+        return _report(target, "new", parts, sum(_tail(file) for file in files), faults)
+
+
+def _report(bag: Path, changed: str, parts: list["Part"], dropped: int, faults: tuple[str, ...]) -> RepairReport:
+    filled = [part for part in parts if part.counts]
+    start, end = min((p.start for p in filled), default=0), max((p.end for p in filled), default=0)
+    return RepairReport(bag, changed, sum(part.counts.total() for part in parts), start, end, dropped, faults)
+
+
+def _files_in(bag: Path) -> list[Path]:
+    if not bag.exists():
+        raise SourceError(f"no such bag: {bag}")
+    files = files_of(bag) if bag.is_dir() else [bag] * (bag.suffix in SUFFIXES)
+    if not files:
+        raise SourceError(f"{bag} is no bag of ROS 2: it has no .mcap or .db3 file; where one is compressed (.zstd), unpack it first")
+    if len({file.suffix for file in files}) > 1:
+        raise SourceError(f"{bag} has both .mcap and .db3 files; repair them one by one")
+    return files
+
+
+def _journals(files: list[Path]) -> list[Path]:
+    """What sqlite3 leaves beside a file whose writer was killed, and without which the file may be neither here nor there."""
+    beside = [file.with_name(file.name + journal) for file in files if file.suffix == ".db3" for journal in JOURNALS]
+    return [journal for journal in beside if journal.exists()]
+
+
+class WholeMcap(McapPart):
+    """What is whole of an MCAP file, with the definitions (`texts`, by type) and the QoS (`offers`, by topic) that it notes."""
+
+    def __init__(self, path: Path):
+        self.file = path
+        self.texts: dict[str, str] = {}
+        self.offers: dict[str, str] = {}
+        super().__init__(path)
+
+    @property
+    def compressed(self) -> bool:
+        return any(run.compression for run in self._runs)
+
+    def _define(self, kind: int, record: bytes) -> None:
+        super()._define(kind, record)
+        with suppress(struct.error, UnicodeDecodeError):
+            if kind == SCHEMA:
+                name = read_text(record, 2)
+                encoding_at = 2 + 4 + len(name.encode())
+                encoding = read_text(record, encoding_at)
+                self.texts[name] = read_text(record, encoding_at + 4 + len(encoding.encode()))
+                return
+            topic = read_text(record, 4)
+            at = 4 + 4 + len(topic.encode())
+            at += 4 + len(read_text(record, at).encode()) + 4
+            while at < len(record):  # pairs of a name and a value
+                name = read_text(record, at)
+                at += 4 + len(name.encode())
+                value = read_text(record, at)
+                at += 4 + len(value.encode())
+                if name == "offered_qos_profiles":
+                    self.offers[topic] = value
+
+    def whole_messages(self) -> Iterator[tuple[str, str, int, bytes]]:
+        yield from self.messages((), 0, 2**63 - 1)
+
+
+class WholeSqlite(SqlitePart):
+    """The same of an sqlite3 file."""
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        self.file = path
+        self.texts = self._pairs("SELECT topic_type, encoded_message_definition FROM message_definitions")
+        self.offers = self._pairs("SELECT name, offered_qos_profiles FROM topics")
+
+    @property
+    def compressed(self) -> bool:
+        return any(raw.startswith(ZSTD_MAGIC) for *_, raw in self.messages((), 0, 2**63 - 1))
+
+    def _pairs(self, query: str) -> dict[str, str]:
+        """Empty where a bag of an older ROS has no such table or column."""
+        with suppress(sqlite3.Error), closing(self._connect()) as database:
+            return dict(database.execute(query).fetchall())
+        return {}
+
+    def whole_messages(self) -> Iterator[tuple[str, str, int, bytes]]:
+        from rosbags.rosbag2.storage_mcap import DECOMPRESSORS
+
+        for topic, kind, recorded, raw in self.messages((), 0, 2**63 - 1):
+            yield topic, kind, recorded, DECOMPRESSORS["zstd"](raw, 0) if raw.startswith(ZSTD_MAGIC) else raw
+
+
+Part = WholeMcap | WholeSqlite
+
+
+def _part(file: Path, folder: str | None) -> Part:
+    """A file; one with a journal is copied into the folder, and rolled back there to what was flushed."""
+    if file.suffix == ".mcap":
+        return WholeMcap(file)
+    if journals := _journals([file]):
+        assert folder
+        copy = Path(folder, file.name)
+        for source in [file, *journals]:
+            shutil.copyfile(source, copy.with_name(source.name))
+        with suppress(sqlite3.Error), closing(sqlite3.connect(copy)) as database:
+            database.execute("SELECT count(*) FROM topics").fetchone()
+            database.execute("PRAGMA journal_mode = DELETE")
+        return WholeSqlite(copy)
+    return WholeSqlite(file)
+
+
+def _tail(file: Path) -> int:
+    """Bytes of an MCAP file behind its last whole record."""
+    if file.suffix != ".mcap":
+        return 0
+    size, whole = file.stat().st_size, len(MAGIC)
+    with file.open("rb") as stream:
+        while True:
+            stream.seek(whole)
+            head = stream.read(HEAD.size)
+            kind, length = HEAD.unpack(head) if len(head) == HEAD.size else (0, 0)
+            if kind == FOOTER:
+                return 0
+            if not 0 < kind <= LAST_OPCODE or whole + HEAD.size + length > size:
+                return max(0, size - whole)
+            whole += HEAD.size + length
+
+
+def _connections(files: list[Path]) -> list[Connection] | None:
+    """Topics of whole files, with counts over all of them; None where rosbags does not think them whole."""
+    from rosbags.rosbag2 import Reader
+
+    found: dict[tuple[str, str], Connection] = {}
+    try:
+        for file in files:
+            with Reader(file) as reader:
+                for connection in reader.connections:
+                    key = connection.topic, connection.msgtype
+                    count = connection.msgcount + (found[key].msgcount if key in found else 0)
+                    digest = connection.digest or _definition(connection.msgtype, connection.msgdef.data)[1]
+                    found[key] = connection._replace(msgcount=count, digest=digest)
+    except Exception:  # whatever a damaged file makes rosbags raise
+        return None
+    return list(found.values())
+
+
+def _add_metadata(bag: Path, files: list[Path], parts: list[Part], connections: list[Connection]) -> None:
+    extents = [Extent(file, part.start, part.end, part.counts.total()) for file, part in zip(files, parts)]
+    compressed = files[0].suffix == ".db3" and any(part.compressed for part in parts)
+    write_metadata(bag, STORAGE[files[0].suffix], connections, extents, ("message", "zstd") if compressed else ("", ""))
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Of a file in a bag: when its first and its last message were recorded [ns], and how many there are."""
+
+    path: Path
+    start: int
+    end: int
+    messages: int
+
+
+def write_metadata(
+    folder: Path, storage: str, connections: Sequence[Connection], files: Sequence[Extent], compression: tuple[str, str] = ("", "")
+) -> None:
+    """Write a bag's metadata.yaml, version 9.
+
+    Args:
+        folder: the bag.
+        storage: "mcap" or "sqlite3".
+        connections: of rosbags, with digests and counts of messages.
+        files: its data files, in order.
+        compression: of single messages or whole files: (mode, format), as ("message", "zstd").
+
+    Raises:
+        SourceError: it cannot be written.
+    """
+    import yaml
+    from rosbags.rosbag2.metadata import dump_qos_v9
+
+    def spanned(extents: Sequence[Extent]) -> dict[str, Any]:
+        filled = [e for e in extents if e.messages]
+        start = min((e.start for e in filled), default=0)
+        return {
+            "starting_time": {"nanoseconds_since_epoch": start},
+            "duration": {"nanoseconds": max((e.end for e in filled), default=start) - start},
+            "message_count": sum(e.messages for e in filled),
+        }
+
+    information = {
+        "version": 9,
+        "storage_identifier": storage,
+        "relative_file_paths": [e.path.name for e in files],
+        **spanned(files),
+        "topics_with_message_count": [
+            {
+                "topic_metadata": {
+                    "name": c.topic,
+                    "type": c.msgtype,
+                    "serialization_format": c.ext.serialization_format,
+                    "offered_qos_profiles": dump_qos_v9(c.ext.offered_qos_profiles),
+                    "type_description_hash": c.digest,
+                },
+                "message_count": c.msgcount,
+            }
+            for c in connections
+        ],
+        "compression_mode": compression[0],
+        "compression_format": compression[1],
+        "files": [{"path": e.path.name, **spanned([e])} for e in files],
+        "custom_data": None,
+        "ros_distro": "rosbags",
+    }
+    text = yaml.safe_dump({"rosbag2_bagfile_information": information}, sort_keys=False)
+    save(folder / "metadata.yaml", text.encode())
+
+
+def _copy(parts: list[Part], out: Path) -> None:
+    """Write all whole messages into a new bag; nothing is left of it where that fails."""
+    size = sum(part.file.stat().st_size for part in parts)
+    if free_space(out.parent) < size:
+        raise SourceError(f"a whole copy of the bag needs {size / 1e6:.0f} MB, more than is free for {out}; name a folder on another disk")
+    compression = "zstd" if any(part.compressed for part in parts) else "none"
+    writer = RosbagsWriter(out, STORAGE[parts[0].file.suffix], compression)
+    try:
+        known: set[str] = set()
+        for part in parts:
+            for topic, kind, recorded, raw in part.whole_messages():
+                if topic not in known:
+                    known.add(topic)
+                    writer.add(Topic(topic, kind, _offered(part.offers.get(topic, ""))), _definition(kind, part.texts.get(kind, "")))
+                writer.write(topic, recorded, raw)
+        writer.close()
+    except BaseException:
+        with suppress(SourceError):
+            writer.close()
+        with suppress(SourceError):
+            delete_bag(out)
+        raise
+
+
+def _offered(text: str) -> tuple[Qos, ...]:
+    """QoS as bags note it; empty where that is damaged."""
+    from rosbags.rosbag2.metadata import parse_qos
+
+    try:
+        profiles: list[Any] = parse_qos(text)
+    except Exception:  # of rosbags and of what it parses with
+        return ()
+    return tuple(Qos(p.reliability.name.lower(), p.durability.name.lower(), p.history.name.lower(), p.depth) for p in profiles)
+
+
+def _definition(kind: str, text: str) -> tuple[str, str]:
+    """A type's text and hash: as the bag has it, for its messages were written so; otherwise by its name."""
+    from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+
+    if not text:
+        return definition_of(kind)
+    store = get_typestore(Stores.EMPTY)
+    try:
+        store.register(get_types_from_msg(text, kind))
+        return text, store.hash_rihs01(kind)
+    except Exception:  # the text may be in another language (IDL), or damaged: it is kept, its hash is not known
+        return text, NO_HASH

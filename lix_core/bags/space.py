@@ -1,0 +1,68 @@
+"""The room that recordings take: free space, the bags of a prefix, and which of them may go."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from lix_core.errors import SourceError
+
+ABANDONED_S = 3600.0
+"""An unfinished bag that nobody has written to for so long was left by a recorder that was killed [s]."""
+BAG_FILE = re.compile(r"(\.?metadata\.yaml(\.part|\.tmp)?|.*\.(mcap|db3)(\.zstd)?(-journal|-wal|-shm)?)$")
+
+
+@dataclass(frozen=True)
+class OwnBag:
+    """A bag that a recording made. size: of its files [bytes]. deletable: nobody writes it, and nothing of others is in it."""
+
+    path: Path
+    size: int
+    deletable: bool
+
+
+def free_space(folder: Path) -> int:
+    """Bytes free on the disk of a folder, or of the nearest folder above that exists; 0 where it cannot be told."""
+    for place in (folder, *folder.absolute().parents):
+        try:
+            return shutil.disk_usage(place).free
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return 0
+    return 0
+
+
+def own_bags(folder: Path, prefix: str) -> list[OwnBag]:
+    """The bags named <prefix>_<date>_<time>[_<number>] in a folder, oldest first by that name. Links are not followed."""
+    pattern = re.compile(re.escape(prefix) + r"_(\d{8})_(\d{6})(?:_(\d+))?")
+    found = []
+    try:
+        for path in folder.iterdir():
+            match = pattern.fullmatch(path.name)
+            if match and path.is_dir() and not path.is_symlink():
+                found.append(((match[1], match[2], int(match[3] or 0)), _own_bag(path)))
+    except OSError:  # the folder was removed, or a bag while it was looked at; next time it is known
+        pass
+    return [bag for _, bag in sorted(found, key=lambda item: item[0])]
+
+
+def _own_bag(path: Path) -> OwnBag:
+    files = {file: file.lstat() for file in path.iterdir()}
+    ours = all(BAG_FILE.fullmatch(file.name) and file.is_file() and not file.is_symlink() for file in files)
+    idle = time.time() - max((status.st_mtime for status in files.values()), default=path.stat().st_mtime)
+    return OwnBag(path, sum(status.st_size for status in files.values()), ours and (path / "metadata.yaml" in files or idle > ABANDONED_S))
+
+
+def delete_bag(bag: Path) -> None:
+    """Delete the files of a bag and its folder, which must hold nothing else. Raises SourceError."""
+    try:
+        for file in bag.iterdir():
+            if BAG_FILE.fullmatch(file.name):
+                file.unlink()
+        bag.rmdir()
+    except OSError as error:
+        raise SourceError(f"cannot delete bag {bag}: {error.strerror}") from None

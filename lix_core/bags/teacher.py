@@ -1,0 +1,138 @@
+"""A model over the frames of an extraction: their images, X out of their depth, and averages over views."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from lix_core.bags.extract import BagCalibration, ExtractedFrame, Extraction
+from lix_core.bags.sensors import to_metres
+from lix_core.errors import DataError, GeometryError, ImageError, first_line
+from lix_core.geometry.encodings import ENCODINGS, encode
+from lix_core.pixels import read_compressed, to_rgb
+from lix_core.runtime.backends import DEFAULT_BACKEND, BackendOptions
+from lix_core.runtime.bundle import Bundle
+from lix_core.runtime.segmenter import Segmenter
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A model that sees RGB, or RGB and X, and how it is asked; it can be sent to another process.
+
+    calibrations: of each bag. model: path of a bundle. scales: of what the network sees, over which its answers are averaged; 1 alone for a
+    canvas of fixed size. flip: average with the mirrored image.
+    """
+
+    calibrations: dict[str, BagCalibration]
+    model: Path
+    backend: str = DEFAULT_BACKEND
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+
+    def probabilities(self, frame: ExtractedFrame) -> np.ndarray:
+        """(C, H, W) float32 of a frame; a model with X goes by the image alone where a frame has no depth.
+
+        Raises DataError: the image or depth cannot be read, or X cannot be made of it.
+        """
+        segmenter = load_segmenter(self.model, self.backend, max(self.scales))
+        spec, calibration = segmenter.bundle.manifest.x, self.calibrations[frame.bag]
+        depth = depth_of(frame, calibration) if spec else None
+        x = known = None
+        try:
+            if depth is not None:
+                x, known = encode(spec.kind, depth=depth, camera=calibration.camera, baseline=calibration.baseline)
+            return averaged(segmenter, image_of(frame), x, known, self.scales, self.flip)
+        except (ImageError, GeometryError) as error:
+            raise DataError(f"frame {frame.name}: {error}") from None
+
+    def mask(self, frame: ExtractedFrame) -> np.ndarray:
+        """(H, W) uint8: the most probable class of each pixel of a frame. Raises DataError."""
+        return self.probabilities(frame).argmax(0).astype(np.uint8)
+
+
+def calibrations_of(extraction: Extraction) -> dict[str, BagCalibration]:
+    """Of each bag. Raises DataError."""
+    return {bag["name"]: extraction.calibration(bag["name"]) for bag in extraction.bags}
+
+
+def image_of(frame: ExtractedFrame) -> np.ndarray:
+    """(H, W, 3) uint8 RGB image of a frame. Raises DataError."""
+    try:
+        return to_rgb(*read_compressed(frame.image.read_bytes(), frame.image.name))
+    except (OSError, ImageError) as error:
+        raise DataError(f"the image of frame {frame.name} cannot be read: {first_line(error)}") from None
+
+
+def depth_of(frame: ExtractedFrame, calibration: BagCalibration) -> np.ndarray | None:
+    """(H, W) float32 depth of a frame [m], NaN unknown; None where it has none, or no camera to it. Raises DataError."""
+    camera = calibration.camera
+    if frame.depth is None or camera is None:
+        return None
+    units = cv2.imread(str(frame.depth), cv2.IMREAD_UNCHANGED) if frame.depth.exists() else None
+    if units is None or units.dtype != np.uint16 or units.shape != camera.shape:
+        raise DataError(f"{frame.depth} is missing, or no 16-bit image of {camera.width}x{camera.height}; extract the bag again")
+    return to_metres(units)
+
+
+@lru_cache(maxsize=1)
+def load_segmenter(path: Path, backend: str, largest: float) -> Segmenter:
+    """The model in this process, one thread, with room for scales up to `largest`."""
+    bundle = Bundle.load(path)
+    size = bundle.manifest.size
+    pixels = 0 if size.height else max(size.max_pixels, int(np.ceil(size.max_pixels * largest**2)))
+    # One thread, however many processes there are: a sum's last digit may depend on their number.
+    return Segmenter(bundle, backend, BackendOptions(threads=1), pixels)
+
+
+def averaged(
+    segmenter: Segmenter,
+    image: np.ndarray,
+    x: np.ndarray | None = None,
+    known: np.ndarray | None = None,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = True,
+) -> np.ndarray:
+    """(C, H, W) float32: a model's probabilities, averaged over scales of what it sees and, with `flip`, the mirrored image.
+
+    Scale 1 is the size that the bundle itself gives an image; a canvas of fixed size has no other. X is mirrored by its encoding: a
+    normal's x changes its sign.
+
+    Args: image (H, W, 3) uint8 RGB; x (Cx, H, W) float32 and known (H, W) bool, or None.
+    Raises: ImageError, as Segmenter.segment; X of an unknown encoding with `flip`.
+    """
+    manifest, (height, width) = segmenter.bundle.manifest, image.shape[:2]
+    if flip and x is not None and manifest.x.kind not in ENCODINGS:
+        raise ImageError(f"X of kind {manifest.x.kind!r} is not one of lix, which does not know how to mirror it; average without flip")
+    rows, columns = manifest.size.fit(height, width).content
+    total = np.zeros((len(segmenter.labels), height, width), np.float32)
+    for scale in scales:
+        # Rounded down, so that the segmenter does not scale once more; 1e-9 forgives the product's last digit.
+        size = (height, width) if manifest.size.height else tuple(max(1, int(side * scale + 1e-9)) for side in (rows, columns))
+        skips = size[0] * 2 < height or size[1] * 2 < width
+        view = resized(image, size, cv2.INTER_AREA if skips else cv2.INTER_LINEAR)
+        x_view = known_view = None
+        if x is not None:
+            x_view = np.stack([resized(plane, size, cv2.INTER_NEAREST_EXACT) for plane in x])
+            known_view = resized(known.view(np.uint8), size, cv2.INTER_NEAREST_EXACT).view(bool)
+        for mirrored in (False, True)[: 1 + flip]:
+            planes = probabilities_of(segmenter, view, x_view, known_view, mirrored)
+            for target, plane in zip(total, planes):
+                target += resized(plane, (height, width), cv2.INTER_LINEAR)
+    return total / (len(scales) * (1 + flip))
+
+
+def probabilities_of(segmenter: Segmenter, image: np.ndarray, x: np.ndarray | None, known: np.ndarray | None, mirrored: bool) -> np.ndarray:
+    if not mirrored:
+        return segmenter.probabilities(image, "rgb", x, known)
+    if x is not None:
+        x, known = ENCODINGS[segmenter.bundle.manifest.x.kind].flip(x), known[:, ::-1]
+    return segmenter.probabilities(np.ascontiguousarray(image[:, ::-1]), "rgb", x, known)[..., ::-1]
+
+
+def resized(plane: np.ndarray, size: tuple[int, int], method: int) -> np.ndarray:
+    return plane if plane.shape[:2] == size else cv2.resize(np.ascontiguousarray(plane), size[::-1], interpolation=method)

@@ -1,0 +1,214 @@
+"""Which topic of a bag is what: found by the types of messages and by the names that are usual, or told by the user."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+
+from lix_core.bags.reader import CAMERA_INFO_TYPE, CLOUD_TYPE, COMPRESSED_TYPE, IMAGE_TYPE, TEXT_TYPE, Bag
+from lix_core.errors import SourceError
+from lix_core.pixels import DEPTHS
+
+NONE = "none"
+"""Said of a role, no topic has it, whatever is there."""
+LABELS = ("labels", "label", "semantic", "semantics", "segmentation", "ground_truth")
+"""Last names of topics whose images are class ids."""
+MADE_BY_LIX = ("mask", "color", "overlay", "confidence", "normals", "normals_color", "disparity", "disagreement", "entropy")
+"""Last names of what lix's own nodes publish: pictures, but of no camera."""
+CAMERA_NAMES = ("image_raw", "image", "image_color", "image_mono", "image_rect_color", "image_rect")
+"""Last names of a camera's pictures, the best first: of one camera the raw picture is taken, and rectified here."""
+RECTIFIED = "rect"
+"""In the last name of a picture that is rectified already."""
+
+
+@dataclass(frozen=True)
+class Topics:
+    """Names of the topics by their roles; "" where there is none.
+
+    image, camera_info: the camera that is segmented; the left one of a pair. right_image, right_camera_info: the other one. depth: depth
+    images of the camera. points: LiDAR. labels, label_names: class ids of the image's pixels, and what they mean (a LabelSet as JSON).
+    keyframes: why frames were recorded.
+    """
+
+    image: str = ""
+    camera_info: str = ""
+    right_image: str = ""
+    right_camera_info: str = ""
+    depth: str = ""
+    points: str = ""
+    labels: str = ""
+    label_names: str = ""
+    keyframes: str = ""
+
+    def role_of(self, topic: str) -> str:
+        """The role of a topic, "" for one that has none."""
+        return next((f.name for f in fields(self) if getattr(self, f.name) == topic), "") if topic else ""
+
+
+ROLES = tuple(f.name for f in fields(Topics))
+TYPES = {
+    "image": (IMAGE_TYPE, COMPRESSED_TYPE),
+    "right_image": (IMAGE_TYPE, COMPRESSED_TYPE),
+    "labels": (IMAGE_TYPE, COMPRESSED_TYPE),
+    "depth": (IMAGE_TYPE,),
+    "camera_info": (CAMERA_INFO_TYPE,),
+    "right_camera_info": (CAMERA_INFO_TYPE,),
+    "points": (CLOUD_TYPE,),
+    "label_names": (TEXT_TYPE,),
+    "keyframes": (TEXT_TYPE,),
+}
+"""What a role's messages may be."""
+
+
+def find_topics(bag: Bag, named: Mapping[str, str] | None = None) -> tuple[Topics, list[str]]:
+    """The topics of a bag by role, and remarks: what was left open, and why.
+
+    named: role -> topic, where the user knows better; NONE for no topic.
+
+    Raises:
+        SourceError: a role that is none, or a topic that is not there or of a type that does not fit.
+    """
+    named = {role: topic for role, topic in (named or {}).items() if topic}
+    check_named(bag, named)
+    search = Search(bag)
+    found, remarks = Topics(), []
+    for role in ROLES:
+        if role in named:
+            topic = "" if named[role] == NONE else named[role]
+        else:
+            topic, remark = getattr(search, role)(found)
+            remarks += [remark] if remark else []
+        found = replace(found, **{role: topic})
+    return found, remarks
+
+
+def check_named(bag: Bag, named: Mapping[str, str]) -> None:
+    """Raises SourceError where what the user named cannot be."""
+    for role, topic in named.items():
+        if role not in ROLES:
+            raise SourceError(f"there is no role {role!r} for a topic; there are {', '.join(ROLES)}")
+        fitting = [t.name for t in bag.topics if t.type in TYPES[role]]
+        if topic != NONE and topic not in fitting:
+            raise SourceError(f"bag {bag.path} has no topic {topic} for {role}; of its type it has {', '.join(fitting) or 'none'}")
+
+
+def base_of(topic: str) -> str:
+    """The picture's topic of which this is the compressed one; itself otherwise."""
+    return topic.removesuffix("/compressed")
+
+
+def last_name(topic: str) -> str:
+    return base_of(topic).rpartition("/")[2]
+
+
+def beside(topic: str, name: str) -> str:
+    """The topic `name` in the namespace of another."""
+    return f"{base_of(topic).rpartition('/')[0]}/{name}"
+
+
+def rights_of(topic: str) -> Iterator[str]:
+    """Names that the right camera's topic may have, beside this one of the left camera."""
+    parts = base_of(topic).split("/")[1:]
+    for place, part in enumerate(parts):
+        for left, right in (("left", "right"), ("infra1", "infra2"), ("image_02", "image_03")):
+            if left in part:
+                yield "/" + "/".join([*parts[:place], part.replace(left, right), *parts[place + 1 :]])
+    for place in reversed(range(len(parts))):
+        yield "/" + "/".join([*parts[:place], "right", *parts[place:]])
+
+
+class Search:
+    """Finds the topic of each role; every method takes what has been found before it, and returns the topic and a remark."""
+
+    def __init__(self, bag: Bag):
+        self._types = {t.name: t.type for t in bag.topics if t.count}
+        self._bag = bag
+        pictures = {name: base_of(name) for name, kind in self._types.items() if kind in TYPES["image"]}
+        self._labels = [name for name in pictures if last_name(name) in LABELS and self._encoding(name) in ("mono8", "8UC1", "")]
+        others = [name for name in pictures if name not in self._labels and last_name(name) not in MADE_BY_LIX]
+        self._depths = [name for name in others if self._is_depth(name)]
+        cameras = [name for name in others if name not in self._depths and "depth" not in name]
+        # A camera recorded raw and compressed is one camera, and read raw.
+        self._cameras = sorted({pictures[name] if pictures[name] in self._types else name for name in cameras})
+
+    def _encoding(self, topic: str) -> str:
+        """Of the first picture on a topic; "" for compressed ones, and where it cannot be told."""
+        if self._types[topic] != IMAGE_TYPE:
+            return ""
+        first = self._bag.first(topic)
+        try:
+            return str(self._bag.decode(first[2], IMAGE_TYPE).encoding) if first else ""
+        except SourceError:
+            return ""
+
+    def _is_depth(self, topic: str) -> bool:
+        encoding = self._encoding(topic)
+        return encoding in DEPTHS and (encoding != "mono16" or "depth" in topic)
+
+    def _of_type(self, kind: str) -> list[str]:
+        return sorted(name for name, each in self._types.items() if each == kind)
+
+    def image(self, found: Topics) -> tuple[str, str]:
+        bases = {base_of(c): c for c in self._cameras}
+        rights = {right for base in bases for right in rights_of(base) if right in bases and right != base}
+        lefts = [camera for base, camera in bases.items() if base not in rights]
+        calibrated = [c for c in lefts if beside(c, "camera_info") in self._types]
+        choice = calibrated or lefts
+        if not choice:
+            return "", f"no topic of {IMAGE_TYPE} or {COMPRESSED_TYPE} is a camera's picture"
+        if len({beside(c, "") for c in choice}) > 1:
+            return "", f"several cameras; choose one with --image: {', '.join(choice)}"
+        order = {name: place for place, name in enumerate(CAMERA_NAMES)}
+        return min(choice, key=lambda c: (order.get(last_name(c), len(order)), c)), ""
+
+    def camera_info(self, found: Topics) -> tuple[str, str]:
+        return self._info_of(found.image)
+
+    def right_camera_info(self, found: Topics) -> tuple[str, str]:
+        topic = beside(found.right_image, "camera_info") if found.right_image else ""
+        return (topic, "") if topic in self._types else ("", "")
+
+    def _info_of(self, image: str) -> tuple[str, str]:
+        infos = self._of_type(CAMERA_INFO_TYPE)
+        if not image or beside(image, "camera_info") in infos:
+            return (beside(image, "camera_info") if image else ""), ""
+        if len(infos) == 1 and len(self._cameras) == 1:
+            return infos[0], f"there is no {beside(image, 'camera_info')}; {infos[0]}, the only calibration, is taken for {image}"
+        others = f" (there are {', '.join(infos)}; name one with --camera-info)" if infos else ""
+        return "", f"no camera_info for {image}{others}: without it no depth can be made, pictures and labels can"
+
+    def right_image(self, found: Topics) -> tuple[str, str]:
+        if not found.image:
+            return "", ""
+        bases = {base_of(c): c for c in self._cameras if base_of(c) != base_of(found.image)}
+        return next((bases[right] for right in rights_of(found.image) if right in bases), ""), ""
+
+    def depth(self, found: Topics) -> tuple[str, str]:
+        registered = [d for d in self._depths if "aligned" in d or "registered" in d]
+        if len(self._depths) > 1 and len(registered) != 1:
+            return "", f"several depth topics; choose one with --depth: {', '.join(self._depths)}"
+        return (registered or self._depths or [""])[0], ""
+
+    def points(self, found: Topics) -> tuple[str, str]:
+        clouds = self._of_type(CLOUD_TYPE)
+        if len(clouds) > 1:
+            return "", f"several clouds; choose one with --points: {', '.join(clouds)}"
+        return (clouds or [""])[0], ""
+
+    def labels(self, found: Topics) -> tuple[str, str]:
+        if len(self._labels) > 1:
+            return "", f"several label topics; choose one with --labels: {', '.join(self._labels)}"
+        return (self._labels or [""])[0], ""
+
+    def label_names(self, found: Topics) -> tuple[str, str]:
+        if not found.labels:
+            return "", ""
+        names = [name for name in self._of_type(TEXT_TYPE) if last_name(name) == "label_names"]
+        if beside(found.labels, "label_names") in names:
+            return beside(found.labels, "label_names"), ""
+        if len(names) == 1:
+            return names[0], ""
+        return "", f"no topic label_names says what the ids of {found.labels} mean; put a label set into labels.json of the extraction"
+
+    def keyframes(self, found: Topics) -> tuple[str, str]:
+        return next((name for name in self._of_type(TEXT_TYPE) if last_name(name) == "keyframes"), ""), ""

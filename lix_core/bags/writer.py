@@ -1,0 +1,263 @@
+"""Writing rosbag2 bags without ROS, through `rosbags`, so that a killed process loses next to nothing.
+
+`RosbagsWriter.flush` hands over to the kernel what was written; that outlives the process, though not a power cut: of that, the kernel's
+own delay of writing (some 30 s) is lost, and an sqlite3 file may then be damaged, an MCAP file only shorter.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from lix_core.errors import SourceError, first_line
+
+if TYPE_CHECKING:
+    from rosbags.interfaces import Connection
+
+STORAGES, COMPRESSIONS = ("mcap", "sqlite3"), ("none", "zstd")
+NO_HASH = f"RIHS01_{'0' * 64}"
+"""In the place of the hash of a type of which nothing but its name is known."""
+
+
+@dataclass(frozen=True)
+class Qos:
+    """What a publisher offers, in ROS's own words; "transient_local" is what makes a topic latched."""
+
+    reliability: str = "reliable"
+    durability: str = "volatile"
+    history: str = "keep_last"
+    depth: int = 10
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A topic of a bag. name: absolute. type: as "sensor_msgs/msg/Image". qos: what its publishers offer, one each; `ros2 bag play` offers
+    the same."""
+
+    name: str
+    type: str
+    qos: tuple[Qos, ...] = ()
+
+    @property
+    def latched(self) -> bool:
+        """Whether those who come late still get its messages."""
+        return any(qos.durability == "transient_local" for qos in self.qos)
+
+
+class BagWriter(Protocol):
+    """One bag folder that is being written. Everything may raise, as the disk decides; `close` is then still to be called.
+
+    size: bytes on disk so far, about; other threads read it.
+    """
+
+    size: int
+
+    def add(self, topic: Topic) -> None:
+        """Make a topic known, before its first message."""
+
+    def write(self, topic: str, stamp_ns: int, data: bytes | memoryview) -> None:
+        """Append a message, serialised as CDR, recorded at stamp_ns [ns]."""
+
+    def flush(self) -> None:
+        """Whatever was written until now survives the death of this process."""
+
+    def close(self) -> None:
+        """End the bag, so that others can read it. A second call does nothing."""
+
+
+@dataclass(frozen=True)
+class Flushed:
+    """What a bag has for sure: messages by connection, stamps of the first and the last [ns]."""
+
+    counts: dict[int, int]
+    start: int
+    end: int
+
+
+class RosbagsWriter:
+    """A BagWriter that needs no ROS: metadata version 9, with type hashes, definitions and offered QoS.
+
+    Definitions are rosbags' own, or those of the ROS installation; a topic of a type that neither knows is recorded without one, and plays
+    where the type is installed. When the disk is full, or a write fails for another reason, the bag ends where it was last flushed.
+
+    Raises:
+        SourceError: the folder exists already or cannot be made, storage or compression is unknown; from `write` and `flush`, that the
+            disk is full, the bag was removed, and the like.
+    """
+
+    def __init__(self, folder: Path, storage: str = "mcap", compression: str = "none"):
+        from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
+
+        from lix_core.bags.mcap import McapStorage
+
+        class StorageWriter(Writer):
+            STORAGE_PLUGINS = {**Writer.STORAGE_PLUGINS, StoragePlugin.MCAP: McapStorage}
+
+        if storage not in STORAGES or compression not in COMPRESSIONS:
+            raise SourceError(f"a bag's storage is one of {STORAGES}, its compression one of {COMPRESSIONS}; got {storage}, {compression}")
+        self.folder, self._is_mcap = Path(folder), storage == "mcap"
+        if self.folder.exists():
+            raise SourceError(f"{self.folder} exists already and is not written over; name another")
+        self._writer = StorageWriter(self.folder, version=9, storage_plugin=StoragePlugin[storage.upper()])
+        if compression == "zstd":
+            # MCAP compresses its chunks, which every reader undoes; of sqlite3 bags, rosbag2 compresses each message.
+            self._writer.set_compression(CompressionMode.STORAGE if self._is_mcap else CompressionMode.MESSAGE, CompressionFormat.ZSTD)
+        self._connections: dict[str, Connection] = {}
+        self._failed = self._closed = False
+        with self._told():
+            self._writer.open()
+            self._storage: Any = self._writer.storage
+            if not self._is_mcap:
+                self._storage.conn.execute("PRAGMA synchronous = OFF")  # as rosbag2 does; its journal is enough against kill -9
+        self.file: Path = self._storage.path
+        self.size = 0
+        self.flush()
+
+    def add(self, topic: Topic, definition: tuple[str, str] | None = None) -> None:
+        """Make a topic known. definition: its type's text and hash, where they are known from elsewhere."""
+        if topic.name not in self._connections:
+            text, digest = definition or definition_of(topic.type)
+            with self._told():
+                self._connections[topic.name] = self._writer.add_connection(
+                    topic.name, topic.type, msgdef=text, rihs01=digest, offered_qos_profiles=[rosbags_qos(qos) for qos in topic.qos]
+                )
+
+    def write(self, topic: str, stamp_ns: int, data: bytes | memoryview) -> None:
+        """Append a message, serialised as CDR."""
+        if topic not in self._connections:
+            raise SourceError(f"topic {topic} was not added to bag {self.folder}; it has {sorted(self._connections)}")
+        self._check()
+        with self._told():
+            self._writer.write(self._connections[topic], stamp_ns, data)
+            self.size = self._storage.size if self._is_mcap else self.size + len(data)
+
+    def flush(self) -> None:
+        """Hand over to the kernel what was written; it then survives kill -9."""
+        self._check()
+        with self._told():
+            self._storage.flush() if self._is_mcap else self._storage.conn.commit()
+            if not self.file.exists():  # writing would go on for ever, into a file without a name
+                raise FileNotFoundError(2, "it was removed or moved", str(self.file))
+            self.size = self.file.stat().st_size
+        self._flushed = Flushed(dict(self._writer.counts), self._writer.min_timestamp, self._writer.max_timestamp)
+
+    def close(self) -> None:
+        """End the bag with its index and metadata.yaml; after a failure, where it was last flushed. Idempotent."""
+        if self._closed:
+            return
+        try:
+            if not self._failed:
+                with suppress(SourceError):
+                    self.flush()
+                    with self._told():
+                        self._writer.close()
+            if self._failed:
+                with self._told():
+                    self._end_short()
+        finally:
+            self._closed = True
+            self._storage.abort() if self._is_mcap else self._storage.conn.close()
+
+    def _check(self) -> None:
+        """Behind half a record nothing may follow."""
+        if self._failed or self._closed:
+            raise SourceError(f"bag {self.folder} was {'closed' if self._closed else 'cut short by a failure'}; begin another")
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Tells what the disk says as lix does, and remembers that the file's end is not to be trusted."""
+        try:
+            yield
+        except (OSError, sqlite3.Error) as error:
+            self._failed = True
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+            raise SourceError(f"cannot write bag {self.folder}: {reason}") from None
+
+    def _end_short(self) -> None:
+        """Give up what was not flushed, and end the bag behind the rest: that makes some room on a full disk."""
+        writer, flushed = self._writer, self._flushed
+        if not self.file.exists():
+            raise FileNotFoundError(2, "it was removed or moved", str(self.file))
+        if writer.storage is None:
+            raise OSError(28, "its file is whole, but there was no room for metadata.yaml")
+        self._storage.rollback() if self._is_mcap else self._storage.conn.rollback()
+        writer.counts.update({connection.id: flushed.counts.get(connection.id, 0) for connection in writer.connections})
+        writer.min_timestamp, writer.max_timestamp = flushed.start, flushed.end
+        writer.close()
+
+
+def rosbags_qos(qos: Qos) -> Any:
+    """The same in rosbags' words, what it leaves open being the default, as rosbag2 notes it: no deadline, no end of life."""
+    from rosbags.interfaces import Qos as Profile
+    from rosbags.interfaces import QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
+
+    for_ever = QosTime(9223372036, 854775807)
+    return Profile(
+        QosHistory[qos.history.upper()],
+        qos.depth,
+        QosReliability[qos.reliability.upper()],
+        QosDurability[qos.durability.upper()],
+        for_ever,
+        for_ever,
+        QosLiveliness.AUTOMATIC,
+        for_ever,
+        False,
+    )
+
+
+@lru_cache(maxsize=1)
+def known_types() -> Any:
+    """The types of ROS itself, as rosbags knows them; those of the installation are added as they are met. Building it takes 0.2 s."""
+    from rosbags.typesys import Stores, get_typestore
+
+    return get_typestore(Stores.LATEST)
+
+
+def definition_of(kind: str) -> tuple[str, str]:
+    """The text of a message type with all that it consists of, and its hash (REP 2011); ("", NO_HASH) for a type nobody knows."""
+    from rosbags.typesys import TypesysError
+
+    store = known_types()
+    try:
+        if kind not in store.fielddefs:
+            store.register(installed_types(kind, set(store.fielddefs)))
+        return store.generate_msgdef(kind, ros_version=2)[0], store.hash_rihs01(kind)
+    except (SourceError, TypesysError, KeyError):
+        return "", NO_HASH
+
+
+def installed_types(kind: str, known: set[str]) -> dict[str, Any]:
+    """Definitions of a type and of all in it that is not known, from the .msg files of the ROS installation. Raises SourceError."""
+    from rosbags.typesys import get_types_from_msg
+
+    found: dict[str, Any] = {}
+    waiting = [kind]
+    while waiting:
+        name = waiting.pop()
+        if name in found or name in known:
+            continue
+        files = [Path(root, "share", f"{name}.msg") for root in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if root]
+        file = next((file for file in files if file.is_file()), None)
+        if file is None:
+            raise SourceError(f"type {name} is not installed: no {name}.msg below share/ of AMENT_PREFIX_PATH")
+        found.update(get_types_from_msg(file.read_text(), name))
+        waiting += [part for part in _parts_of(found[name]) if part not in found]
+    return found
+
+
+def _parts_of(definition: Any) -> Iterator[str]:
+    """Names of the message types in a field definition of rosbags, which nests tuples for sequences and arrays."""
+    from rosbags.interfaces import Nodetype
+
+    _, fields = definition
+    for _, (node, inner) in fields:
+        while node in (Nodetype.ARRAY, Nodetype.SEQUENCE):
+            node, inner = inner[0]
+        if node == Nodetype.NAME:
+            yield inner

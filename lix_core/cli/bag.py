@@ -1,0 +1,190 @@
+"""`lix bag`: what is in bags, what they are good for, and their frames as files to learn from."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Optional
+
+import typer
+
+from lix_core.cli.label import label
+from lix_core.cli.progress import progress_bar
+from lix_core.errors import SourceError
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Bags: what is in them, and their frames to learn from.")
+BAGS = typer.Argument(..., help="Bags (folders, .mcap, .db3 or .bag files), or folders of bags.")
+TOPIC = "Found by itself where left out; `none`: do without."
+IMAGE = typer.Option("", "--image", help=f"Image topic of the camera. {TOPIC}")
+CAMERA_INFO = typer.Option("", "--camera-info", help=f"Its calibration. {TOPIC}")
+RIGHT_IMAGE = typer.Option("", "--right-image", help=f"Image topic of the pair's right camera. {TOPIC}")
+RIGHT_CAMERA_INFO = typer.Option("", "--right-camera-info", help=f"Its calibration. {TOPIC}")
+DEPTH = typer.Option("", "--depth", help=f"Depth images, registered to the camera. {TOPIC}")
+POINTS = typer.Option("", "--points", help=f"Clouds of the LiDAR. {TOPIC}")
+LABELS = typer.Option("", "--labels", help=f"Class ids of the image's pixels (mono8). {TOPIC}")
+LABEL_NAMES = typer.Option("", "--label-names", help=f"What the ids mean (std_msgs/String, JSON). {TOPIC}")
+GEOMETRY = typer.Option("auto", help="What depth is made of: depth, stereo, lidar, none; auto takes the first that the bag has.")
+EVERY = typer.Option(1, min=1, help="Only every so-manieth image.")
+BEGIN = typer.Option(0.0, "--from", min=0.0, help="Begin here, in seconds since the bag's first message.")
+END = typer.Option(0.0, "--to", min=0.0, help="End before, in seconds since the bag's first message; 0: the bag's end.")
+SLOP = typer.Option(0.02, min=0.0, help="Largest difference between the stamps of an image and its partner [s].")
+OFFSET = typer.Option(0.0, help="By how much the stamps of the depth's sensor are late [s].")
+CLOCK = typer.Option("header", help="Whose stamps count: header (the sensors') or recorded (the recorder's).")
+EXTRINSICS = typer.Option("", help="Pose of the LiDAR in the camera's optical frame, 'x y z qx qy qz qw'; left out: the bag's TF.")
+MAX_DISPARITY = typer.Option(128, help="Largest disparity searched in stereo pairs [pixels], a multiple of 16.")
+
+
+def options_of(**given: object) -> "Options":  # noqa: F821
+    """The options of a command, checked. Raises SourceError."""
+    from lix_core.bags.index import Options
+    from lix_core.bags.topics import ROLES
+
+    topics = {role: str(given.pop(role)) for role in ROLES if role in given}
+    text = str(given.pop("extrinsics"))
+    try:
+        extrinsics = tuple(float(number) for number in text.replace(",", " ").split())
+    except ValueError:
+        raise SourceError(f"--extrinsics takes seven numbers, x y z qx qy qz qw; got {text!r}") from None
+    return Options(topics={role: topic for role, topic in topics.items() if topic}, extrinsics=extrinsics, **given)
+
+
+def found_bags(paths: list[Path]) -> list[Path]:
+    """The bags that the arguments name, each once. Raises SourceError."""
+    from lix_core.bags.reader import bags_in
+
+    return list(dict.fromkeys(bag for path in paths for bag in bags_in(path)))
+
+
+@app.command()
+def info(bags: list[Path] = BAGS) -> None:
+    """List the topics of bags: types, messages, and the role that each would have."""
+    from lix_core.bags.reader import Bag, whole_of
+    from lix_core.bags.topics import find_topics
+
+    def tell(bag: Bag) -> None:
+        seconds = (bag.end - bag.start) / 1e9
+        print(f"{bag.path}: {bag.count} messages in {seconds:.1f} s" + (", damaged" if bag.faults else ""))
+        roles, remarks = find_topics(bag)
+        for topic in sorted(bag.topics, key=lambda t: t.name):
+            rate = f"{(topic.count - 1) / seconds:.1f} Hz" if topic.count > 1 and seconds > 0 else ""
+            latched = "latched" if topic.latched else ""
+            print(f"  {topic.name:40} {topic.type:34} {topic.count:7} {rate:>9} {latched:7} {roles.role_of(topic.name)}".rstrip())
+        for line in [*(f"remark: {r}" for r in remarks), *(f"fault: {f}" for f in bag.faults)]:
+            print(f"  {line}")
+
+    unreadable = []
+    for path in found_bags(bags):
+        try:
+            whole_of(path, tell)
+        except SourceError as error:
+            unreadable.append(str(error))
+    if unreadable:
+        raise SourceError("; ".join(unreadable))
+
+
+@app.command()
+def check(
+    bags: list[Path] = BAGS,
+    image: str = IMAGE,
+    camera_info: str = CAMERA_INFO,
+    right_image: str = RIGHT_IMAGE,
+    right_camera_info: str = RIGHT_CAMERA_INFO,
+    depth: str = DEPTH,
+    points: str = POINTS,
+    labels: str = LABELS,
+    label_names: str = LABEL_NAMES,
+    geometry: str = GEOMETRY,
+    every: int = EVERY,
+    begin: float = BEGIN,
+    end: float = END,
+    slop: float = SLOP,
+    offset: float = OFFSET,
+    clock: str = CLOCK,
+    extrinsics: str = EXTRINSICS,
+    max_disparity: int = MAX_DISPARITY,
+    json_file: Optional[Path] = typer.Option(None, "--json", help="Write the reports into this file too."),
+) -> None:
+    """Report rates, gaps, offsets between sensors, frames without partner, and the frames that would be extracted."""
+    options = options_of(**{name: value for name, value in locals().items() if name not in ("bags", "json_file")})
+    from lix_core.bags.check import check_all, lines_of
+    from lix_core.files import save
+
+    reports = check_all(found_bags(bags), options)
+    for report in reports:
+        print("\n".join(lines_of(report, options)))
+    if json_file:
+        save(json_file, (json.dumps([report.to_dict() for report in reports], indent=1) + "\n").encode())
+    if any(report.faults for report in reports):
+        raise typer.Exit(1)
+
+
+@app.command()
+def extract(
+    bags: list[Path] = BAGS,
+    out: Path = typer.Option(..., "--out", "-o", help="Folder for the frames; goes on with one that the same options began."),
+    image: str = IMAGE,
+    camera_info: str = CAMERA_INFO,
+    right_image: str = RIGHT_IMAGE,
+    right_camera_info: str = RIGHT_CAMERA_INFO,
+    depth: str = DEPTH,
+    points: str = POINTS,
+    labels: str = LABELS,
+    label_names: str = LABEL_NAMES,
+    geometry: str = GEOMETRY,
+    every: int = EVERY,
+    begin: float = BEGIN,
+    end: float = END,
+    slop: float = SLOP,
+    offset: float = OFFSET,
+    clock: str = CLOCK,
+    extrinsics: str = EXTRINSICS,
+    max_disparity: int = MAX_DISPARITY,
+    jobs: int = typer.Option(0, min=0, help="Processes; 0 takes one per core."),
+) -> None:
+    """Write the frames of bags into files: rectified image, depth, labels. Run again, it goes on where it was stopped."""
+    options = options_of(**{name: value for name, value in locals().items() if name not in ("bags", "out", "jobs")})
+    from lix_core.bags.extract import extract as run
+
+    started = time.perf_counter()
+    with progress_bar() as progress:
+        task = progress.add_task("extracting", total=None, note="")
+        made = 0
+
+        def on_start(frames: int, done: int) -> None:
+            progress.update(task, total=frames, completed=done)
+
+        def on_frame() -> None:
+            nonlocal made
+            made += 1
+            progress.update(task, advance=1, note=f"{made / (time.perf_counter() - started):.1f} frames/s")
+
+        outcomes = run(found_bags(bags), out, options, jobs or len(os.sched_getaffinity(0)), on_start, on_frame)
+    for outcome in outcomes:
+        frames = outcome.done + outcome.before
+        print(f"{outcome.name}: {frames} frames ({outcome.done} new), {outcome.with_depth} with depth, {outcome.with_labels} with labels")
+        reasons = list(outcome.left_out.items())
+        lines = [*(f"remark: {r}" for r in outcome.remarks), *(f"left out {stamp}: {why}" for stamp, why in reasons[:5])]
+        lines += [f"left out {len(reasons) - 5} more"] * (len(reasons) > 5)
+        print("".join(f"  {line}\n" for line in [*lines, *(f"fault: {f}" for f in outcome.faults)]), end="")
+    print(f"in {out}")
+    if any(outcome.faults or outcome.left_out for outcome in outcomes):
+        raise typer.Exit(1)
+
+
+@app.command()
+def repair(
+    bag: Path = typer.Argument(..., help="A bag folder, or a .mcap or .db3 file, of a recorder that was killed."),
+    out: Optional[Path] = typer.Option(None, "--out", "-o", help="Folder of the new bag, where one is needed; left out: BAG_repaired."),
+) -> None:
+    """Make a bag whole: add the metadata.yaml that is missing, or copy every whole message to a new bag."""
+    from lix_core.bags.repair import repair as run
+
+    report = run(bag, out)
+    print(report)
+    for fault in report.faults:
+        print(f"  fault: {fault}")
+
+
+app.command()(label)

@@ -1,0 +1,169 @@
+"""`lix bag label`: labels for the frames of an extraction, out of people's masks or a model's."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any, Optional
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from lix_core.cli.progress import progress_bar
+from lix_core.errors import SourceError
+from lix_core.runtime.backends import DEFAULT_BACKEND
+
+
+def label(
+    extraction: Path = typer.Argument(..., help="Folder of `lix bag extract`."),
+    masks: Optional[Path] = typer.Option(
+        None, help="Import masks that people made: a folder, a zip or a COCO file; which frame each is of is told by the stamp in its name."
+    ),
+    export: str = typer.Option("", help="Export frames for people to label: png, cvat or coco."),
+    pseudo: bool = typer.Option(False, "--pseudo", help="Make pseudo-labels of what --model is sure of."),
+    out: Optional[Path] = typer.Option(None, "--out", "-o", help="With --export: folder for images and masks."),
+    frames: int = typer.Option(0, min=0, help="With --export: only so many frames, at even distances; 0: all."),
+    start_from: str = typer.Option(
+        "", "--from", help="With --export, what people start from: model, masks, bag or pseudo; empty: nothing."
+    ),
+    format: str = typer.Option("", help="With --masks: png, cvat or coco; left out, it is told by what is there."),
+    labels: str = typer.Option("", help="Label set of masks: a labels.json, or the name or path of a model that has it."),
+    model: str = typer.Option("street", help="Teacher (RGB + X) or student: a model's name or the path of a bundle."),
+    backend: str = typer.Option(DEFAULT_BACKEND, help="onnxruntime, openvino, torch or auto."),
+    remap: Optional[Path] = typer.Option(None, help="With --pseudo: YAML file that renames and merges the model's classes."),
+    flip: bool = typer.Option(True, help="With --pseudo: average with the mirrored image."),
+    scales: str = typer.Option("0.75 1 1.25", help="With --pseudo: average over these scales of what the network sees."),
+    confidence: float = typer.Option(0.9, min=0.0, max=1.0, help="With --pseudo: a pixel that is this sure is kept, whatever its class."),
+    share: float = typer.Option(
+        0.0, min=0.0, max=1.0, help="With --pseudo: of a class with less above that, its surest pixels are kept, up to this share of them."
+    ),
+    floor: float = typer.Option(0.5, min=0.0, max=1.0, help="With --share: no pixel less sure than this is kept."),
+    geometry: bool = typer.Option(True, help="With --pseudo: drop what the ground plane of the frame's depth contradicts."),
+    flat: str = typer.Option("", help="Classes that cannot stand above the ground, by name, with commas; empty: the usual ones."),
+    standing: str = typer.Option("", help="Classes that cannot lie on the ground, by name, with commas; empty: the usual ones."),
+    rows: int = typer.Option(8, min=1, max=64, help="With --pseudo: frames on the contact sheet."),
+    jobs: int = typer.Option(0, min=0, help="With --pseudo: processes; 0 takes one per core. The files are the same."),
+) -> None:
+    """Give frames labels: import masks that people made, export frames for them, or make pseudo-labels with a model."""
+    from lix_core.bags.extract import Extraction
+
+    chosen = [name for name, given in (("--masks", masks), ("--export", export), ("--pseudo", pseudo)) if given]
+    if len(chosen) != 1:
+        raise SourceError(
+            f"lix bag label does one thing at a time: give one of --masks, --export, --pseudo; got {', '.join(chosen) or 'none'}"
+        )
+    opened = Extraction.open(extraction)
+    if masks:
+        import_from(opened, masks, labels, format)
+    elif export:
+        export_to(opened, out, export, start_from, labels, model, backend, frames)
+    else:
+        given = {"flip": flip, "confidence": confidence, "share": share, "floor": floor, "geometry": geometry}
+        make_pseudo(opened, settings_of(given, scales, flat, standing), model, backend, remap, jobs, rows)
+
+
+def label_set(text: str) -> Any:
+    """The label set that an option names: a JSON file's, or a model's; None for none. Raises LabelError, BundleError."""
+    from lix_core.bags.formats import read_label_set
+    from lix_core.runtime.bundle import Bundle, find_bundle
+
+    if not text:
+        return None
+    return read_label_set(Path(text).expanduser()) if text.endswith(".json") else Bundle.load(find_bundle(text)).manifest.labels
+
+
+def import_from(extraction: Any, path: Path, labels: str, form: str) -> None:
+    from lix_core.bags.masks import import_masks
+
+    with progress_bar() as progress:
+        task = progress.add_task("importing", total=None, note="")
+        report = import_masks(extraction, path, label_set(labels), form, lambda: progress.update(task, advance=1))
+    total = report.pixels.sum()
+    names = (*report.labels.names, "unlabelled")
+    shares = ", ".join(f"{name} {100 * n / total:.3g} %" for name, n in zip(names, report.pixels) if n)
+    print(f"{len(report.imported)} of {len(extraction.frames)} frames have masks now, in {extraction.root / 'masks'}: {shares}")
+    for line in report.notes:
+        print(f"  note: {line}")
+    for line in report.left_out:
+        print(f"  left out {line}")
+    if report.left_out:
+        raise typer.Exit(1)
+
+
+def export_to(extraction: Any, out: Path | None, form: str, start_from: str, labels: str, model: str, backend: str, count: int) -> None:
+    from lix_core.bags.masks import export_masks, ready_masks
+
+    if out is None:
+        raise SourceError("--export needs --out FOLDER")
+    found, mask_of = ready_masks(extraction, start_from, label_set(labels), model, backend)
+    with progress_bar() as progress:
+        task = progress.add_task("exporting", total=min(count or len(extraction.frames), len(extraction.frames)), note="")
+        frames = export_masks(extraction, out, form, found, mask_of, count, lambda: progress.update(task, advance=1))
+    where = {"png": "masks/", "cvat": "annotations.zip (CVAT: Segmentation mask 1.1)", "coco": "annotations.json"}[form]
+    print(
+        f"{len(frames)} frames in {out}: images/, {where}, labels.json" + (f"; from {start_from}" if start_from else ", nothing labelled")
+    )
+    print(f"back again: lix bag label {extraction.root} --masks FILE_OR_FOLDER")
+
+
+def settings_of(given: dict[str, Any], scales: str, flat: str, standing: str) -> Any:
+    """The settings of pseudo-labels that the options make. Raises SourceError, LabelError."""
+    from lix_core.bags.pseudo import PseudoSettings
+
+    try:
+        given["scales"] = tuple(float(number) for number in scales.replace(",", " ").split())
+    except ValueError:
+        raise SourceError(f"--scales takes numbers, such as '0.75 1 1.25'; got {scales!r}") from None
+    for name, text in (("flat", flat), ("standing", standing)):
+        if text:
+            given[name] = tuple(part.strip() for part in text.split(",") if part.strip())
+    return PseudoSettings(**given)
+
+
+def make_pseudo(extraction: Any, settings: Any, model: str, backend: str, remap: Path | None, jobs: int, rows: int) -> None:
+    from lix_core.bags.pseudo import make_pseudo_labels
+    from lix_core.labels import LabelMapping
+
+    mapping = (lambda source: LabelMapping.load(source, remap)) if remap else None
+    started, done = time.perf_counter(), 0
+    with progress_bar() as progress:
+        task = progress.add_task("teaching", total=None, note="")
+
+        def on_step() -> None:
+            nonlocal done
+            done += 1
+            what = "teaching" if done <= len(extraction.frames) else "checking"
+            progress.update(task, advance=1, description=what, note=f"{done / (time.perf_counter() - started):.1f} frames/s")
+
+        report = make_pseudo_labels(
+            extraction,
+            model,
+            settings,
+            mapping,
+            backend,
+            jobs or len(os.sched_getaffinity(0)),
+            rows,
+            lambda steps: progress.update(task, total=steps),
+            on_step,
+        )
+    Console().print(table_of(report))
+    print(
+        f"{report.frames} of {len(extraction.frames)} frames have pseudo-labels; {report.with_depth} have depth, {report.ground} a ground plane"
+    )
+    for line in [*(f"note: {n}" for n in report.notes), *(f"left out {name}: {why}" for name, why in report.left_out.items())]:
+        print(f"  {line}")
+    print(f"look at {extraction.root / 'pseudo' / 'sheet.jpg'} before you train on them")
+
+
+def table_of(report: Any) -> Table:
+    """Of each class: its share of what the teacher said, the threshold, and the shares of it by what became of them."""
+    from lix_core.bags.pseudo import REASONS
+
+    table = Table("class", "of all", "threshold", *REASONS.names)
+    total = max(1, int(report.counts.sum()))
+    for row in report.rows():
+        shares = [f"{100 * row[reason]:.1f} %" if row["pixels"] else "" for reason in REASONS.names]
+        table.add_row(row["class"], f"{100 * row['pixels'] / total:.2f} %", f"{row['threshold']:.2f}", *shares)
+    return table

@@ -1,0 +1,330 @@
+"""From a drive to a better model: the steps of `lix retrain`, each of which leaves its files in one folder and is not done twice.
+
+<out>/extraction/     frames of the bags (lix_core.bags.extract), with pseudo-labels where those are used
+<out>/teacher/        run: the old teacher, tuned on old and new frames
+<out>/student/        run: the old student, distilled from it on old and new frames
+<out>/comparison.json figures of the model before and after on held-out frames of the bags and on the old validation frames
+<out>/candidate.lix   the new student's bundle;  <out>/model.lix   the same, where it is better
+<out>/report.md, report.jpg
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from lix_core.bags.extract import BagOutcome, Extraction, extract
+from lix_core.bags.index import Options
+from lix_core.bags.pseudo import PseudoSettings, make_pseudo_labels
+from lix_core.data.bag import BagDataset
+from lix_core.data.registry import open_dataset
+from lix_core.errors import DataError, TrainingError
+from lix_core.files import make_folder, save, save_image
+from lix_core.labels import LabelMapping, LabelSet
+from lix_core.metrics import ConfusionMatrix
+from lix_core.runtime.bundle import SUFFIX, Bundle
+from lix_core.runtime.segmenter import Segmenter
+from lix_core.training.config import Config, Source, from_dict, override, to_dict
+from lix_core.training.provenance import make_bundle
+from lix_core.training.report import captioned, error_picture
+from lix_core.training.run import Record, RunResult, checksum, fit, load_network
+from lix_core.viz import colorize, contact_sheet
+
+Labels = Literal["auto", "masks", "bag", "pseudo", "none"]
+TRUE_KINDS = ("masks", "bag")
+"""Labels that somebody knows to be right, the best first; a model may be judged by them."""
+SHOWN = 6
+"""Held-out frames in the picture of the report."""
+
+
+class Watcher(Protocol):
+    """What is told of the progress: the name of each step as it begins."""
+
+    def __call__(self, step: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Retraining:
+    """What is asked for.
+
+    bags: paths. out: the folder. teacher, student: folders of the runs that the robot's models come from. behind: folders of the runs
+    behind those, for data and licences. current: the bundle to beat; None: the student's. labels: what the new frames are trained with;
+    auto: people's masks, else the bags' label topic, else pseudo-labels of the teacher. share: of a batch that is new frames.
+    teacher_steps, student_steps: length of the runs; 0 steps of the teacher keep the old one. lr: peak learning rates, as a share of
+    those of the old runs. held_out, block: see BagDataset. gain: mIoU by which the new model must be better. forgetting: mIoU that it may
+    lose on the old validation frames. overrides: `a.b=value` for both runs.
+    """
+
+    bags: tuple[Path, ...]
+    out: Path
+    teacher: Path
+    student: Path
+    behind: tuple[Path, ...] = ()
+    current: Path | None = None
+    labels: Labels = "auto"
+    share: float = 0.5
+    teacher_steps: int = 600
+    student_steps: int = 1200
+    lr: float = 0.3
+    held_out: float = 0.2
+    block: float = 10.0
+    gain: float = 0.0
+    forgetting: float = 0.03
+    extraction: Options = Options()
+    pseudo: PseudoSettings = PseudoSettings()
+    jobs: int = 1
+    overrides: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1 or self.teacher_steps < 0 or self.student_steps < 1 or self.lr <= 0:
+            raise TrainingError(
+                f"share is above 0 and at most 1, student_steps at least 1, lr above 0; got {self.share}, {self.student_steps}, {self.lr}"
+            )
+
+
+@dataclass
+class Comparison:
+    """How the model before and the one after do. Each figure: name of the frames -> `ConfusionMatrix.summary`.
+
+    kind: of the labels that the held-out frames are judged by. better: whether the new model is taken. why: in words.
+    """
+
+    kind: str
+    before: dict[str, Any] = field(default_factory=dict)
+    after: dict[str, Any] = field(default_factory=dict)
+    better: bool = False
+    why: str = ""
+
+
+NEW, OLD = "held-out frames of the bags", "old validation frames"
+
+
+def retrain(task: Retraining, watch: Watcher = lambda step: None, quiet: bool = False) -> Comparison:
+    """Carry out what is asked for, or go on with it; the last step writes the report.
+
+    Raises:
+        SourceError: no bag can be read. TrainingError: runs, bags and labels that do not fit together.
+    """
+    make_folder(task.out)
+    record = matching_records(task)
+    watch("frames of the bags")
+    outcomes = extract(list(task.bags), task.out / "extraction", task.extraction, task.jobs)
+    kind = kind_of_labels(task)
+    if kind == "pseudo":
+        watch("pseudo-labels")
+        bundle_of(task.teacher, task.out / f"old-teacher{SUFFIX}", task.behind)
+        make_pseudo_labels(Extraction.open(task.out / "extraction"), task.out / f"old-teacher{SUFFIX}", task.pseudo, jobs=task.jobs)
+    new = Source(
+        "bag",
+        str(task.out / "extraction"),
+        "train",
+        {"labels": kind, "held_out": task.held_out, "block": task.block, "classes": list(record.labels.names)},
+    )
+    teacher = task.teacher
+    if task.teacher_steps:
+        watch("teacher")
+        config = tuned(task, load_network(task.teacher)[1].config, new, kind, task.teacher_steps, "teacher")
+        teacher = Path(fit(config, task.out / "teacher", quiet=quiet, start=task.teacher).folder)
+    watch("student")
+    config = tuned(task, record.config, new, kind, task.student_steps, "student")
+    student = fit(config, task.out / "student", teacher, quiet=quiet, start=task.student)
+    watch("comparison")
+    behind = dict.fromkeys((*task.behind, task.teacher, task.student, teacher))
+    candidate = bundle_of(Path(student.folder), task.out / f"candidate{SUFFIX}", tuple(behind))
+    before = (
+        Bundle.load(task.current) if task.current else bundle_of(task.student, task.out / f"before{SUFFIX}", (*task.behind, task.teacher))
+    )
+    comparison, frames = compare(task, before, candidate, kind, record)
+    save(task.out / "comparison.json", (json.dumps(dataclasses.asdict(comparison), indent=1) + "\n").encode())
+    if comparison.better:
+        candidate.save(task.out / f"model{SUFFIX}")
+    else:
+        (task.out / f"model{SUFFIX}").unlink(missing_ok=True)
+    report(task, outcomes, kind, comparison, frames, student)
+    return comparison
+
+
+def matching_records(task: Retraining) -> Record:
+    """The student's record. Raises TrainingError where teacher and student are not what they are called, or differ in their labels."""
+    teacher, student = load_network(task.teacher)[1], load_network(task.student)[1]
+    for name, run, record in (("teacher", task.teacher, teacher), ("student", task.student, student)):
+        if record.config.model.kind != name:
+            raise TrainingError(f"{run} is the run of a {record.config.model.kind}, not of a {name}")
+    if teacher.labels.names != student.labels.names:
+        raise TrainingError(
+            f"teacher and student must have one label set, got {', '.join(teacher.labels.names)} and {', '.join(student.labels.names)}"
+        )
+    return student
+
+
+def kind_of_labels(task: Retraining) -> str:
+    """What the new frames are trained with, found out where it is `auto`."""
+    found = Extraction.open(task.out / "extraction")
+    if not found.frames:
+        raise TrainingError(f"the bags gave no frame; `lix bag check {' '.join(map(str, task.bags))}` says why")
+    if task.labels != "auto":
+        return task.labels
+    return next((kind for kind in TRUE_KINDS if any(found.label_path(frame, kind) for frame in found.frames)), "pseudo")
+
+
+def bundle_of(run: Path, path: Path, behind: Sequence[Path]) -> Bundle:
+    """The bundle of a run, out of `path` where it is there and is of these weights."""
+    mark = path.with_suffix(".sha256")
+    digest = checksum(run)
+    if not path.exists() or not mark.exists() or mark.read_text() != digest:
+        bundle, _ = make_bundle(run, "best", path.stem, [other for other in behind if other != run])
+        bundle.save(path)
+        save(mark, digest.encode())
+    return Bundle.load(path)
+
+
+def tuned(task: Retraining, old: Config, new: Source, kind: str, steps: int, name: str) -> Config:
+    """The configuration of an old run, for `steps` on its data and on new frames, which have their share of every batch."""
+    config = copy.deepcopy(old)
+    config.name, data, optim = f"retrained {name}", config.data, config.optim
+    places = max(1, round(task.share * data.batch))
+    sources = [dataclasses.replace(source, per_batch=0) for source in data.sources] if places < data.batch else []
+    data.sources = [*sources, dataclasses.replace(new, per_batch=places)]
+    data.val = dataclasses.replace(new, split="val", per_batch=0) if kind in TRUE_KINDS else None
+    data.test = None
+    optim.steps, optim.lr = steps, optim.lr * task.lr
+    optim.steps_per_epoch, optim.warmup = min(optim.steps_per_epoch, steps), min(optim.warmup, steps // 10)
+    if name == "student" and config.distill.method == "none":
+        config.distill.method = "lix"
+    tree = to_dict(config)
+    for change in task.overrides:
+        override(tree, change)
+    return from_dict(tree)
+
+
+# Comparison.
+
+
+def compare(task: Retraining, before: Bundle, after: Bundle, kind: str, record: Record) -> tuple[Comparison, BagDataset]:
+    """Both models, as they run on the robot, on the same frames."""
+    kinds = [k for k in (*TRUE_KINDS, kind) if k != "none"]
+    options = {"held_out": task.held_out, "block": task.block, "classes": list(record.labels.names)}
+    frames, judged = None, ""
+    for judged in kinds:
+        try:
+            frames = BagDataset(task.out / "extraction", "val", labels=judged, **options)
+            break
+        except DataError:
+            continue
+    if frames is None:
+        raise TrainingError("no held-out frame has labels to compare by; give some frames masks, or raise held_out or shorten block")
+    found = Comparison(judged)
+    old = record.config.data.val or record.config.data.test
+    sets = {NEW: frames, **({OLD: open_dataset(old.dataset, old.root, old.split, **old.options)} if old else {})}
+    for which, bundle in (("before", before), ("after", after)):
+        segmenter = Segmenter(bundle)
+        getattr(found, which).update({name: score(segmenter, dataset) for name, dataset in sets.items()})
+    found.better, found.why = verdict(task, found)
+    return found, frames
+
+
+def score(segmenter: Segmenter, dataset: Any) -> dict[str, Any]:
+    """Figures of a model on the labelled frames of a data set, in its classes."""
+    matrix = ConfusionMatrix(len(dataset.labels))
+    for index in range(len(dataset)):
+        sample = dataset[index]
+        if sample.labels is not None:
+            matrix.update(sample.labels, answer(segmenter, sample.image, dataset.labels))
+    return matrix.summary(dataset.labels.names)
+
+
+def answer(segmenter: Segmenter, image: np.ndarray, labels: LabelSet) -> np.ndarray:
+    """(H, W) uint8: what a model says of an image, in the ids of `labels`."""
+    found = segmenter.segment(image)
+    return found.mask if found.labels.names == labels.names else LabelMapping.by_name(found.labels, labels)(found.mask)
+
+
+def verdict(task: Retraining, found: Comparison) -> tuple[bool, str]:
+    gain = found.after[NEW]["miou"] - found.before[NEW]["miou"]
+    words = f"{100 * gain:+.1f} mIoU points on {NEW}"
+    if gain <= task.gain:
+        return False, f"{words}: not more than {100 * task.gain:.1f}"
+    if OLD in found.before:
+        lost = found.before[OLD]["miou"] - found.after[OLD]["miou"]
+        words += f", {-100 * lost:+.1f} on {OLD}"
+        if lost > task.forgetting:
+            return False, f"{words}: it may lose {100 * task.forgetting:.1f} there"
+    return True, words
+
+
+# Report.
+
+
+def report(task: Retraining, outcomes: Sequence[BagOutcome], kind: str, found: Comparison, frames: BagDataset, student: RunResult) -> None:
+    """report.md and report.jpg."""
+    extraction = Extraction.open(task.out / "extraction")
+    reasons = Counter(reason for frame in extraction.frames for reason in frame.reasons)
+    taken = (
+        f"**Better: {found.why}.** The new model is `model{SUFFIX}`."
+        if found.better
+        else f"**Not taken: {found.why}.** The old model stays."
+    )
+    judged = (
+        "labels that are known"
+        if found.kind in TRUE_KINDS
+        else "pseudo-labels, which favour a model trained with them: look at the pictures"
+    )
+    lines = [
+        "# Retraining",
+        "",
+        taken,
+        "",
+        "![Held-out frames](report.jpg)",
+        "",
+        "## Frames",
+        "",
+        "| bag | frames | with depth | with labels | left out |",
+        "| --- | --- | --- | --- | --- |",
+        *(f"| {o.name} | {o.done + o.before} | {o.with_depth} | {o.with_labels} | {len(o.left_out)} |" for o in outcomes),
+        "",
+        *(f"- {outcome.name}: {text}" for outcome in outcomes for text in (*outcome.faults, *outcome.remarks)),
+        *([f"- Why frames were recorded: {', '.join(f'{name} {count}' for name, count in reasons.most_common())}."] if reasons else []),
+        f"- Trained with labels of kind `{kind}`; {len(frames)} held-out frames judged by `{found.kind}`: {judged}.",
+        f"- Student: {student.steps} steps, {student.seconds / 60:.0f} min on {student.device}, {task.share:.0%} of each batch new frames.",
+        "",
+    ]
+    for name in found.before:
+        lines += [f"## IoU on {name}", "", *table(found.before[name], found.after[name]), ""]
+    save(task.out / "report.md", "\n".join(lines).encode())
+    save_image(task.out / "report.jpg", picture(task, frames))
+
+
+def table(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    def row(name: str, old: float | None, new: float | None) -> str:
+        change = "" if old is None or new is None else f"{100 * (new - old):+.1f}"
+        return f"| {name} | {shown(old)} | {shown(new)} | {change} |"
+
+    rows = [row(name, before["iou"][name], after["iou"][name]) for name in before["iou"]]
+    return ["| class | before | after | points |", "| --- | --- | --- | --- |", *rows, row("**mean**", before["miou"], after["miou"])]
+
+
+def shown(value: float | None) -> str:
+    return "absent" if value is None else f"{value:.3f}"
+
+
+def picture(task: Retraining, frames: BagDataset) -> np.ndarray:
+    """(H, W, 3) uint8: some held-out frames with their labels, and what the models before and after say and where they err."""
+    before = Segmenter(task.current or task.out / f"before{SUFFIX}")
+    after = Segmenter(task.out / f"candidate{SUFFIX}")
+    cells = []
+    for index in np.unique(np.linspace(0, len(frames) - 1, min(SHOWN, len(frames))).round().astype(int)):
+        sample = frames[index]
+        said = {name: answer(segmenter, sample.image, frames.labels) for name, segmenter in (("before", before), ("after", after))}
+        row = {"RGB": sample.image, "labels": colorize(sample.labels, frames.labels)}
+        for name, mask in said.items():
+            row |= {name: colorize(mask, frames.labels), f"errors {name}": error_picture(sample.image, sample.labels, mask)}
+        cells += [captioned(image, caption) for caption, image in row.items()]
+    return contact_sheet(cells, frames.labels, columns=6, cell_width=cells[0].shape[1])

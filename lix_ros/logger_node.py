@@ -1,0 +1,337 @@
+"""The logger node: a camera, and what belongs to its images, into bags that never end by themselves. See docs/record.md."""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.subscription import Subscription
+from sensor_msgs.msg import Image
+from std_msgs.msg import String
+from std_srvs.srv import Trigger
+
+from lix_core.bags.keyframes import Kept, KeyframeSelector, KeyframeSettings
+from lix_core.bags.reader import header_stamp, load_image
+from lix_core.bags.recording import Recording, RecordingSettings
+from lix_core.bags.writer import Qos, Topic
+from lix_core.errors import DataError, LixError, explain
+from lix_core.files import expanded
+from lix_core.pixels import to_rgb
+from lix_ros import messages, qos, running
+from lix_ros.diagnostics import STEADY, Arrivals, diagnostic_array
+from lix_ros.parameters import LOGGED, LoggerParameters, declare
+
+LOOK_PERIOD_S = 0.5
+"""How often the node looks for publishers that are new, gone, or offer something else."""
+PARTNERS = ("right_image", "depth", "points", "labels")
+"""Inputs that belong to an image by their stamps; the other ones are recorded whole."""
+KEYFRAMES = "~/keyframes"
+LATCHED_DEPTH = 1000
+"""Of latched topics, what each publisher holds for those who come late."""
+
+
+@dataclass
+class Input:
+    """One topic that is recorded. name: absolute. stamped: whether its messages begin with a header."""
+
+    name: str
+    arrivals: Arrivals
+    subscription: Subscription | None = None
+    profile: QoSProfile | None = None
+    topic: Topic | None = None
+    stamped: bool = False
+    trouble: str = "nobody publishes it"
+
+
+class LoggerNode(Node):
+    """Records `image`, `camera_info` and the other inputs of LOGGED as they come, serialised; for keyframes it looks at the images, at
+    `confidence` and at `disagreement`. Services `~/trigger`, `~/pause`, `~/resume`, `~/split`; publishes `~/keyframes`, the record of
+    each keyframe as JSON, and `/diagnostics`.
+
+    Raises LixError where the settings or the folder do not do.
+    """
+
+    exit_status = None
+
+    def __init__(self, **kwargs: Any):
+        super().__init__("logger", **kwargs)
+        self._settings = settings = declare(self, LoggerParameters)
+        self._inputs = {self.resolve_topic_name(name): Input(self.resolve_topic_name(name), Arrivals()) for name in self._topic_names()}
+        self._lock = threading.Lock()
+        """The selector is not for several threads."""
+        self._selector = self._make_selector()
+        self._keyframes = self.create_publisher(String, KEYFRAMES, qos.stream("reliable", 10))
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", qos.stream("reliable", 10))
+        self._recording = Recording(expanded(settings.folder), recording_settings(settings), report=self._report)
+        if self._selector:
+            self._recording.add(Topic(self._keyframes.topic_name, "std_msgs/msg/String", (Qos(),)))
+            self._listen_to_opinions()
+        for name in ("trigger", "pause", "resume", "split"):
+            self.create_service(Trigger, f"~/{name}", getattr(self, f"_on_{name}"))
+        self.create_timer(LOOK_PERIOD_S, self._look, clock=STEADY)
+        self.create_timer(settings.diagnostics_period, self._publish_diagnostics, clock=STEADY)
+        self._look()
+        self.get_logger().info(f"recording {settings.mode} of {len(self._inputs)} topics into {self._recording.folder}")
+
+    def close(self) -> None:
+        """Write what waits and end the bag; called once before the node is destroyed."""
+        if self._selector:
+            with self._lock:
+                self._write(self._selector.finish())
+        self._recording.close()
+        self.get_logger().info(self._told())
+
+    # ---- what is recorded
+
+    def _topic_names(self) -> list[str]:
+        """Names before remapping, each once."""
+        images = ("image", "right_image") if self._settings.image_transport == "compressed" else ()
+        chosen = {role: f"{LOGGED[role]}/compressed" if role in images else LOGGED[role] for role in self._settings.topics}
+        self._roles = {role: self.resolve_topic_name(name) for role, name in chosen.items()}
+        return list(dict.fromkeys([*chosen.values(), *self._settings.extra.split()]))
+
+    def _make_selector(self) -> KeyframeSelector | None:
+        settings = self._settings
+        if settings.mode == "everything":
+            return None
+        if "image" not in self._roles:
+            raise DataError(f"mode {settings.mode!r} chooses among images: `topics` must have image")
+        partners = [self._roles[role] for role in PARTNERS if role in self._roles]
+        always = [name for name in self._inputs if name != self._roles["image"] and name not in partners]
+        records = self.resolve_topic_name(KEYFRAMES)
+        return KeyframeSelector(keyframe_settings(settings), self._roles["image"], partners, always, records, self._gray)
+
+    def _listen_to_opinions(self) -> None:
+        """Subscribe to what student and teacher think of the images, where that is a reason to keep one."""
+        settings, profile = self._settings, qos.stream("best_effort", 10)
+        if settings.mode == "keyframes" and settings.uncertainty:
+            unsure = round(255 * settings.least_confidence)
+            judge = self._opinion("uncertainty", lambda pixels: float((pixels < unsure).mean()))
+            self.create_subscription(Image, "confidence", judge, profile)
+        if settings.mode == "keyframes" and settings.disagreement:
+            judge = self._opinion("disagreement", lambda pixels: float((pixels > 0).mean()))
+            self.create_subscription(Image, "disagreement", judge, profile)
+
+    def _opinion(self, what: str, share: Callable[[np.ndarray], float]) -> Callable[[Image], None]:
+        def take(message: Image) -> None:
+            try:
+                pixels, _ = messages.image_to_array(message)
+            except LixError as error:  # what leaves a callback ends the node
+                self.get_logger().error(f"{what}: {error}", throttle_duration_sec=5.0)
+                return
+            with self._lock:
+                self._write(getattr(self._selector, what)(messages.nanoseconds(message.header.stamp), share(pixels)))
+
+        return take
+
+    def _gray(self, raw: bytes) -> np.ndarray | None:
+        """(H, W) uint8 of a serialised image; None where it cannot be read, which is no reason not to record it."""
+        image = self._inputs[self._roles["image"]]
+        try:
+            pixels, order = load_image(raw, image.topic.type, image.name)
+            return to_rgb(pixels, order)[..., 1]
+        except LixError as error:
+            self.get_logger().error(f"view of an image: {error}", throttle_duration_sec=5.0)
+            return None
+
+    # ---- publishers come and go
+
+    def _look(self) -> None:
+        for entry in self._inputs.values():
+            try:
+                self._follow(entry)
+            except Exception as error:  # a topic that cannot be recorded must not end the recording of the others
+                if entry.trouble != explain(error):
+                    self.get_logger().error(f"{entry.name} is not recorded: {explain(error)}")
+                entry.trouble = explain(error)
+
+    def _follow(self, entry: Input) -> None:
+        """Subscribe as the publishers of a topic offer it; again where they offer something else now."""
+        offers = self.get_publishers_info_by_topic(entry.name)
+        if not offers:
+            entry.trouble = "" if entry.arrivals.received else "nobody publishes it"
+            return
+        kinds = sorted({offer.topic_type for offer in offers})
+        kind = entry.topic.type if entry.topic and entry.topic.type in kinds else kinds[0]
+        offered = tuple(offer_of(o.qos_profile) for o in offers if o.topic_type == kind)
+        profile = profile_for(offered, self._settings.input_depth)
+        if entry.topic is None or entry.topic.qos != offered:
+            entry.topic = Topic(entry.name, kind, offered)
+            self._recording.add(entry.topic)
+        if entry.profile != profile:
+            message_type = type_named(kind)
+            entry.stamped = next(iter(message_type.get_fields_and_field_types().values()), "") == "std_msgs/Header"
+            if entry.subscription:
+                self.destroy_subscription(entry.subscription)
+            entry.subscription = self._subscribe(message_type, entry, profile)
+            entry.profile = profile
+            self.get_logger().info(f"records {entry.name} ({kind}, {profile.reliability.name.lower()})")
+        entry.trouble = "" if len(kinds) == 1 else f"it carries {', '.join(kinds)}; only {kind} is recorded"
+
+    def _subscribe(self, message_type: type, entry: Input, profile: QoSProfile) -> Subscription:
+        def with_info(raw: bytes, info: dict[str, Any]) -> None:
+            # Sequence numbers run per publisher; with several they say nothing.
+            take(raw, info.get("publication_sequence_number") if len(entry.topic.qos) == 1 else None)
+
+        def take(raw: bytes, sequence: int | None = None) -> None:
+            entry.arrivals.on_received(sequence)
+            self._take(entry, raw)
+
+        # Before Jazzy, callbacks are not told the publisher's sequence numbers.
+        callback = with_info if hasattr(Subscription, "CallbackType") else take
+        return self.create_subscription(message_type, entry.name, callback, profile, raw=True)
+
+    # ---- messages
+
+    def _take(self, entry: Input, raw: bytes) -> None:
+        now = self.get_clock().now().nanoseconds
+        if self._selector is None:
+            self._recording.write(entry.name, now, raw)
+            return
+        stamp = (header_stamp(raw) if entry.stamped else None) or now
+        with self._lock:
+            self._write(self._selector.add(entry.name, stamp, raw, now))
+
+    def _write(self, kept: list[Kept]) -> None:
+        for topic, recorded, raw in kept:
+            self._recording.write(topic, recorded, raw)
+            if topic == self._selector.records:
+                self._keyframes.publish(raw)
+
+    # ---- services
+
+    def _on_trigger(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        settings = self._settings
+        if self._selector is None:
+            response.success, response.message = False, "mode everything records all there is; a trigger adds nothing"
+            return response
+        with self._lock:
+            kept = self._selector.trigger(self.get_clock().now().nanoseconds)
+            self._write(kept)
+        response.success = True
+        response.message = f"kept {len(kept)} messages of the {settings.before:g} s before; all of the next {settings.after:g} s follows"
+        return response
+
+    def _on_pause(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        self._recording.pause()
+        response.success, response.message = True, f"paused; {self._told()}"
+        return response
+
+    def _on_resume(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        self._recording.resume()
+        response.success, response.message = True, self._told()
+        return response
+
+    def _on_split(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        bag = self._recording.statistics.bag
+        self._recording.split()
+        response.success, response.message = True, f"ends {bag}" if bag else "there is no bag yet"
+        return response
+
+    # ---- what it tells
+
+    def _report(self, level: str, text: str) -> None:
+        getattr(self.get_logger(), level)(text)
+
+    def _told(self) -> str:
+        found = self._recording.statistics
+        lost = f", {found.lost} lost" if found.lost else ""
+        return f"{found.messages} messages, {found.bytes / 1e6:.1f} MB{lost}, in {found.bags} bags in {self._recording.folder}"
+
+    def _publish_diagnostics(self) -> None:
+        if self._selector:
+            # An image may wait for a word that never comes, where no other message comes either.
+            with self._lock:
+                self._write(self._selector.tick(self.get_clock().now().nanoseconds))
+        level, text = self._health()
+        name = f"{self.get_fully_qualified_name().lstrip('/')}: recording"
+        stamp = self.get_clock().now().to_msg()
+        self._diagnostics.publish(diagnostic_array(stamp, name, str(self._recording.folder), level, text, self._values()))
+
+    def _health(self) -> tuple[bytes, str]:
+        found = self._recording.statistics
+        if found.state == "stopped":
+            return DiagnosticStatus.ERROR, f"not recording: {found.reason}"
+        missing = [f"{entry.name}: {entry.trouble}" for entry in self._inputs.values() if entry.trouble]
+        lost = [f"{found.lost} messages lost: the disk is too slow"] if found.lost else []
+        told = "; ".join([found.state, *lost, *missing])
+        return (DiagnosticStatus.WARN if lost or missing else DiagnosticStatus.OK), told
+
+    def _values(self) -> dict[str, str]:
+        found = self._recording.statistics
+        values = {
+            "state": found.state,
+            "bag": str(found.bag or "none"),
+            "bags": str(found.bags),
+            "size of the bag [MB]": f"{found.size / 1e6:.1f}",
+            "messages recorded": str(found.messages),
+            "recorded [MB]": f"{found.bytes / 1e6:.1f}",
+            "messages lost (disk)": str(found.lost),
+            "messages missed (transport)": str(sum(entry.arrivals.missed for entry in self._inputs.values())),
+            "waiting for the disk [MB]": f"{found.queued / 1e6:.1f}",
+            "disk free [GB]": f"{found.disk_free / 1e9:.1f}",
+        }
+        if self._selector:
+            values |= {"images": str(self._selector.images), "keyframes": str(self._selector.keyframes)}
+        for name, entry in self._inputs.items():
+            values[f"{name} received"] = f"{entry.arrivals.received} at {entry.arrivals.rate:.1f} Hz"
+        return values
+
+
+def recording_settings(settings: LoggerParameters) -> RecordingSettings:
+    same = ("prefix", "storage", "compression", "split_size", "split_duration", "quota", "delete_oldest", "queue")
+    return RecordingSettings(floor=settings.disk_floor, **{name: getattr(settings, name) for name in same})
+
+
+def keyframe_settings(settings: LoggerParameters) -> KeyframeSettings:
+    """Mode `rate` is keyframes by the interval alone."""
+    always = ("before", "after", "buffer", "patience")
+    common = {name: getattr(settings, name) for name in always} | {"tolerance": settings.slop}
+    if settings.mode == "rate":
+        return KeyframeSettings(uncertainty=0, disagreement=0, view=0, interval=1 / settings.rate, least=0, **common)
+    reasons = {name: getattr(settings, name) for name in ("uncertainty", "disagreement", "view", "interval")}
+    return KeyframeSettings(**reasons, least=settings.least_interval, **common)
+
+
+def type_named(kind: str) -> type:
+    """The message class of `package/msg/Name`. Raises DataError where its package is not installed."""
+    package, _, name = kind.split("/")
+    try:
+        return getattr(importlib.import_module(f"{package}.msg"), name)
+    except (ImportError, AttributeError):
+        raise DataError(f"type {kind} is not installed here; install {package.replace('_', '-')}") from None
+
+
+def offer_of(profile: QoSProfile) -> Qos:
+    """What a publisher offers, as bags keep it. DDS does not tell the history of others: unknown ones count as the default."""
+    history = "keep_all" if profile.history == HistoryPolicy.KEEP_ALL else "keep_last"
+    reliability = "best_effort" if profile.reliability == ReliabilityPolicy.BEST_EFFORT else "reliable"
+    durability = "transient_local" if profile.durability == DurabilityPolicy.TRANSIENT_LOCAL else "volatile"
+    return Qos(reliability, durability, history, profile.depth or 10)
+
+
+def profile_for(offered: tuple[Qos, ...], depth: int) -> QoSProfile:
+    """What receives from all of these publishers: reliable where all are, latched where all are."""
+    reliable = all(offer.reliability == "reliable" for offer in offered)
+    latched = all(offer.durability == "transient_local" for offer in offered)
+    return QoSProfile(
+        history=HistoryPolicy.KEEP_LAST,
+        depth=max(depth, LATCHED_DEPTH if latched else 0),
+        reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
+        durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE,
+    )
+
+
+def main() -> None:
+    raise SystemExit(running.run(LoggerNode, threads=1))
+
+
+if __name__ == "__main__":
+    main()

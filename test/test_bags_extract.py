@@ -1,0 +1,406 @@
+"""Bags to files: what of every kind of bag lies in the extraction, that it goes on where it was stopped, and what bad bags leave."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+import recorded
+from bags import MS
+from lix_core.bags.extract import Extraction, extract
+from lix_core.bags.index import NS, Options
+from lix_core.bags.sensors import to_file, to_metres
+from lix_core.camera import Camera
+from lix_core.cli import bag
+from lix_core.errors import DataError, SourceError
+from lix_core.labels import STREET
+from recorded import PERIOD, START, Recorded, data_file, drive, write, write_humble
+from trees import WORLD_CAMERA, world_frame
+
+ROOT = Path(__file__).resolve().parents[1]
+DISTORTED = Camera(160, 64, (100, 0, 79.5, 0, 100, 31.5, 0, 0, 1), "plumb_bob", (-0.3, 0.1, 0.002, -0.001, 0.0))
+
+
+def lix(*arguments: object) -> Result:
+    """`lix bag` in this process; errors of lix are in `exception`."""
+    return CliRunner().invoke(bag.app, [str(argument) for argument in arguments])
+
+
+def png(path: Path) -> np.ndarray:
+    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    return image if image.ndim == 2 else image[..., ::-1]
+
+
+def files(out: Path) -> dict[str, bytes]:
+    """Every file of an extraction but its description, by name."""
+    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file() and p.name != "extraction.json"}
+
+
+def only(messages: list[Recorded], *topics: str) -> list[Recorded]:
+    return [m for m in messages if m.topic in topics]
+
+
+# What lies in it.
+
+
+def test_images_labels_and_depth_come_out_as_they_were(tmp_path):
+    (outcome,) = extract([write(tmp_path / "bag", drive(3))], tmp_path / "out")
+    assert (outcome.done, outcome.before, outcome.with_depth, outcome.with_labels, outcome.left_out) == (3, 0, 3, 3, {})
+    found = Extraction.open(tmp_path / "out")
+    assert [frame.stamp for frame in found.frames] == [START + i * PERIOD for i in range(3)]
+    of = found.calibration("bag")
+    assert (of.camera, of.baseline, of.frame_id) == (WORLD_CAMERA.rectified(), pytest.approx(0.54), "camera")
+    assert found.label_set("bag", "bag") == STREET
+    for index, frame in enumerate(found.frames):
+        truth = world_frame(index)
+        assert (frame.name, frame.geometry, frame.partners) == (f"bag/{frame.stamp}", "depth", {"/depth": 0, "/labels": 0})
+        assert np.array_equal(png(frame.image), truth.rgb) and np.array_equal(png(frame.labels), truth.labels)
+        depth = png(frame.depth)
+        assert depth.dtype == np.uint16 and not depth[np.isnan(truth.depth)].any()
+        known = np.isfinite(truth.depth)
+        assert np.array_equal(depth[known], np.rint(truth.depth[known] * 256))
+
+
+@pytest.mark.parametrize(("geometry", "tolerance"), [("stereo", 0.02), ("lidar", 0.005)])
+def test_depth_of_pair_and_lidar_is_near_the_truth(tmp_path, geometry, tolerance):
+    path = write(tmp_path / "bag", drive(2, offsets={"right/image": 2 * MS, "points": -4 * MS}))
+    extract([path], tmp_path / "out", Options(geometry=geometry))
+    topic, offset = {"stereo": ("/right/image", 2 * MS), "lidar": ("/points", -4 * MS)}[geometry]
+    for index, frame in enumerate(Extraction.open(tmp_path / "out").frames):
+        assert frame.geometry == geometry and frame.partners == {topic: offset, "/labels": 0}
+        truth, depth = world_frame(index).depth, to_metres(png(frame.depth))
+        both = np.isfinite(depth) & np.isfinite(truth)
+        assert both[10:, 20:].mean() > 0.8
+        assert np.median(np.abs(depth - truth)[both] / truth[both]) < tolerance
+
+
+def test_depth_in_files_is_exact_to_half_a_unit_and_unknown_beyond_its_range():
+    depth = np.array([[np.nan, 0.0, 0.001, 0.5, 12.3456, 255.9, 300.0, np.inf, -3.0]], np.float32)
+    back = to_metres(to_file(depth))
+    assert np.isnan(back[0, [0, 1, 2, 6, 7, 8]]).all()
+    np.testing.assert_allclose(back[0, 3:6], depth[0, 3:6], atol=0.5 / 256)
+
+
+@pytest.mark.parametrize("writer", ["humble", "sqlite3", "jazzy", "moved"])
+def test_every_kind_of_bag_makes_the_same_files(tmp_path, writer):
+    messages = drive(2)
+    extract([write(tmp_path / "kilted" / "bag", messages)], tmp_path / "expected")
+    path = tmp_path / writer / "bag"
+    if writer == "humble":
+        write_humble(path, messages)
+    elif writer == "moved":
+        path = data_file(write(path, messages)).rename(tmp_path / "bag.mcap")
+    else:
+        write(path, messages, "sqlite3" if writer == "sqlite3" else "mcap", 8)
+    extract([path], tmp_path / "out")
+    assert files(tmp_path / "out") == files(tmp_path / "expected")
+
+
+def test_unrectified_images_and_their_labels_are_rectified(tmp_path):
+    messages = drive(1, ("image", "labels", "label_names"))
+    messages.append(Recorded("/camera_info", START, recorded.camera_info(START, DISTORTED)))
+    extract([write(tmp_path / "bag", messages)], tmp_path / "out")
+    found, truth = Extraction.open(tmp_path / "out"), world_frame(0)
+    (frame,) = found.frames
+    assert np.array_equal(png(frame.image), DISTORTED.rectify(truth.rgb)) and not np.array_equal(png(frame.image), truth.rgb)
+    assert found.calibration("bag").camera == DISTORTED.rectified()
+    columns, rows = (np.rint(m).astype(int) for m in DISTORTED.rectification_maps())
+    inside = (columns >= 0) & (columns < 160) & (rows >= 0) & (rows < 64)
+    labels = png(frame.labels)
+    # A pixel may lie halfway between two: OpenCV rounds in fixed point.
+    assert (labels[inside] == truth.labels[rows[inside], columns[inside]]).mean() > 0.97
+    assert set(np.unique(labels)) <= {*range(11), 255}
+    assert json.loads((tmp_path / "out/bag/camera.json").read_text())["rectified"] == "from /image by its plumb_bob calibration"
+
+
+def test_a_topic_that_is_rectified_already_is_not_rectified_again(tmp_path):
+    messages = [Recorded("/cam/image_rect", START, recorded.image(START, world_frame(0).rgb, "rgb8"))]
+    messages.append(Recorded("/cam/camera_info", START, recorded.camera_info(START, DISTORTED)))
+    extract([write(tmp_path / "bag", messages)], tmp_path / "out")
+    (frame,) = Extraction.open(tmp_path / "out").frames
+    assert np.array_equal(png(frame.image), world_frame(0).rgb)
+
+
+@pytest.mark.parametrize(("camera", "suffix"), [(WORLD_CAMERA, "jpg"), (None, "jpg"), (DISTORTED, "png")])
+def test_jpeg_stays_as_it_came_where_it_is_rectified(tmp_path, camera, suffix):
+    message = recorded.jpeg(START, world_frame(0).rgb)
+    messages = [Recorded("/image/compressed", START, message)]
+    if camera:
+        messages.append(Recorded("/camera_info", START, recorded.camera_info(START, camera)))
+    extract([write(tmp_path / "bag", messages)], tmp_path / "out")
+    (frame,) = Extraction.open(tmp_path / "out").frames
+    assert frame.image.name == f"{START}.{suffix}"
+    pixels = cv2.imdecode(message.data, cv2.IMREAD_COLOR)[..., ::-1]
+    if suffix == "jpg":
+        assert frame.image.read_bytes() == message.data.tobytes()
+    else:
+        assert np.array_equal(png(frame.image), DISTORTED.rectify(np.ascontiguousarray(pixels)))
+
+
+def test_every_from_and_to_choose_frames_and_partners_stay_theirs(tmp_path):
+    path = write(tmp_path / "bag", drive(12, offsets={"points": 8 * MS}))
+    cases = [
+        (Options(every=5), [0, 5, 10]),
+        (Options(begin=0.35, end=0.75), [4, 5, 6, 7]),
+        (Options(begin=0.35, every=3), [4, 7, 10]),
+        (Options(end=0.25), [0, 1, 2]),
+    ]
+    for number, (options, expected) in enumerate(cases):
+        extract([path], tmp_path / str(number), options)
+        frames = Extraction.open(tmp_path / str(number)).frames
+        assert [(frame.stamp - START) // PERIOD for frame in frames] == expected
+        assert all(np.array_equal(png(f.labels), world_frame((f.stamp - START) // PERIOD).labels) for f in frames)
+    with pytest.raises(SourceError, match="no image is in the stretch of time asked for"):
+        extract([path], tmp_path / "none", Options(begin=100))
+
+
+def test_keyframes_keep_their_reasons(tmp_path):
+    records = {START: ["interval"], START + 2 * PERIOD: ["uncertain", "view"]}
+    texts = [recorded.text({"stamp": stamp, "topic": "/image", "reasons": reasons}) for stamp, reasons in records.items()]
+    messages = [*drive(3), *(Recorded("/logger/keyframes", START + NS, text) for text in texts)]
+    extract([write(tmp_path / "bag", messages)], tmp_path / "out")
+    assert [f.reasons for f in Extraction.open(tmp_path / "out").frames] == [("interval",), (), ("uncertain", "view")]
+
+
+def test_what_the_logger_recorded_with_a_keyframe_is_its_partner(tmp_path):
+    messages = drive(3, ("image", "camera_info", "points", "/tf_static"), {"points": 40 * MS})
+    record = {"stamp": START + PERIOD, "reasons": ["view"], "partners": {"/points": START + PERIOD + 40 * MS, "/gone": 1}}
+    texts = [recorded.text(record), recorded.text("no record"), recorded.text({"stamp": 1, "reasons": [], "partners": 3})]
+    messages += [Recorded("/logger/keyframes", START + NS, text) for text in texts]
+    extract([write(tmp_path / "bag", messages)], tmp_path / "out")
+    frames = Extraction.open(tmp_path / "out").frames
+    assert [f.geometry for f in frames] == ["none", "lidar", "none"] and frames[1].partners == {"/points": 40 * MS}
+
+
+# Going on, several bags, several processes.
+
+
+def test_an_extraction_goes_on_and_does_nothing_twice(tmp_path):
+    path, out = write(tmp_path / "bag", drive(6)), tmp_path / "out"
+    seen = []
+
+    def stop_after_three() -> None:
+        seen.append(1)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extract([path], out, on_frame=stop_after_three)
+    begun = Extraction.open(out)
+    assert 1 <= len(begun.frames) <= 3 and all(f.image.exists() and f.depth.exists() for f in begun.frames)
+    lost = begun.frames[0].labels
+    lost.unlink()
+    times = {f.image: f.image.stat().st_mtime_ns for f in begun.frames[1:]}
+    (outcome,) = extract([path], out)
+    assert (outcome.before, outcome.done) == (len(begun.frames) - 1, 6 - len(begun.frames) + 1)
+    assert lost.exists() and all(path.stat().st_mtime_ns == at for path, at in times.items())
+    extract([path], tmp_path / "at once")
+    assert files(out) == files(tmp_path / "at once")
+    (outcome,) = extract([path], out)
+    assert (outcome.before, outcome.done) == (6, 0)
+
+
+def test_a_killed_extraction_goes_on(tmp_path):
+    path, out = write(tmp_path / "bag", drive(60)), tmp_path / "out"
+    code = f"from lix_core.bags.extract import extract; extract([{str(path)!r}], __import__('pathlib').Path({str(out)!r}))"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    deadline = time.monotonic() + 60
+    while len(list(out.glob("bag/labels/*.png"))) < 9 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    made = len(list(out.glob("bag/labels/*.png")))
+    assert 9 <= made < 60
+    (outcome,) = extract([path], out)
+    assert outcome.before + outcome.done == 60
+    assert [len(list((out / "bag" / kind).glob("*.png"))) for kind in ("image", "depth", "labels")] == [60, 60, 60]
+
+
+def test_other_options_are_refused_and_other_bags_are_added(tmp_path):
+    a, b = write(tmp_path / "a", drive(2)), write(tmp_path / "b", drive(3, start=START + 100 * NS))
+    extract([a], tmp_path / "out", Options(every=2))
+    with pytest.raises(SourceError, match="was extracted with other options: every 2, not 1; give the same ones, or another folder"):
+        extract([a], tmp_path / "out")
+    first, second = extract([a, b], tmp_path / "out", Options(every=2))
+    assert (first.before, first.done, second.before, second.done) == (1, 0, 0, 2)
+    found = Extraction.open(tmp_path / "out")
+    assert [bag["name"] for bag in found.bags] == ["a", "b"] and len(found.frames) == 3
+
+
+def test_two_bags_of_one_name_are_kept_apart(tmp_path):
+    paths = [write(tmp_path / day / "drive", drive(1, start=START + i * NS)) for i, day in enumerate(("monday", "tuesday"))]
+    extract(paths, tmp_path / "out")
+    extract(paths[::-1], tmp_path / "out")
+    assert [f.name for f in Extraction.open(tmp_path / "out").frames] == [f"drive/{START}", f"drive-2/{START + NS}"]
+
+
+def test_a_bag_that_changed_is_made_anew(tmp_path):
+    path = write(tmp_path / "bag", drive(2))
+    extract([path], tmp_path / "out")
+    for file in path.iterdir():
+        file.unlink()
+    path.rmdir()
+    write(path, drive(4, start=START + 50 * NS))
+    (outcome,) = extract([path], tmp_path / "out")
+    assert (outcome.before, outcome.done) == (0, 4)
+    assert [f.stamp for f in Extraction.open(tmp_path / "out").frames] == [START + 50 * NS + i * PERIOD for i in range(4)]
+
+
+def test_several_processes_write_the_same_files(tmp_path):
+    paths = [write(tmp_path / name, drive(10, start=START + i * 10 * NS)) for i, name in enumerate("ab")]
+    told = []
+    extract(paths, tmp_path / "one")
+    extract(paths, tmp_path / "two", jobs=2, on_start=lambda frames, done: told.append((frames, done)), on_frame=lambda: told.append(1))
+    assert files(tmp_path / "two") == files(tmp_path / "one")
+    assert told == [(20, 0), *[1] * 20]
+
+
+# Bad bags.
+
+
+def test_frames_that_cannot_be_made_are_left_out_and_told(tmp_path):
+    stamps = [START + i * PERIOD for i in range(5)]
+    cut = recorded.image(stamps[1], world_frame(1).rgb, "rgb8")
+    cut.data = cut.data[:100]
+    wrong = {
+        ("/image", stamps[1]): cut,
+        ("/image", stamps[2]): recorded.image(stamps[2], np.zeros((32, 80, 3), np.uint8), "rgb8"),
+        ("/depth", stamps[3]): recorded.image(stamps[3], np.ones((32, 80), np.float32), "32FC1"),
+        ("/labels", stamps[4]): recorded.image(stamps[4], world_frame(4).rgb, "rgb8"),
+    }
+    messages = [Recorded(m.topic, m.time, wrong.get((m.topic, m.time - 5 * MS), m.message)) for m in drive(5)]
+    (outcome,) = extract([write(tmp_path / "bag", messages)], tmp_path / "out")
+    assert (outcome.done, outcome.with_depth, outcome.with_labels) == (3, 2, 2)
+    truncated, resized = outcome.left_out[START + PERIOD], outcome.left_out[START + 2 * PERIOD]
+    assert "is it truncated" in truncated and "the image is 80x32, its calibration is for 160x64" in resized
+    rows = [json.loads(line) for line in (tmp_path / "out/bag/frames.jsonl").read_text().splitlines()]
+    assert rows[1]["warnings"] == ["no depth: the depth image is 80x32, the image 160x64: record depth registered to it"]
+    assert rows[1]["geometry"] == "none" and rows[1]["depth"] is None
+    assert rows[2]["warnings"] == ["no labels: labels must be mono8 ids, got 'rgb8'"]
+
+
+def test_ids_beyond_the_label_set_become_unlabelled(tmp_path):
+    messages = drive(1)
+    (labels,) = only(messages, "/labels")
+    labels.message.data[:160] = 77
+    extract([write(tmp_path / "bag", messages)], tmp_path / "out")
+    (frame,) = Extraction.open(tmp_path / "out").frames
+    expected = world_frame(0).labels.copy()
+    expected[0] = 255
+    assert np.array_equal(png(frame.labels), expected)
+
+
+def test_without_camera_info_images_and_labels_are_extracted(tmp_path):
+    (outcome,) = extract([write(tmp_path / "bag", only(drive(2), "/image", "/depth", "/labels"))], tmp_path / "out")
+    assert (outcome.done, outcome.with_depth, outcome.with_labels) == (2, 0, 2)
+    assert any("no camera_info for /image" in remark for remark in outcome.remarks)
+    found = Extraction.open(tmp_path / "out")
+    assert found.calibration("bag").camera is None
+    with pytest.raises(DataError, match="bag/labels.json is missing: it says what the ids mean"):
+        found.label_set("bag", "bag")
+
+
+def test_the_same_picture_twice_is_no_pair_and_the_lidar_is_taken(tmp_path):
+    blocks = np.kron(np.random.default_rng(0).integers(0, 256, (30, 40), np.uint8), np.ones((8, 8), np.uint8))
+    cameras = {"/camera_info": Camera.pinhole(320, 240, 200.0), "/right/camera_info": Camera.pinhole(320, 240, 200.0, baseline=0.5)}
+    messages = [Recorded(topic, START, recorded.camera_info(START, camera)) for topic, camera in cameras.items()]
+    messages += [Recorded(topic, START, recorded.image(START, blocks, "mono8")) for topic in ("/image", "/right/image")]
+    path = write(tmp_path / "bag", [*messages, *only(drive(1), "/points", "/tf_static")])
+    (outcome,) = extract([path], tmp_path / "out")
+    assert "stereo: left and right are the same image; one camera is published as both" in outcome.remarks
+    assert [frame.geometry for frame in Extraction.open(tmp_path / "out").frames] == ["lidar"]
+    with pytest.raises(SourceError, match="no depth from stereo: left and right are the same image"):
+        extract([path], tmp_path / "stereo", Options(geometry="stereo"))
+
+
+def test_a_truncated_bag_gives_its_whole_frames(tmp_path):
+    path = write(tmp_path / "bag", drive(10))
+    content = data_file(path).read_bytes()
+    data_file(path).write_bytes(content[: len(content) // 2])
+    (outcome,) = extract([path], tmp_path / "out", jobs=2)
+    assert 3 <= outcome.done <= 5 and outcome.left_out == {} and "cannot read bag" in outcome.faults[0]
+    for frame in Extraction.open(tmp_path / "out").frames:
+        assert np.array_equal(png(frame.image), world_frame((frame.stamp - START) // PERIOD).rgb)
+
+
+def test_bags_that_cannot_be_read_do_not_stop_the_others(tmp_path):
+    good, bad = write(tmp_path / "good", drive(1)), write(tmp_path / "bad", drive(1))
+    data_file(bad).write_bytes(b"nothing")
+    empty = write(tmp_path / "empty", only(drive(1), "/camera_info"))
+    outcomes = {o.name: o for o in extract([bad, good, empty], tmp_path / "out")}
+    assert outcomes["good"].done == 1
+    assert "cannot read bag" in outcomes["bad"].faults[0] and "is a camera's picture" in outcomes["empty"].faults[0]
+    with pytest.raises(SourceError, match="cannot read bag .*bad"):
+        extract([bad], tmp_path / "other")
+
+
+def test_what_is_no_extraction_is_refused_by_name(tmp_path):
+    with pytest.raises(DataError, match="extraction.json is missing; make it with `lix bag extract BAG --out"):
+        Extraction.open(tmp_path)
+    (tmp_path / "extraction.json").write_text("{}")
+    with pytest.raises(DataError, match="extraction.json is of no format that this version reads"):
+        Extraction.open(tmp_path)
+    extract([write(tmp_path / "bag", drive(1))], tmp_path / "out")
+    (tmp_path / "out/bag/frames.jsonl").write_text('{"stamp": "x"}\n')
+    with pytest.raises(DataError, match="frames.jsonl has a line that is no frame"):
+        Extraction.open(tmp_path / "out")
+
+
+# The command.
+
+
+def test_the_command_tells_checks_and_extracts(tmp_path):
+    a, b = write(tmp_path / "bags" / "a", drive(3)), write_humble(tmp_path / "bags" / "b", only(drive(2), "/image"))
+    told = lix("info", tmp_path / "bags")
+    assert told.exit_code == 0, told.output
+    assert f"{a}: " in told.output and f"{b}: 2 messages in 0.1 s" in told.output
+    line = next(line for line in told.output.splitlines() if "/right/image" in line)
+    assert line.split() == ["/right/image", "sensor_msgs/msg/Image", "3", "10.0", "Hz", "right_image"]
+    checked = lix("check", a, b, "--json", tmp_path / "report.json")
+    assert checked.exit_code == 0, checked.output
+    assert "frames 3, with depth 3 (from depth), with labels 3" in checked.output and "remark: no camera_info for /image" in checked.output
+    assert [report["frames"] for report in json.loads((tmp_path / "report.json").read_text())] == [3, 2]
+    done = lix("extract", a, b, "-o", tmp_path / "out", "--every", 2, "--from", 0.05, "--jobs", 1)
+    assert done.exit_code == 0, done.output
+    assert "a: 1 frames (1 new), 1 with depth, 1 with labels" in done.output
+    assert "b: 1 frames (1 new), 0 with depth, 0 with labels" in done.output
+
+
+def test_the_command_repairs_what_extract_reads_only_in_part(tmp_path):
+    path = write(tmp_path / "bag", drive(2))
+    (path / "metadata.yaml").unlink()
+    assert lix("repair", path).exit_code == 0
+    told = lix("info", path)
+    assert told.exit_code == 0 and "damaged" not in told.output and f"{path}: {len(drive(2))} messages" in told.output
+
+
+def test_the_command_says_what_is_damaged_and_refuses_what_cannot_be(tmp_path):
+    path = write(tmp_path / "bag", drive(2))
+    content = data_file(path).read_bytes()
+    data_file(path).write_bytes(content[: len(content) // 2])
+    damaged = lix("check", path)
+    assert damaged.exit_code == 1 and "fault: cannot read bag" in damaged.output
+    partial = lix("extract", path, "-o", tmp_path / "part", "--jobs", 1)
+    assert partial.exit_code == 1 and "bag: 1 frames (1 new)" in partial.output and "fault: cannot read bag" in partial.output
+    for arguments, words in (
+        (("check", tmp_path / "nowhere"), "no such bag: "),
+        (("extract", path, "-o", tmp_path / "out", "--depth", "/nothing"), "has no topic /nothing for depth"),
+        (("check", path, "--extrinsics", "1 2 x"), "--extrinsics takes seven numbers"),
+    ):
+        refused = lix(*arguments)
+        assert isinstance(refused.exception, SourceError) and words in str(refused.exception)
+
+
+def test_lix_has_the_commands_on_bags_and_errors_are_one_line(tmp_path):
+    asked = [sys.executable, "-m", "lix_core.cli.main", "bag", "info", str(tmp_path / "nowhere")]
+    done = subprocess.run(asked, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert (done.returncode, done.stderr) == (2, f"lix: no such bag: {tmp_path / 'nowhere'}\n")

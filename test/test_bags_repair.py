@@ -1,0 +1,184 @@
+"""Damaged bags made whole, without touching what was recorded."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rosbags.rosbag2 import Reader
+
+from bags import MS, text_message, write_bag
+from lix_core.bags.repair import repair
+from lix_core.bags.writer import NO_HASH, Qos, RosbagsWriter, Topic
+from lix_core.errors import SourceError
+
+LATCHED = Qos(durability="transient_local", depth=1)
+TEXT = "std_msgs/msg/String"
+
+
+def raw(number: int, size: int = 300) -> bytes:
+    return b"\0\1\0\0" + number.to_bytes(4, "little") + bytes([number % 251]) * size
+
+
+def contents(bag: Path) -> list[tuple[str, int, bytes]]:
+    with Reader(bag) as reader:
+        return [(c.topic, stamp, bytes(data)) for c, stamp, data in reader.messages(reader.connections)]
+
+
+def killed_bag(folder: Path, count: int = 40, storage: str = "mcap", compression: str = "none") -> Path:
+    """A bag as kill -9 leaves it: flushed every ten messages, without summary and metadata.yaml. Stamps are the numbers of messages."""
+    writer = RosbagsWriter(folder, storage, compression)
+    writer.add(Topic("/names", TEXT, (LATCHED,)))
+    writer.add(Topic("/a", "sensor_msgs/msg/Image", (Qos("best_effort"),)))
+    for number in range(count):
+        writer.write("/names" if number == 0 else "/a", number, raw(number))
+        if number % 10 == 9:
+            writer.flush()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory) -> bytes:
+    return next(killed_bag(tmp_path_factory.mktemp("killed") / "bag").glob("*.mcap")).read_bytes()
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cut=st.integers(0, 14_500))
+def test_whatever_is_cut_off_all_before_it_is_recovered(killed, tmp_path_factory, cut):
+    folder = tmp_path_factory.mktemp("cut")
+    file = folder / "bag.mcap"
+    file.write_bytes(killed[: len(killed) - cut])
+    # Of each message, the file has the head and the 300 equal bytes that end it; those that are there in full are to be recovered.
+    expected = [number for number in range(40) if 0 <= killed.find(raw(number)) <= len(killed) - cut - len(raw(0))]
+    if not expected:
+        with pytest.raises(SourceError, match="nothing can be recovered"):
+            repair(file)
+        assert [path.name for path in folder.iterdir()] == ["bag.mcap"]
+        return
+    report = repair(file)
+    found = contents(report.bag)
+    assert found == [("/names" if number == 0 else "/a", number, raw(number)) for number in expected]
+    assert (report.messages, report.start, report.end, report.changed) == (len(expected), 0, expected[-1], "new")
+    assert 0 <= report.dropped <= len(killed) and report.faults
+    assert file.read_bytes() == killed[: len(killed) - cut]
+
+
+def test_what_is_dropped_is_counted(killed, tmp_path):
+    (tmp_path / "bag.mcap").write_bytes(killed + b"\x05\xff\0\0\0\0\0\0\0half a message")
+    report = repair(tmp_path / "bag.mcap", tmp_path / "whole")
+    assert report.bag == tmp_path / "whole" and report.dropped == 9 + len("half a message")
+    assert str(report).endswith("40 messages, until 0.0 s after the first; 23 bytes dropped")
+    assert any("23 bytes from byte" in fault for fault in report.faults)
+
+
+@pytest.mark.parametrize("storage, compression", [("mcap", "none"), ("mcap", "zstd"), ("sqlite3", "none"), ("sqlite3", "zstd")])
+def test_where_only_the_metadata_is_missing_only_that_is_added(tmp_path, storage, compression):
+    bag = tmp_path / "bag"
+    writer = RosbagsWriter(bag, storage, compression)
+    writer.add(Topic("/names", TEXT, (LATCHED,)))
+    writer.add(Topic("/silent", TEXT))
+    for number in range(5):
+        writer.write("/names", 7 + number, raw(number))
+    writer.close()
+    was, expected = yaml.safe_load((bag / "metadata.yaml").read_text()), contents(bag)
+    (bag / "metadata.yaml").unlink()
+    before = writer.file.read_bytes()
+
+    report = repair(bag)
+    assert (report.changed, report.bag, report.messages, report.dropped, report.faults) == ("metadata", bag, 5, 0, ())
+    assert yaml.safe_load((bag / "metadata.yaml").read_text()) == was
+    assert writer.file.read_bytes() == before and contents(bag) == expected
+    assert repair(bag).changed == "nothing"
+
+
+def test_a_split_bag_of_ros2_bag_record_gets_metadata_of_all_its_files(tmp_path):
+    bag = tmp_path / "drive"
+    for part in range(3):
+        split = write_bag(tmp_path / f"part{part}", [("/a", (part * 10 + n) * MS, text_message(str(n))) for n in range(part + 1)])
+        bag.mkdir(exist_ok=True)
+        (split / f"part{part}.mcap").rename(bag / f"drive_{part}.mcap")
+    report = repair(bag)
+    assert (report.changed, report.messages, report.end) == ("metadata", 6, 22 * MS)
+    assert [stamp // MS for _, stamp, _ in contents(bag)] == [0, 10, 11, 20, 21, 22]
+    information = yaml.safe_load((bag / "metadata.yaml").read_text())["rosbag2_bagfile_information"]
+    assert [file["message_count"] for file in information["files"]] == [1, 2, 3]
+
+    # And where the last one was being written, all is copied.
+    (bag / "metadata.yaml").unlink()
+    last = bag / "drive_2.mcap"
+    last.write_bytes(last.read_bytes()[:-30])
+    report = repair(bag)
+    assert (report.changed, report.messages) == ("new", 6) and len(contents(report.bag)) == 6
+
+
+@pytest.mark.parametrize("storage, compression", [("mcap", "zstd"), ("sqlite3", "zstd")])
+def test_a_repaired_bag_keeps_storage_compression_qos_and_types(tmp_path, storage, compression):
+    bag = killed_bag(tmp_path / "bag", storage=storage, compression=compression)
+    report = repair(bag, tmp_path / "whole")
+    target = report.bag if report.changed == "new" else bag
+    with Reader(target) as reader:
+        names, image = sorted(reader.connections, key=lambda c: c.topic, reverse=True)
+        assert names.ext.offered_qos_profiles[0].durability.name == "TRANSIENT_LOCAL"
+        assert image.ext.offered_qos_profiles[0].reliability.name == "BEST_EFFORT"
+        assert names.digest.startswith("RIHS01_df668c74") and "uint8[] data" in image.msgdef.data
+    assert contents(target) == [("/names" if n == 0 else "/a", n, raw(n)) for n in range(40)]
+    data = b"".join(file.read_bytes() for file in target.iterdir())
+    assert raw(7)[4:] not in data, "it is not compressed"
+
+
+def test_a_definition_that_only_the_bag_knows_is_kept(tmp_path):
+    writer = RosbagsWriter(tmp_path / "bag")
+    definition = "std_msgs/Header header\nfloat32 moisture\n\n" + "=" * 80 + "\nMSG: std_msgs/Header\nbuiltin_interfaces/Time stamp\n"
+    definition += "string frame_id\n\n" + "=" * 80 + "\nMSG: builtin_interfaces/Time\nint32 sec\nuint32 nanosec\n"
+    writer.add(Topic("/soil", "farm_msgs/msg/Soil"), (definition, NO_HASH))
+    writer.add(Topic("/odd", "farm_msgs/msg/Odd"), ("this is no definition", NO_HASH))
+    writer.write("/soil", 1, raw(1))
+    writer.write("/odd", 2, raw(2))
+    writer.flush()
+    with Reader(repair(tmp_path / "bag").bag) as reader:
+        soil, odd = sorted(reader.connections, key=lambda c: c.topic, reverse=True)
+        assert soil.msgdef.data == definition and soil.digest != NO_HASH
+        assert odd.msgdef.data == "this is no definition" and odd.digest == NO_HASH
+
+
+def test_a_bag_of_an_older_ros_without_definitions_is_repaired(tmp_path):
+    """The tables of Foxy's and Humble's sqlite3 bags; definitions and hashes come from the names of the types."""
+    bag = write_bag(tmp_path / "bag", [("/a", n * MS, text_message(str(n))) for n in range(4)], "sqlite3")
+    with sqlite3.connect(bag / "bag.db3") as database:
+        for table in ("message_definitions", "metadata", "schema"):
+            database.execute(f"DROP TABLE {table}")
+        database.execute("ALTER TABLE topics DROP COLUMN type_description_hash")
+    database.close()
+    (bag / "metadata.yaml").unlink()
+    report = repair(bag)
+    assert report.messages == 4 and len(contents(report.bag)) == 4
+    with Reader(report.bag) as reader:
+        assert reader.connections[0].digest.startswith("RIHS01_df668c74")
+
+
+def test_what_cannot_be_repaired_says_why(tmp_path, monkeypatch):
+    with pytest.raises(SourceError, match="no such bag"):
+        repair(tmp_path / "nowhere")
+    with pytest.raises(SourceError, match="no .mcap or .db3 file"):
+        repair(tmp_path)
+    for name in ("empty.mcap", "empty.db3"):
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(SourceError, match="nothing can be recovered"):
+            repair(tmp_path / name)
+    (tmp_path / "both").mkdir()
+    for name in ("a.mcap", "a.db3"):
+        (tmp_path / "both" / name).write_bytes(b"")
+    with pytest.raises(SourceError, match="both .mcap and .db3"):
+        repair(tmp_path / "both")
+    bag = killed_bag(tmp_path / "bag")
+    with pytest.raises(SourceError, match="exists already"):
+        repair(bag, tmp_path / "both")
+    assert sorted(path.name for path in (tmp_path / "both").iterdir()) == ["a.db3", "a.mcap"]
+    monkeypatch.setattr("lix_core.bags.repair.free_space", lambda folder: 1000)
+    with pytest.raises(SourceError, match="name a folder on another disk"):
+        repair(bag)
+    assert not (tmp_path / "bag_repaired").exists()

@@ -1,0 +1,627 @@
+"""Bags as they are written: readable by others, safe against kill -9, full disks and vanishing folders."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from rosbags.rosbag2 import Reader
+
+from lix_core.bags import writer as writing
+from lix_core.bags.recording import Recording, RecordingSettings
+from lix_core.bags.repair import repair
+from lix_core.bags.space import own_bags
+from lix_core.bags.writer import NO_HASH, Qos, RosbagsWriter, Topic, definition_of
+from lix_core.errors import DataError, SourceError
+
+ROOT = Path(__file__).resolve().parents[1]
+LATCHED = Qos(durability="transient_local", depth=1)
+TEXT = "std_msgs/msg/String"
+IMAGE = "sensor_msgs/msg/Image"
+S = 1_000_000_000
+MAGIC = b"\x89MCAP0\r\n"
+
+
+def text(words: str) -> bytes:
+    """std_msgs/String as CDR, laid out by hand."""
+    data = words.encode() + b"\0"
+    return b"\0\1\0\0" + len(data).to_bytes(4, "little") + data
+
+
+def contents(bag: Path) -> list[tuple[str, int, bytes]]:
+    """All that is in a bag, as rosbags reads it."""
+    with Reader(bag) as reader:
+        return [(c.topic, stamp, bytes(raw)) for c, stamp, raw in reader.messages(reader.connections)]
+
+
+def wait_until(condition, what: str, seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.005)
+
+
+class Clock:
+    """A clock that stands still until it is set."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Log(list):
+    def __call__(self, level: str, text: str) -> None:
+        self.append((level, text))
+
+    def said(self, words: str, level: str | None = None) -> int:
+        return sum(words in text and level in (None, given) for given, text in self)
+
+
+# The writer
+
+
+@pytest.mark.parametrize("storage, compression", [("mcap", "none"), ("mcap", "zstd"), ("sqlite3", "none"), ("sqlite3", "zstd")])
+def test_what_is_written_comes_back_with_types_hashes_and_qos(tmp_path, storage, compression):
+    expected = [("/names", 5, text("road")), ("/image", 7, b"\0\1\0\0" + b"x" * 2_000_000), ("/names", 9, text("car" * 100))]
+    writer = RosbagsWriter(tmp_path / "bag", storage, compression)
+    writer.add(Topic("/names", TEXT, (LATCHED,)))
+    writer.add(Topic("/image", IMAGE, (Qos("best_effort"), Qos("reliable", "volatile", "keep_all", 3))))
+    for topic, stamp, raw in expected:
+        writer.write(topic, stamp, memoryview(raw))
+    assert writer.size > (100 if compression == "zstd" else 2_000_000)
+    writer.close()
+    writer.close()
+    assert contents(tmp_path / "bag") == expected
+
+    with Reader(tmp_path / "bag") as reader:
+        names, image = sorted(reader.connections, key=lambda c: c.topic, reverse=True)
+        assert (names.msgtype, names.msgcount, image.msgtype, image.msgcount) == (TEXT, 2, IMAGE, 1)
+        # The hash of std_msgs/msg/String in ROS 2 Jazzy and Kilted, from its published type description.
+        assert names.digest == "RIHS01_df668c740482bbd48fb39d76a70dfd4bd59db1288021743503259e948f6b1a18"
+        assert "uint8[] data" in image.msgdef.data and "std_msgs/Header" in image.msgdef.data
+        (profile,) = names.ext.offered_qos_profiles
+        assert (profile.durability.name, profile.depth, profile.reliability.name) == ("TRANSIENT_LOCAL", 1, "RELIABLE")
+        assert [(q.reliability.name, q.history.name, q.depth) for q in image.ext.offered_qos_profiles] == [
+            ("BEST_EFFORT", "KEEP_LAST", 10),
+            ("RELIABLE", "KEEP_ALL", 3),
+        ]
+    information = yaml.safe_load((tmp_path / "bag/metadata.yaml").read_text())["rosbag2_bagfile_information"]
+    assert information["version"] == 9 and information["message_count"] == 3 and information["storage_identifier"] == storage
+    assert information["starting_time"]["nanoseconds_since_epoch"] == 5 and information["duration"]["nanoseconds"] == 4
+    assert information["compression_mode"] == ("message" if (storage, compression) == ("sqlite3", "zstd") else "")
+
+
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+def test_what_was_flushed_is_on_disk_and_what_was_not_is_not(tmp_path, storage):
+    writer = RosbagsWriter(tmp_path / "bag", storage)
+    writer.add(Topic("/a", TEXT))
+    writer.write("/a", 1, text("needle one"))
+    writer.flush()
+    writer.write("/a", 2, text("needle two"))
+    on_disk = writer.file.read_bytes()
+    assert b"needle one" in on_disk and b"needle two" not in on_disk
+    writer.close()
+
+
+def test_the_hash_of_a_type_is_the_one_that_ros_itself_has(monkeypatch):
+    """Compared with the type descriptions that a ROS installation brings, where one is."""
+    import json
+
+    share = Path(sys.prefix, "share")
+    kinds = [TEXT, IMAGE, "sensor_msgs/msg/PointCloud2", "sensor_msgs/msg/CameraInfo", "diagnostic_msgs/msg/DiagnosticArray"]
+    files = {kind: share / f"{kind}.json" for kind in kinds}
+    if not all(file.exists() for file in files.values()):
+        pytest.skip("no ROS installation")
+    for kind, file in files.items():
+        hashes = {entry["type_name"]: entry["hash_string"] for entry in json.loads(file.read_text())["type_hashes"]}
+        assert definition_of(kind)[1] == hashes[kind]
+
+
+def test_a_type_of_the_installation_is_recorded_with_its_definition(tmp_path, monkeypatch):
+    messages = tmp_path / "share/farm_msgs/msg"
+    messages.mkdir(parents=True)
+    (messages / "Furrow.msg").write_text("# A furrow.\nstd_msgs/Header header\nfarm_msgs/Clod[] clods\n")
+    (messages / "Clod.msg").write_text("float32 weight  # [kg]\n")
+    monkeypatch.setenv("AMENT_PREFIX_PATH", f"/nowhere{os.pathsep}{tmp_path}")
+    writing.known_types.cache_clear()
+    words, digest = definition_of("farm_msgs/msg/Furrow")
+    assert "farm_msgs/Clod[] clods" in words and "MSG: farm_msgs/Clod\nfloat32 weight" in words and "MSG: std_msgs/Header" in words
+    assert re.fullmatch("RIHS01_[0-9a-f]{64}", digest) and digest != NO_HASH
+    writing.known_types.cache_clear()
+
+
+def test_a_topic_of_a_type_that_nobody_knows_is_recorded_all_the_same(tmp_path):
+    writer = RosbagsWriter(tmp_path / "bag")
+    writer.add(Topic("/secret", "nobody_msgs/msg/Secret"))
+    writer.write("/secret", 3, b"\0\1\0\0abc")
+    writer.close()
+    assert contents(tmp_path / "bag") == [("/secret", 3, b"\0\1\0\0abc")]
+
+
+def test_the_reference_reader_of_mcap_agrees(tmp_path):
+    reader = pytest.importorskip("mcap.reader")
+    writer = RosbagsWriter(tmp_path / "bag")
+    writer.add(Topic("/names", TEXT, (LATCHED,)))
+    writer.add(Topic("/image", IMAGE))
+    writer.add(Topic("/silent", IMAGE))
+    for number in range(100):  # several chunks, one of them not in the order of time
+        writer.write("/names", number * 10, text(str(number)))
+        writer.write("/image", 1000 - number, bytes(50_000))
+    writer.close()
+    with writer.file.open("rb") as file:
+        seeking = reader.SeekingReader(file, validate_crcs=True)
+        summary = seeking.get_summary()
+        assert summary.statistics.channel_message_counts == {1: 100, 2: 100, 3: 0} and len(summary.chunk_indexes) > 3
+        assert [summary.statistics.message_start_time, summary.statistics.message_end_time] == [0, 1000]
+        messages = [(channel.topic, message.log_time) for _, channel, message in seeking.iter_messages()]
+        assert messages == sorted(messages, key=lambda m: m[1]) and len(messages) == 200
+        (names,) = [channel for channel in summary.channels.values() if channel.topic == "/names"]
+        assert (
+            names.metadata["topic_type_hash"].startswith("RIHS01_df668c74") and "transient_local" in names.metadata["offered_qos_profiles"]
+        )
+
+
+def test_writing_where_something_is_or_what_nobody_added_says_so(tmp_path):
+    with pytest.raises(SourceError, match="exists already"):
+        RosbagsWriter(tmp_path)
+    with pytest.raises(SourceError, match="one of .*'mcap', 'sqlite3'.*got bag, none"):
+        RosbagsWriter(tmp_path / "bag", "bag")
+    writer = RosbagsWriter(tmp_path / "bag")
+    with pytest.raises(SourceError, match="/b was not added"):
+        writer.write("/b", 0, b"")
+    writer.close()
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from lix_core.bags.writer import RosbagsWriter, Topic
+from lix_core.errors import SourceError
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+limit = 400_000
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+writer = RosbagsWriter(Path(sys.argv[1]), sys.argv[2])
+writer.add(Topic("/a", "std_msgs/msg/String"))
+safe = 0
+try:
+    for number in range(100):
+        writer.write("/a", number, b"\\0\\1\\0\\0" + number.to_bytes(4, "little") + b"x" * 10_000)
+        if number % 3 == 2:
+            writer.flush()
+            safe = number + 1
+except SourceError as error:
+    print(error)
+try:
+    writer.write("/a", 1000, b"a disk that has room again is no help to this bag")
+except SourceError as error:
+    print(error)
+writer.close()
+print(safe)
+"""
+
+
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+def test_a_bag_whose_disk_is_full_ends_whole_where_it_was_last_flushed(tmp_path, storage):
+    """A limit on the size of files in a process of its own: writes fail half-way, as on a full disk."""
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, tmp_path / "bag", storage], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    *complaint, safe = done.stdout.splitlines()
+    assert len(complaint) == 2 and f"cannot write bag {tmp_path / 'bag'}: " in complaint[0]
+    assert "was cut short by a failure; begin another" in complaint[1]
+    assert int(safe) > 20
+    found = contents(tmp_path / "bag")
+    assert [stamp for _, stamp, _ in found] == list(range(int(safe)))
+    assert all(int.from_bytes(raw[4:8], "little") == stamp for _, stamp, raw in found)
+    assert repair(tmp_path / "bag").changed == "nothing"
+
+
+def test_a_bag_whose_folder_was_removed_says_so_at_the_next_flush(tmp_path):
+    writer = RosbagsWriter(tmp_path / "bag")
+    writer.add(Topic("/a", TEXT))
+    writer.write("/a", 1, text("lost"))
+    writer.file.unlink()
+    with pytest.raises(SourceError, match="it was removed or moved"):
+        writer.flush()
+    with pytest.raises(SourceError, match="it was removed or moved"):
+        writer.close()
+    writer.close()
+    assert not (tmp_path / "bag/metadata.yaml").exists()
+
+
+# Killed
+
+
+WRITE_FOR_EVER = """
+import sys, time
+from pathlib import Path
+from lix_core.bags.recording import Recording, RecordingSettings
+from lix_core.bags.writer import Qos, Topic
+
+settings = RecordingSettings(prefix="drive", storage=sys.argv[2], compression=sys.argv[3], floor=0)
+recording = Recording(Path(sys.argv[1]), settings)
+recording.add(Topic("/names", "std_msgs/msg/String", (Qos(durability="transient_local", depth=1),)))
+recording.add(Topic("/image", "sensor_msgs/msg/Image", (Qos("best_effort"),)))
+recording.write("/names", time.time_ns(), b"\\0\\1\\0\\0\\5\\0\\0\\0road\\0")
+for number in range(100_000):
+    recording.write("/image", time.time_ns(), b"\\0\\1\\0\\0" + number.to_bytes(4, "little") * 25_000)
+    print(number, flush=True)
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("storage, compression", [("mcap", "none"), ("mcap", "zstd"), ("sqlite3", "none"), ("sqlite3", "zstd")])
+def test_kill_9_in_mid_recording_loses_less_than_a_second(tmp_path, storage, compression):
+    child = subprocess.Popen(
+        [sys.executable, "-c", WRITE_FOR_EVER, tmp_path, storage, compression], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout
+    written = 0
+    began = time.monotonic()
+    for line in child.stdout:
+        written = int(line) + 1
+        if time.monotonic() - began > 1.6:
+            break
+    child.send_signal(signal.SIGKILL)
+    killed = time.time_ns()
+    written += sum(1 for _ in child.stdout)
+    child.wait()
+    (bag,) = tmp_path.iterdir()
+    assert not (bag / "metadata.yaml").exists()
+    before = {file.name: file.read_bytes() for file in bag.iterdir()}
+
+    report = repair(bag)
+    # Between two transactions of sqlite3, nothing is missing but the metadata.
+    assert report.changed == "new" or storage == "sqlite3"
+    assert report.bag == (tmp_path / f"{bag.name}_repaired" if report.changed == "new" else bag)
+    found = contents(report.bag)
+    images = [(stamp, raw) for topic, stamp, raw in found if topic == "/image"]
+    # In order, without a gap from the first on, byte for byte, and until less than a second before the end.
+    assert [int.from_bytes(raw[4:8], "little") for _, raw in images] == list(range(len(images)))
+    assert all(raw[4:] == raw[4:8] * 25_000 for _, raw in images)
+    assert killed - images[-1][0] < S and len(images) > 50 and written - len(images) < 100
+    assert [raw for topic, _, raw in found if topic == "/names"] == [text("road")]
+    assert report.messages == len(found) and report.end == found[-1][1] and str(report.messages) in str(report)
+    assert {name: (bag / name).read_bytes() for name in before} == before, "the damaged bag was touched"
+    with Reader(report.bag) as reader:
+        names = next(c for c in reader.connections if c.topic == "/names")
+        assert names.ext.offered_qos_profiles[0].durability.name == "TRANSIENT_LOCAL" and names.digest.startswith("RIHS01_df668c74")
+        assert "string data" in names.msgdef.data
+
+
+# Recording
+
+
+def recorded(folder: Path) -> dict[str, list[tuple[str, int, bytes]]]:
+    return {bag.name: contents(bag) for bag in sorted(folder.iterdir(), key=lambda p: (len(p.name), p.name))}
+
+
+def recording_in(folder: Path, log: Log | None = None, clock=time.monotonic, **settings) -> Recording:
+    defaults = {"floor": 0, "flush": 0.02, "retry": 0.05}
+    begun = Recording(folder, RecordingSettings(**{**defaults, **settings}), clock=clock, report=Log() if log is None else log)
+    begun.add(Topic("/a", TEXT))
+    begun.add(Topic("/names", TEXT, (LATCHED,)))
+    return begun
+
+
+def drained(recording: Recording) -> None:
+    wait_until(lambda: recording.statistics.queued == 0, "the queue never became empty")
+
+
+def test_a_recording_writes_one_bag_with_all_that_came(tmp_path):
+    log = Log()
+    recording = recording_in(tmp_path, log)
+    for number in range(50):
+        assert recording.write("/a", number, text(str(number)))
+    drained(recording)
+    recording.close()
+    recording.close()
+    ((name, messages),) = recorded(tmp_path).items()
+    assert re.fullmatch(r"lix_\d{8}_\d{6}", name)
+    assert messages == [("/a", number, text(str(number))) for number in range(50)]
+    assert log.said(f"records into {tmp_path / name}", "info") == 1 and log.said(f"ended {tmp_path / name}: 50 messages") == 1
+    statistics = recording.statistics
+    assert (statistics.state, statistics.messages, statistics.lost, statistics.bags) == ("closed", 50, 0, 1)
+    assert statistics.bytes == sum(len(text(str(n))) for n in range(50)) and statistics.topics["/a"].messages == 50
+    assert not recording.write("/a", 60, b"late")
+
+
+def test_a_recording_without_messages_leaves_no_bag(tmp_path):
+    recording = recording_in(tmp_path)
+    recording.write("/names", 1, text("road"))
+    time.sleep(0.05)
+    assert recording.statistics.state == "waiting"
+    recording.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_recording_of_latched_topics_alone_is_a_bag(tmp_path):
+    recording = Recording(tmp_path, RecordingSettings(floor=0))
+    recording.add(Topic("/names", TEXT, (LATCHED,)))
+    recording.write("/names", 1, text("road"))
+    recording.close()
+    assert list(recorded(tmp_path).values()) == [[("/names", 1, text("road"))]]
+
+
+def test_every_split_is_a_whole_bag_that_begins_with_what_was_latched(tmp_path):
+    clock = Clock()
+    recording = recording_in(tmp_path, clock=clock, split_duration=10.0)
+    recording.write("/names", 1, text("old names"))
+    recording.write("/a", 2, text("one"))
+    recording.write("/names", 3, text("new names"))
+    drained(recording)
+    clock.now += 10.0
+    recording.write("/a", 4, text("two"))
+    recording.split()
+    recording.write("/a", 5, text("three"))
+    recording.close()
+    first, second, third = recorded(tmp_path).items()
+    assert second[0] == f"{first[0]}_1" and third[0] == f"{first[0]}_2"
+    assert first[1] == [("/names", 2, text("old names")), ("/a", 2, text("one")), ("/names", 3, text("new names"))]
+    # What was latched before is repeated in its order: the newest is the last, which is what late subscribers get.
+    assert second[1] == [("/names", 4, text("old names")), ("/names", 4, text("new names")), ("/a", 4, text("two"))]
+    assert third[1][-2:] == [("/names", 5, text("new names")), ("/a", 5, text("three"))]
+    with Reader(tmp_path / third[0]) as reader:
+        names = next(c for c in reader.connections if c.topic == "/names")
+    assert names.ext.offered_qos_profiles[0].durability.name == "TRANSIENT_LOCAL"
+
+
+def test_bags_are_split_by_size(tmp_path):
+    recording = recording_in(tmp_path, split_size=100_000)
+    for number in range(30):
+        recording.write("/a", number, text("x" * 20_000))
+    recording.close()
+    bags = recorded(tmp_path)
+    assert [len(messages) for messages in bags.values()] == [5] * 6
+    assert [stamp for messages in bags.values() for _, stamp, _ in messages] == list(range(30))
+
+
+def test_nothing_but_what_is_latched_is_recorded_during_a_pause(tmp_path):
+    recording = recording_in(tmp_path)
+    recording.write("/a", 1, text("before"))
+    recording.pause()
+    assert not recording.write("/a", 2, text("meanwhile"))
+    assert recording.write("/names", 3, text("road")) and recording.statistics.state == "paused"
+    recording.resume()
+    recording.write("/a", 4, text("after"))
+    recording.close()
+    ((_, messages),) = recorded(tmp_path).items()
+    assert messages == [("/a", 1, text("before")), ("/names", 3, text("road")), ("/a", 4, text("after"))]
+    assert recording.statistics.lost == 0
+
+
+def test_a_clock_that_is_set_back_is_accepted_and_reported_once(tmp_path):
+    log = Log()
+    recording = recording_in(tmp_path, log)
+    stamps = [100 * S, 101 * S, 40 * S, 41 * S, 42 * S]
+    for stamp in stamps:
+        recording.write("/a", stamp, text(str(stamp)))
+    recording.close()
+    ((_, messages),) = recorded(tmp_path).items()
+    assert [stamp for _, stamp, _ in messages] == sorted(stamps) and {raw for *_, raw in messages} == {text(str(s)) for s in stamps}
+    assert log.said("the clock went back by 61.0 s", "warning") == 1 == log.said("the clock went back")
+
+
+class SlowWriter:
+    """A disk that answers when it is told to."""
+
+    def __init__(self, gate) -> None:
+        self.gate, self.size, self.written = gate, 0, []
+
+    def add(self, topic: Topic) -> None: ...
+
+    def write(self, topic: str, stamp_ns: int, data: bytes) -> None:
+        self.gate.wait(10)
+        self.written.append(stamp_ns)
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def test_callers_never_wait_for_the_disk_and_what_does_not_fit_is_counted(tmp_path):
+    import threading
+
+    gate, log, opened = threading.Event(), Log(), []
+
+    def open_writer(folder: Path, storage: str, compression: str) -> SlowWriter:
+        opened.append(SlowWriter(gate))
+        return opened[-1]
+
+    settings = RecordingSettings(floor=0, queue=10_000, flush=0.02)
+    recording = Recording(tmp_path, settings, open_writer, report=log)
+    recording.add(Topic("/a", TEXT))
+    began = time.monotonic()
+    taken = [recording.write("/a", number, b"x" * 1000) for number in range(25)]
+    assert time.monotonic() - began < 0.5
+    assert taken == [True] * 10 + [False] * 15
+    assert (recording.statistics.queued, recording.statistics.lost) == (10_000, 15)
+    gate.set()
+    recording.close()
+    assert opened[0].written == list(range(10))
+    assert log.said("15 messages are lost", "warning") == 1 and log.said("/a 15") == 1
+    assert (recording.statistics.messages, recording.statistics.lost) == (10, 15)
+
+
+def test_rates_are_of_the_last_seconds(tmp_path):
+    clock = Clock()
+    recording = recording_in(tmp_path, clock=clock)
+    for _ in range(100):
+        clock.now += 0.1
+        recording.write("/a", 0, text("x"))
+    assert recording.statistics.topics["/a"].rate == pytest.approx(10.0, rel=0.05)
+    assert recording.statistics.topics["/names"].rate == 0.0
+    clock.now += 6.0
+    assert recording.statistics.topics["/a"].rate == 0.0
+    recording.close()
+
+
+# What the disk does
+
+
+def test_recording_stops_before_the_disk_is_full_and_goes_on_when_there_is_room(tmp_path, monkeypatch):
+    free = [10_000_000]
+    monkeypatch.setattr("lix_core.bags.recording.free_space", lambda folder: free[0])
+    log = Log()
+    recording = recording_in(tmp_path, log, floor=5_000_000)
+    recording.write("/a", 1, text("one"))
+    wait_until(lambda: recording.statistics.messages == 1, "nothing was written")
+    free[0] = 4_000_000
+    wait_until(lambda: recording.statistics.state == "stopped", "it never stopped")
+    assert log.said("4 MB free, and recording needs 5 MB", "error") == 1
+    recording.write("/a", 2, text("lost"))
+    free[0] = 5_200_000  # not enough to be worth it
+    time.sleep(0.1)
+    recording.write("/a", 3, text("lost"))
+    drained(recording)
+    assert recording.statistics.lost == 2 and recording.statistics.state == "stopped"
+    assert "5 MB free" in recording.statistics.reason and log.said("free", "error") == 1
+    free[0] = 6_000_000
+    time.sleep(0.1)
+    recording.write("/a", 4, text("two"))
+    recording.close()
+    assert [[stamp for _, stamp, _ in messages] for messages in recorded(tmp_path).values()] == [[1], [4]]
+    assert log.said("records again into") == 1 and log.said("2 messages are lost", "warning") == 1
+
+
+def test_a_folder_that_is_removed_ends_the_bag_and_the_recording_goes_on_in_a_new_one(tmp_path):
+    import shutil
+
+    log, folder = Log(), tmp_path / "drives"
+    recording = recording_in(folder, log)
+    recording.write("/names", 1, text("road"))
+    recording.write("/a", 1, text("one"))
+    wait_until(lambda: list(folder.glob("*/*.mcap")), "nothing was written")
+    shutil.rmtree(folder)
+    wait_until(lambda: recording.statistics.state == "stopped", "nobody noticed")
+    assert log.said("it was removed or moved", "error") == 1
+    time.sleep(0.1)
+    recording.write("/a", 2, text("two"))
+    recording.close()
+    ((_, messages),) = recorded(folder).items()
+    assert messages == [("/names", 2, text("road")), ("/a", 2, text("two"))]
+
+
+class FailingWriter(RosbagsWriter):
+    """Refuses to write on demand, as a full disk does."""
+
+    full = False
+
+    def write(self, topic: str, stamp_ns: int, data: bytes | memoryview) -> None:
+        if FailingWriter.full:
+            with self._told():
+                raise OSError(28, "No space left on device")
+        super().write(topic, stamp_ns, data)
+
+
+def test_a_disk_that_is_full_ends_the_bag_as_it_was_and_nothing_earlier_is_lost(tmp_path, monkeypatch):
+    log = Log()
+    monkeypatch.setattr(FailingWriter, "full", False)
+    recording = Recording(tmp_path, RecordingSettings(floor=0, flush=0.02, retry=0.05), FailingWriter, report=log)
+    recording.add(Topic("/a", TEXT))
+    for number in range(20):
+        recording.write("/a", number, text(str(number)))
+    drained(recording)
+    time.sleep(0.1)  # a flush
+    FailingWriter.full = True
+    recording.write("/a", 20, text("lost"))
+    wait_until(lambda: recording.statistics.state == "stopped", "it went on")
+    for number in (21, 22):
+        time.sleep(0.1)
+        recording.write("/a", number, text("lost"))
+        drained(recording)
+    assert log.said("No space left on device", "error") == 1 + log.said("records again") and recording.statistics.lost == 3
+    FailingWriter.full = False
+    time.sleep(0.1)
+    recording.write("/a", 23, text("again"))
+    recording.close()
+    bags = list(recorded(tmp_path).values())
+    assert [[stamp for _, stamp, _ in messages] for messages in bags] == [list(range(20)), [23]]
+    assert recording.statistics.messages == 21 and log.said("3 messages are lost") + log.said("1 messages are lost") >= 1
+
+
+def test_the_oldest_bags_go_for_the_quota_and_nothing_that_is_not_a_bag_of_this_prefix(tmp_path):
+    def bag(name: str, size: int = 40_000, **files: str) -> Path:
+        writer = RosbagsWriter(tmp_path / name)
+        writer.add(Topic("/a", TEXT))
+        writer.write("/a", 1, text("x" * size))
+        writer.close()
+        for file, words in files.items():
+            (tmp_path / name / file).write_text(words)
+        return tmp_path / name
+
+    oldest, older, noted = bag("lix_20200101_000000"), bag("lix_20200101_000000_2"), bag("lix_20200101_000000_1", notes="keep this drive")
+    others = [bag("lix_20200101_000000_repaired"), bag("lixer_20200101_000000"), bag("lix_2020_000000"), bag("farm_20200101_000000")]
+    (tmp_path / "lix_20190101_000000").symlink_to(others[0], target_is_directory=True)
+    unfinished = bag("lix_20180101_000000")
+    (unfinished / "metadata.yaml").unlink()
+
+    log = Log()
+    recording = recording_in(tmp_path, log, quota=160_000, delete_oldest=True)
+    for number in range(8):
+        recording.write("/a", number, text("x" * 20_000))
+        drained(recording)
+        time.sleep(0.03)
+    recording.close()
+    assert not oldest.exists() and not older.exists()
+    assert all(path.exists() for path in [noted, unfinished, *others]) and (noted / "notes").read_text() == "keep this drive"
+    assert (tmp_path / "lix_20190101_000000").is_symlink() and len(contents(others[0])) == 1
+    assert log.said(f"deleted {oldest}, the oldest", "info") == 1
+    assert sum(b.size for b in own_bags(tmp_path, "lix")) <= 160_000 + 45_000
+    newest = own_bags(tmp_path, "lix")[-1].path
+    assert contents(newest)[-1][1] == 7
+
+
+def test_without_the_option_a_full_quota_stops_the_recording_and_deletes_nothing(tmp_path):
+    log = Log()
+    recording = recording_in(tmp_path, log, quota=50_000)
+    for number in range(6):
+        recording.write("/a", number, text("x" * 20_000))
+        drained(recording)
+        time.sleep(0.03)
+    assert recording.statistics.state == "stopped" and "more than the quota of 0 MB" in recording.statistics.reason
+    recording.close()
+    ((_, messages),) = recorded(tmp_path).items()
+    assert [stamp for _, stamp, _ in messages] == [0, 1, 2] and recording.statistics.lost == 3
+    assert log.said("quota", "error") == 1
+
+
+@pytest.mark.parametrize(
+    "settings, complaint",
+    [
+        ({"prefix": "../lix"}, "cannot begin the name"),
+        ({"storage": "rosbag1"}, "storage is one of"),
+        ({"split_size": -1}, "split_size"),
+        ({"queue": 0}, "must be positive"),
+        ({"delete_oldest": True}, "set a quota"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, complaint):
+    with pytest.raises(DataError, match=complaint):
+        RecordingSettings(**settings)
+
+
+def test_a_topic_cannot_change_its_type_nor_be_written_before_it_was_added(tmp_path):
+    recording = recording_in(tmp_path)
+    with pytest.raises(DataError, match="recorded as std_msgs/msg/String"):
+        recording.add(Topic("/a", IMAGE))
+    with pytest.raises(DataError, match="/b was not added"):
+        recording.write("/b", 0, b"")
+    recording.close()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SourceError, match="cannot write to output folder"):
+        Recording(tmp_path / "file", RecordingSettings())

@@ -1,0 +1,200 @@
+"""Bags as a data set: the same samples straight from a bag and from its extraction, labels of several makers, and splits by time."""
+
+from __future__ import annotations
+
+import pickle
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytest.importorskip("torch")
+from torch.utils.data import DataLoader
+
+from lix_core.bags.extract import extract
+from lix_core.bags.index import NS, Options
+from lix_core.data.bag import BagDataset, split_places
+from lix_core.data.registry import open_dataset
+from lix_core.errors import DataError
+from lix_core.files import save, save_image
+from lix_core.geometry.encodings import ENCODINGS
+from lix_core.labels import STREET, Label, LabelSet
+from recorded import PERIOD, START, drive, write
+from trees import WORLD_CAMERA, world_frame
+
+MAKERS = LabelSet("makers", (Label("car", (0, 0, 142)), Label("road", (128, 64, 128))))
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """Folders of a bag and of its extraction, by geometry."""
+    root = tmp_path_factory.mktemp("drive")
+    write(root / "bag", drive(3, offsets={"points": 5_000_000}))
+    for geometry in ("depth", "stereo", "lidar"):
+        extract([root / "bag"], root / geometry, Options(geometry=geometry))
+    return root
+
+
+def same(one, other) -> None:
+    assert (one.name, one.x_kind, one.camera) == (other.name, other.x_kind, other.camera)
+    for what in ("image", "labels", "known"):
+        left, right = getattr(one, what), getattr(other, what)
+        assert (left is None) == (right is None) and (left is None or np.array_equal(left, right))
+    # Of the same depth, normals differ in the last bit by where the arrays lie in memory.
+    assert (one.x is None) == (other.x is None) and (one.x is None or np.allclose(one.x, other.x, atol=1e-6))
+
+
+@pytest.mark.parametrize("geometry", ["depth", "stereo", "lidar"])
+@pytest.mark.parametrize("kind", ["normals", "disparity"])
+def test_a_bag_and_its_extraction_give_the_same_samples(places, geometry, kind):
+    live = BagDataset(places / "bag", "all", x=kind, reading={"geometry": geometry})
+    files = open_dataset("bag", places / geometry, "all", x=kind)
+    assert live.names == files.names == [f"bag/{START + i * PERIOD}" for i in range(3)]
+    assert live.labels == files.labels == STREET and live.x_channels == files.x_channels == ENCODINGS[kind].channels
+    for one, other in zip(live, files, strict=True):
+        same(one, other)
+
+
+def test_samples_hold_what_the_drive_was(places):
+    for kind in ("depth", "normals"):
+        for index, sample in enumerate(BagDataset(places / "depth", "all", x=kind)):
+            truth = world_frame(index)
+            assert np.array_equal(sample.image, truth.rgb) and np.array_equal(sample.labels, truth.labels)
+            assert sample.camera == WORLD_CAMERA.rectified() and np.array_equal(sample.known, np.isfinite(truth.depth))
+            values = ENCODINGS[kind].decode(sample.x, sample.known)[12:]
+            expected = {"depth": truth.depth, "normals": truth.normals}[kind][12:]
+            assert np.abs(values - expected).max() < 0.01
+
+
+def test_a_bag_is_read_by_several_workers_and_can_be_pickled(places):
+    data = BagDataset(places / "bag", "all", x="depth")
+    expected = [data[i] for i in range(3)]
+    for sample, other in zip(DataLoader(data, batch_size=None, num_workers=2), expected, strict=True):
+        same(sample, other)
+    for sample, other in zip(pickle.loads(pickle.dumps(data)), expected, strict=True):
+        same(sample, other)
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    """An extraction of a bag of 3 frames with labels: masks of the first by people, of all by a teacher."""
+    extract([write(tmp_path / "bag", drive(3))], tmp_path / "out")
+    for kind, frames, value in (("masks", 1, 0), ("pseudo", 3, 1)):
+        folder = tmp_path / "out" / kind / "bag"
+        folder.mkdir(parents=True)
+        save(folder.parent / "labels.json", MAKERS.to_json().encode())
+        for index in range(frames):
+            save_image(folder / f"{START + index * PERIOD}.png", np.full((64, 160), value, np.uint8))
+    return tmp_path / "out"
+
+
+def test_labels_are_taken_from_the_maker_that_is_asked_for(labelled):
+    masks = BagDataset(labelled, "all", labels="masks")
+    assert (masks.names, masks.labels) == ([f"bag/{START}"], MAKERS) and not masks[0].labels.any()
+    pseudo = BagDataset(labelled, "all", labels="pseudo")
+    assert len(pseudo) == 3 and (pseudo[2].labels == 1).all()
+    none = BagDataset(labelled, "all", labels="none")
+    assert len(none) == 3 and none[0].labels is None and none.labels == STREET
+
+
+def test_the_best_labels_of_each_frame_share_the_classes_that_are_kept(labelled):
+    with pytest.raises(
+        DataError, match="label sets differ; name the classes to keep in `classes`. bag of bag: sky, building, .*; masks of"
+    ):
+        BagDataset(labelled, "all", labels="best")
+    data = BagDataset(labelled, "all", labels="best", classes=["road", "car"])
+    assert data.labels.names == ("road", "car")
+    assert (data[0].labels == 1).all()  # a mask of cars
+    truth = world_frame(1).labels
+    expected = np.where(truth == STREET.id_of("road"), 0, np.where(truth == STREET.id_of("car"), 1, 255))
+    assert np.array_equal(data[1].labels, expected)
+    with pytest.raises(DataError, match="no label set here has the classes boat; there are sky, building"):
+        BagDataset(labelled, "all", labels="best", classes=["boat"])
+
+
+def test_frames_without_labels_or_depth_are_told_apart(tmp_path):
+    messages = [m for m in drive(4) if not (m.topic in ("/labels", "/depth") and m.time > START + 2 * PERIOD)]
+    extract([write(tmp_path / "bag", messages)], tmp_path / "out", Options(geometry="depth"))
+    assert len(BagDataset(tmp_path / "out", "all")) == 2
+    every = BagDataset(tmp_path / "out", "all", x="normals", labels="none")
+    assert [sample.x is not None for sample in every] == [True, True, False, False] and every.x_kind == "normals"
+    with pytest.raises(DataError, match="no frame of .*out has labels 'masks'; `lix bag label` makes some, and 'none' does without"):
+        BagDataset(tmp_path / "out", "all", labels="masks")
+
+
+def test_bags_without_depth_have_no_x_and_no_pair_has_no_disparity(tmp_path):
+    path = write(tmp_path / "bag", drive(2, ("image", "labels", "label_names")))
+    data = BagDataset(path, "all", x="normals")
+    assert (data.x_kind, data.x_channels, data[0].x) == ("", 0, None) and data[0].camera is None
+    path = write(tmp_path / "mono", drive(2, ("image", "camera_info", "depth", "labels", "label_names")))
+    assert BagDataset(path, "all", x="inverse_depth")[0].x is not None
+    with pytest.raises(DataError, match="bag mono has no stereo pair, so no baseline"):
+        BagDataset(path, "all", x="disparity")
+
+
+def test_a_folder_of_bags_is_one_data_set(tmp_path):
+    for number, name in enumerate(("a", "b")):
+        write(tmp_path / "bags" / name, drive(2, start=START + number * 100 * NS))
+    data = BagDataset(tmp_path / "bags", "all", reading={"every": 2})
+    assert data.names == [f"a/{START}", f"b/{START + 100 * NS}"]
+    assert np.array_equal(data[1].image, world_frame(0).rgb)
+
+
+def test_damaged_files_of_an_extraction_are_named(labelled):
+    data = BagDataset(labelled, "all", x="depth")
+    (labelled / f"bag/image/{START}.png").write_bytes(b"broken")
+    with pytest.raises(DataError, match=f"image/{START}.png cannot be read .*; extract the bag again"):
+        data[0]
+    cv2.imwrite(str(labelled / f"bag/depth/{START + PERIOD}.png"), np.zeros((64, 160), np.uint8))
+    with pytest.raises(DataError, match="one 16-bit channel is expected"):
+        data[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"split": "test"}, "there is no split 'test'; there are 'train', 'val', 'all'"),
+        ({"labels": "mine"}, "there is no kind of labels 'mine'"),
+        ({"x": "hha"}, "there is no kind of X 'hha'"),
+        ({"held_out": 1.5}, "held_out is a share from 0 to 1"),
+        ({"split": "val"}, "split 'val' of .* has none of its 3 frames: 20 % of the blocks of 10.0 s are held out; make block shorter"),
+        ({"reading": {"evry": 2}}, "options of reading bags: .*evry"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(places, options, words):
+    with pytest.raises(DataError, match=words):
+        BagDataset(places / "bag", **{"split": "all", **options})
+
+
+# Splits.
+
+KEYS = st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 300)), min_size=1, max_size=60, unique=True)
+
+
+@given(keys=KEYS, held_out=st.floats(0.05, 0.6), block=st.integers(5, 40))
+def test_whole_blocks_are_held_out_and_neighbours_are_on_one_side(keys, held_out, block):
+    train, val = (split_places(keys, split, held_out, block) for split in ("train", "val"))
+    assert split_places(keys, "all", held_out, block) == list(range(len(keys)))
+    blocks = {name: {(keys[p][0], keys[p][1] // block) for p in group} for name, group in (("train", train), ("val", val))}
+    assert not blocks["train"] & blocks["val"]
+    for bag in "ab":
+        number = len({stamp // block for b, stamp in keys if b == bag})
+        held = len({n for b, n in blocks["val"] if b == bag})
+        assert held == (max(1, round(held_out * number)) if number > 1 else round(held_out * number))
+        for t in (keys[p][1] for p in train if keys[p][0] == bag):
+            assert all(abs(t - keys[p][1]) > round(0.1 * block) for p in val if keys[p][0] == bag)
+
+
+@given(keys=KEYS, more=KEYS)
+def test_a_bag_is_split_alike_whatever_other_bags_there_are(keys, more):
+    others = [("c", stamp) for _, stamp in more]
+    alone, together = (split_places(every, "val", 0.3, 20) for every in (keys, [*keys, *others]))
+    assert alone == [place for place in together if place < len(keys)]
+
+
+def test_no_share_holds_out_nothing():
+    keys = [("a", stamp) for stamp in range(100)]
+    assert split_places(keys, "val", 0.0, 10) == [] and len(split_places(keys, "train", 0.0, 10)) == 100
+    assert len(split_places(keys, "val", 0.2, 10)) == 20

@@ -1,0 +1,253 @@
+"""The logger node, in a process of its own: what is published over Fast DDS is in the bag, byte by byte, and told when it is not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Iterator
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="no ROS 2: neither an installation is sourced nor are the wheels installed")
+
+from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402
+from rclpy.serialization import serialize_message  # noqa: E402
+from sensor_msgs.msg import CameraInfo, Image  # noqa: E402
+from std_msgs.msg import Int32, String  # noqa: E402
+from std_srvs.srv import Trigger  # noqa: E402
+
+import bundles  # noqa: E402
+from lix_core.bags.keyframes import keyframe_record  # noqa: E402
+from lix_core.bags.reader import Bag, bags_in  # noqa: E402
+from lix_core.bags.topics import find_topics  # noqa: E402
+from lix_ros import qos  # noqa: E402
+from ros import NodeProcess, Peer, image_message, node_starter, wait_for  # noqa: E402
+
+SECOND = 10**9
+DISCOVERY_S = 0.5
+"""Each side finds the other in its own time: a publisher that has its subscriber may not yet be heard."""
+QUIET = {"uncertainty": 0.0, "view": 0.0, "interval": 0.0}
+"""Keyframes for no reason but a trigger."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "recordings"
+
+
+@pytest.fixture
+def start(tmp_path: Path, folder: Path) -> Iterator[Callable[..., NodeProcess]]:
+    with node_starter("logger_node", tmp_path, diagnostics_period=0.1, disk_floor=0) as start_node:
+        yield partial(start_node, folder=str(folder))
+
+
+def read(folder: Path) -> list[tuple[str, bytes]]:
+    """(topic, raw) of all that is in the bags of a folder, as recorded."""
+    found = []
+    for path in bags_in(folder):
+        with Bag(path) as bag:
+            found += [(topic, bytes(raw)) for topic, _, _, raw in bag.messages([t.name for t in bag.topics])]
+    return found
+
+
+def of(messages: list[tuple[str, bytes]], topic: str) -> list[bytes]:
+    return [raw for name, raw in messages if name == topic]
+
+
+class Camera:
+    """Publishes images with ascending stamps, and remembers them serialised."""
+
+    def __init__(self, peer: Peer, topic: str = "/image", kind: type = Image):
+        self.publisher, self.sent, self.start = peer.publisher(kind, topic), [], time.time_ns()
+        time.sleep(DISCOVERY_S)
+
+    def send(self, index: int, pixels: np.ndarray | None = None) -> int:
+        """Image `index` of ten a second; its stamp."""
+        stamp = self.start + index * SECOND // 10
+        message = image_message(bundles.random_image(12, 16, index) if pixels is None else pixels, "rgb8", stamp)
+        self.sent.append(serialize_message(message))
+        self.publisher.publish(message)
+        return stamp
+
+
+def recorded(peer: Peer, count: int, key: str = "messages recorded") -> Any:
+    """Wait until the logger says that it has so many."""
+    told = peer.diagnostics("logger")
+    wait_for(lambda: told.value(key).isdigit() and int(told.value(key)) >= count, lambda: f"the last was {told.latest}")
+    return told
+
+
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+def test_everything_is_recorded_byte_by_byte_with_what_its_publishers_offer(start: Any, peer: Peer, folder: Path, storage: str) -> None:
+    names = peer.node.create_publisher(String, "/label_names", qos.latched())
+    names.publish(String(data=json.dumps({"road": 0})))
+    own = peer.node.create_publisher(Int32, "/wheel/ticks", qos.stream("best_effort", 5))
+    node = start(mode="everything", storage=storage, extra="/wheel/ticks")
+    camera = Camera(peer)
+    wait_for(lambda: own.get_subscription_count() > 0, "the extra topic is not recorded")
+    time.sleep(DISCOVERY_S)
+    for index in range(20):
+        camera.send(index)
+        own.publish(Int32(data=index))
+        time.sleep(0.01)
+    recorded(peer, 41)
+    assert node.stop() == 0
+    messages = read(folder)
+    assert of(messages, "/image") == camera.sent
+    assert of(messages, "/wheel/ticks") == [serialize_message(Int32(data=i)) for i in range(20)]
+    assert of(messages, "/label_names") == [serialize_message(String(data=json.dumps({"road": 0})))]
+    (path,) = bags_in(folder)
+    with Bag(path) as bag:
+        assert {t.name: (t.type, t.latched) for t in bag.topics} == {
+            "/image": ("sensor_msgs/msg/Image", False),
+            "/wheel/ticks": ("std_msgs/msg/Int32", False),
+            "/label_names": ("std_msgs/msg/String", True),
+        }
+        assert find_topics(bag)[0].image == "/image"
+    assert "41 messages" in node.output
+
+
+def test_an_uncertain_image_is_kept_with_its_depth_and_a_record_of_why(start: Any, peer: Peer, folder: Path) -> None:
+    node = start(**{**QUIET, "uncertainty": 0.5}, least_confidence=0.6, least_interval=0.0, slop=0.02, patience=5.0)
+    live = peer.listen(String, "/logger/keyframes")
+    camera, depth, confidence = Camera(peer), Camera(peer, "/depth"), Camera(peer, "/confidence")
+    depth.start, confidence.start = camera.start + 5_000_000, camera.start
+    for index in range(10):
+        camera.send(index)
+        depth.send(index)
+        # 152 is just below 0.6 of 255: of image 4, 60 % of the pixels are not sure, of the others 40 %.
+        unsure = 0.6 if index == 4 else 0.4
+        pixels = np.where(np.arange(100) < 100 * unsure, 152, 153).astype(np.uint8).reshape(10, 10)
+        confidence.publisher.publish(image_message(pixels, "mono8", camera.start + index * SECOND // 10))
+        time.sleep(0.02)
+    recorded(peer, 3)
+    assert node.stop() == 0
+    messages = read(folder)
+    assert of(messages, "/image") == [camera.sent[4]] and of(messages, "/depth") == [depth.sent[4]]
+    (raw,) = of(messages, "/logger/keyframes")
+    record = keyframe_record(raw)
+    assert record["reasons"] == ["uncertain"] and record["stamp"] == camera.start + 4 * SECOND // 10
+    assert record["uncertainty"] == pytest.approx(0.6) and record["partners"] == {"/depth": record["stamp"] + 5_000_000}
+    assert [json.loads(message.data)["stamp"] for message in live] == [record["stamp"]]
+
+
+def test_a_trigger_keeps_what_was_before_and_what_comes_after(start: Any, peer: Peer, folder: Path) -> None:
+    node = start(**QUIET, before=1.0, after=0.4, patience=0.1)
+    camera = Camera(peer)
+    told = peer.diagnostics("logger")
+    for index in range(5):
+        camera.send(index)
+        time.sleep(0.05)
+    wait_for(lambda: told.value("images") == "5", "the images did not come")
+    time.sleep(0.3)
+    assert told.value("messages recorded") == "0"
+    answer = peer.call(Trigger, "/logger/trigger", Trigger.Request())
+    assert answer.success and "of the 1 s before; all of the next 0.4 s follows" in answer.message
+    camera.send(5)
+    time.sleep(1.0)
+    camera.send(6)
+    time.sleep(0.3)
+    assert node.stop() == 0
+    assert of(read(folder), "/image") == camera.sent[:6]
+
+
+def test_the_view_and_the_interval_are_reasons(start: Any, peer: Peer, folder: Path) -> None:
+    node = start(uncertainty=0.0, view=0.3, interval=1.5, least_interval=0.0, patience=0.1)
+    camera = Camera(peer)
+    dark, bright = (np.indices((24, 32)).sum(0) * 4 + 20).astype(np.uint8), (np.indices((24, 32)).sum(0)[:, ::-1] * 4).astype(np.uint8)
+    for index in range(30):
+        camera.send(index, np.dstack([bright if index >= 7 else dark] * 3))
+        time.sleep(0.01)
+    recorded(peer, 6)
+    assert node.stop() == 0
+    messages = read(folder)
+    reasons = {
+        (keyframe_record(raw)["stamp"] - camera.start) // (SECOND // 10): keyframe_record(raw)["reasons"]
+        for raw in of(messages, "/logger/keyframes")
+    }
+    assert reasons == {0: ["view", "interval"], 7: ["view"], 22: ["interval"]}
+
+
+def test_rate_takes_an_image_in_every_so_many(start: Any, peer: Peer, folder: Path) -> None:
+    node = start(mode="rate", rate=2.0, patience=0.1)
+    camera = Camera(peer)
+    for index in range(21):
+        camera.send(index)
+        time.sleep(0.01)
+    recorded(peer, 10)
+    assert node.stop() == 0
+    assert of(read(folder), "/image") == [camera.sent[i] for i in (0, 5, 10, 15, 20)]
+
+
+def test_pause_resume_and_split(start: Any, peer: Peer, folder: Path) -> None:
+    names = peer.node.create_publisher(String, "/label_names", qos.latched())
+    names.publish(String(data="{}"))
+    node = start(mode="everything")
+    camera = Camera(peer)
+    camera.send(0)
+    recorded(peer, 2)
+    assert peer.call(Trigger, "/logger/pause", Trigger.Request()).message.startswith("paused; 2 messages")
+    told = peer.diagnostics("logger")
+    camera.send(1)
+    wait_for(lambda: told.value("/image received").startswith("2 "), "the image did not come")
+    assert peer.call(Trigger, "/logger/resume", Trigger.Request()).success
+    assert peer.call(Trigger, "/logger/split", Trigger.Request()).message.startswith(f"ends {folder}")
+    camera.send(2)
+    recorded(peer, 4)
+    assert peer.call(Trigger, "/logger/trigger", Trigger.Request()).success is False
+    assert node.stop() == 0
+    first, second = (read(path) for path in bags_in(folder))
+    assert of(first, "/image") == [camera.sent[0]] and of(second, "/image") == [camera.sent[2]]
+    assert len(of(first, "/label_names")) == len(of(second, "/label_names")) == 1, "a bag must say by itself what its labels mean"
+
+
+def test_what_nobody_publishes_is_told_and_recorded_when_somebody_does(start: Any, peer: Peer, folder: Path) -> None:
+    node = start(mode="everything", topics=["image", "camera_info"])
+    told = peer.diagnostics("logger")
+    told.wait("/camera_info: nobody publishes it", DiagnosticStatus.WARN)
+    camera, info = Camera(peer), peer.publisher(CameraInfo, "/camera_info", "best_effort")
+    told.wait("waiting", DiagnosticStatus.OK)
+    camera.send(0)
+    info.publish(CameraInfo(width=7))
+    recorded(peer, 2)
+    told.wait("recording", DiagnosticStatus.OK)
+    assert node.stop() == 0
+    assert len(of(read(folder), "/camera_info")) == 1
+
+
+def test_an_image_that_cannot_be_looked_at_is_told_and_the_node_goes_on(start: Any, peer: Peer, folder: Path) -> None:
+    node = start(uncertainty=0.0, view=0.1, interval=0.2, least_interval=0.0, patience=0.1)
+    camera = Camera(peer)
+    broken = image_message(bundles.random_image(12, 16), "rgb8", camera.start)
+    broken.encoding = "no such encoding"
+    camera.publisher.publish(broken)
+    for index in range(1, 4):
+        camera.send(index)
+        time.sleep(0.05)
+    recorded(peer, 4)
+    assert node.stop() == 0 and "no such encoding" in node.output
+    assert camera.sent[1] in of(read(folder), "/image")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"delete_oldest": True}, "set a quota"),
+        ({"prefix": "a/b"}, "prefix 'a/b' cannot begin the name of a bag"),
+        ({"topics": ["depth"]}, "mode 'keyframes' chooses among images: `topics` must have image"),
+        ({"mode": "all"}, "mode must be one of everything, rate, keyframes, got 'all'"),
+        ({"folder": "/proc/nowhere"}, "/proc/nowhere"),
+    ],
+)
+def test_settings_that_do_not_do_are_refused_in_words(tmp_path: Path, parameters: dict, words: str) -> None:
+    given = [text for name, value in parameters.items() for text in ("-p", f"{name}:={json.dumps(value)}")]
+    done = subprocess.run(
+        [sys.executable, "-m", "lix_ros.logger_node", "--ros-args", *given], capture_output=True, text=True, timeout=60, cwd=tmp_path
+    )
+    assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr

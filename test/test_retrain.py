@@ -1,0 +1,179 @@
+"""`lix retrain`: a bag of another domain makes a better model there, step by step, and only a better model is taken."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("lightning")
+
+from typer.testing import CliRunner
+
+import tiny_street
+from lix_core.camera import Camera
+from lix_core.cli.main import app
+from lix_core.errors import TrainingError
+from lix_core.runtime.bundle import Bundle
+from lix_core.runtime.segmenter import Segmenter
+from lix_core.training import retrain as module
+from lix_core.training.config import Source, from_dict
+from lix_core.training.retrain import NEW, OLD, Comparison, Retraining, retrain, tuned, verdict
+from lix_core.training.run import fit, load_network
+from recorded import PERIOD, START, Recorded, camera_info, image, text, write
+from tiny_street import TINY, TinyStreet
+
+CAMERA = Camera(96, 64, (60.0, 0, 48, 0, 60.0, 32, 0, 0, 1))
+
+
+def old_config(kind: str, steps: int) -> object:
+    tree = {
+        "name": kind,
+        "data": {
+            "sources": [{"dataset": "tiny", "root": ".", "options": {"noise": 5}}],
+            "val": {"dataset": "tiny", "root": ".", "split": "val", "options": {"count": 3}},
+            "x": "depth",
+            "crop": [64, 96],
+            "scale": [1.0, 1.0],
+            "colour": 0.0,
+            "batch": 4,
+            "workers": 0,
+        },
+        "model": {"kind": kind, "encoder": "mobilenetv3_small_050", "weights": "none"},
+        "optim": {"steps": steps, "steps_per_epoch": steps, "warmup": 2, "lr": 1e-2, "encoder_lr": 1.0, "ema": 0.5},
+        "trainer": {"accelerator": "cpu", "sheet_frames": 0},
+        "distill": {"method": "none"},
+    }
+    return from_dict(tree)
+
+
+def write_drive(path: Path, frames: int = 40, labels: bool = True) -> Path:
+    """A bag of the tiny street at night: the colours of the other street, inverted; depth and labels as they were."""
+    street, messages = TinyStreet(split="night", x="depth", count=frames, noise=5), []
+    messages.append(Recorded("label_names", START, text(TINY.to_dict())))
+    for index in range(frames):
+        stamp, sample = START + index * PERIOD, street[index]
+        depth = np.where(sample.labels == 1, 30, np.where(sample.labels == 0, 8, np.nan)).astype(np.float32)
+        messages += [
+            Recorded("image", stamp, image(stamp, 255 - sample.image, "rgb8")),
+            Recorded("camera_info", stamp, camera_info(stamp, CAMERA)),
+            Recorded("depth", stamp, image(stamp, depth, "32FC1")),
+            *([Recorded("labels", stamp, image(stamp, sample.labels, "mono8"))] if labels else []),
+        ]
+    return write(path, messages)
+
+
+@pytest.fixture(scope="module")
+def old(tmp_path_factory):
+    """Folders of a teacher and a student of the tiny street by day, and a bag of it by night."""
+    root = tmp_path_factory.mktemp("retrain")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    tiny_street.register()
+    for kind in ("teacher", "student"):
+        fit(old_config(kind, 30), root / kind, quiet=True)
+    write_drive(root / "night")
+    yield root
+    torch.set_num_threads(before)
+
+
+def task_of(old: Path, out: Path, **changes) -> Retraining:
+    steps = {"teacher_steps": 15, "student_steps": 30, "lr": 1.0, "block": 0.4, "held_out": 0.25, "forgetting": 1.0}
+    return Retraining(**{"bags": (old / "night",), "out": out, "teacher": old / "teacher", "student": old / "student", **steps, **changes})
+
+
+@pytest.fixture(scope="module")
+def retrained(old, tmp_path_factory):
+    out, steps = tmp_path_factory.mktemp("out"), []
+    found = retrain(task_of(old, out), steps.append, quiet=True)
+    assert steps == ["frames of the bags", "teacher", "student", "comparison"]
+    return out, found
+
+
+def test_a_bag_of_another_domain_makes_a_model_that_is_better_there(retrained):
+    out, found = retrained
+    assert found.better and found.kind == "bag"
+    assert found.after[NEW]["miou"] > found.before[NEW]["miou"] + 0.2
+    assert json.loads((out / "comparison.json").read_text())["after"] == found.after
+    street = TinyStreet(split="other night", count=4, noise=5)
+    right = [Segmenter(out / "model.lix").segment(255 - s.image).mask == s.labels for s in (street[i] for i in range(4))]
+    assert np.mean(right) > 0.7
+
+
+def test_the_new_bundle_names_all_that_is_behind_it(retrained):
+    out, _ = retrained
+    manifest = Bundle.load(out / "model.lix").manifest
+    uses = {(entry["use"], entry["name"]) for entry in manifest.data}
+    assert {
+        ("training", "bag train"),
+        ("training of the teacher", "bag train"),
+        ("training of the run it started from", "tiny train"),
+    } <= uses
+    assert manifest.training["teacher"]["start"]["run"] == "teacher" and manifest.training["start"]["run"] == "student"
+
+
+def test_the_report_has_the_figures_of_both_and_a_picture(retrained):
+    out, found = retrained
+    text = (out / "report.md").read_text()
+    before, after = found.before[NEW]["miou"], found.after[NEW]["miou"]
+    assert f"| **mean** | {before:.3f} | {after:.3f} | {100 * (after - before):+.1f} |" in text
+    assert "| night | 40 | 40 | 40 | 0 |" in text and f"## IoU on {OLD}" in text and "labels of kind `bag`" in text
+    assert (out / "report.jpg").stat().st_size > 5000
+
+
+def test_nothing_is_done_twice(retrained, old, monkeypatch):
+    out, found = retrained
+    monkeypatch.setattr(module, "make_bundle", lambda *_: pytest.fail("exported again"))
+    monkeypatch.setattr("lix_core.training.run.Run.train", lambda *_: pytest.fail("trained again"))
+    assert retrain(task_of(old, out), quiet=True).after == found.after
+
+
+def test_pseudo_labels_of_the_old_teacher_do_where_nobody_labelled_and_what_is_not_better_is_not_taken(old, tmp_path):
+    write_drive(tmp_path / "bare", frames=12, labels=False)
+    steps = []
+    task = task_of(old, tmp_path / "out", bags=(tmp_path / "bare",), teacher_steps=0, student_steps=1, gain=1.0, held_out=0.4)
+    found = retrain(task, steps.append, quiet=True)
+    assert steps == ["frames of the bags", "pseudo-labels", "student", "comparison"] and found.kind == "pseudo"
+    assert not found.better and "not more than 100.0" in found.why and not (tmp_path / "out" / "model.lix").exists()
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "**Not taken: " in report and "pseudo-labels, which favour a model trained with them" in report
+
+
+def test_old_data_keep_their_share_of_every_batch_and_the_schedule_is_the_tasks(old, tmp_path):
+    task = task_of(old, tmp_path, share=0.25, lr=0.1, overrides=("optim.ema=0.7",))
+    config = tuned(task, load_network(old / "student")[1].config, Source("bag", "x", "train"), "bag", 7, "student")
+    assert [(s.dataset, s.per_batch) for s in config.data.sources] == [("tiny", 0), ("bag", 1)]
+    assert (config.optim.steps, config.optim.lr, config.optim.ema, config.distill.method) == (7, pytest.approx(1e-3), 0.7, "lix")
+    assert (config.data.val.split, config.data.val.dataset) == ("val", "bag")
+    assert tuned(task, config, Source("bag", "x", "train"), "pseudo", 7, "student").data.val is None
+    alone = tuned(replace(task, share=1.0), config, Source("bag", "x", "train"), "bag", 7, "student")
+    assert [s.dataset for s in alone.data.sources] == ["bag"]
+
+
+@pytest.mark.parametrize(
+    ("after", "gain", "taken", "why"),
+    [
+        ((0.6, 0.7), 0.0, True, "+10.0 mIoU points on held-out frames of the bags, -2.0 on old validation frames"),
+        ((0.6, 0.6), 0.0, False, "-12.0 on old validation frames: it may lose 3.0 there"),
+        ((0.6, 0.7), 0.2, False, "not more than 20.0"),
+        ((0.5, 0.9), 0.0, False, "+0.0 mIoU points"),
+    ],
+)
+def test_a_model_is_taken_where_it_gains_enough_and_forgets_little(tmp_path, after, gain, taken, why):
+    figures = Comparison("bag", {NEW: {"miou": 0.5}, OLD: {"miou": 0.72}}, {NEW: {"miou": after[0]}, OLD: {"miou": after[1]}})
+    better, words = verdict(Retraining((), tmp_path, tmp_path, tmp_path, gain=gain), figures)
+    assert better is taken and why in words
+
+
+def test_runs_that_do_not_fit_are_refused_before_anything_is_done(old, tmp_path):
+    with pytest.raises(TrainingError, match="student is the run of a student, not of a teacher"):
+        retrain(task_of(old, tmp_path / "out", teacher=old / "student"), quiet=True)
+    assert not (tmp_path / "out" / "extraction").exists()
+    done = CliRunner().invoke(
+        app, ["retrain", str(old / "night"), "--teacher", "t", "--student", "s", "--out", str(tmp_path / "o"), "--share", "0"]
+    )
+    assert isinstance(done.exception, TrainingError) and "share is above 0" in str(done.exception)
