@@ -251,6 +251,11 @@ def test_a_second_trigger_lengthens_the_first():
     kept += told(selector.trigger(150 * MS)) + stream(selector, *(("/imu", stamp) for stamp in range(160, 500, 10)))
     assert kept == [f"/imu {stamp}" for stamp in range(0, 360, 10)]
 
+    selector = KeyframeSelector(only(uncertainty=0.5, before=0.1, after=0.2), "/image")
+    assert told(selector.trigger(0)) + stream(selector, ("/image", 10)) + told(selector.trigger(150 * MS)) == []
+    image, record = told(selector.uncertainty(10 * MS, 0.1))
+    assert image == "/image 10" and record["reasons"] == ["trigger"], "an image that waits is of the first trigger still"
+
 
 def test_images_that_memory_has_no_room_for_are_decided_before_they_go():
     chosen = KeyframeSettings(**{**OFF, "uncertainty": 0.5, "interval": 1.0, "buffer": 25})

@@ -113,6 +113,7 @@ def test_a_split_bag_of_ros2_bag_record_gets_metadata_of_all_its_files(tmp_path)
     last.write_bytes(last.read_bytes()[:-30])
     report = repair(bag)
     assert (report.changed, report.messages) == ("new", 6) and len(contents(report.bag)) == 6
+    assert report.dropped == 37 - 30, "of a footer and the closing magic"
 
 
 @pytest.mark.parametrize("storage, compression", [("mcap", "zstd"), ("sqlite3", "zstd")])
@@ -128,6 +129,24 @@ def test_a_repaired_bag_keeps_storage_compression_qos_and_types(tmp_path, storag
     assert contents(target) == [("/names" if n == 0 else "/a", n, raw(n)) for n in range(40)]
     data = b"".join(file.read_bytes() for file in target.iterdir())
     assert raw(7)[4:] not in data, "it is not compressed"
+
+
+def test_a_transaction_that_was_cut_off_is_taken_back_in_the_copy(tmp_path):
+    """sqlite3 has changed pages of the file already, and tells in its journal how they were."""
+    bag, left = killed_bag(tmp_path / "living", storage="sqlite3"), tmp_path / "left"
+    database = sqlite3.connect(bag / "living.db3")
+    database.execute("PRAGMA cache_size = 1")
+    database.execute("DELETE FROM messages WHERE id != 7")
+    left.mkdir()
+    for file in bag.iterdir():
+        (left / file.name).write_bytes(file.read_bytes())
+    database.close()
+    before = {file: file.read_bytes() for file in left.iterdir()}
+    assert len(before) == 2
+    report = repair(left)
+    assert report.changed == "new" and [stamp for _, stamp, _ in contents(report.bag)] == list(range(40))
+    assert {file: file.read_bytes() for file in left.iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["left", "left_repaired", "living"], "what was needed on the way is gone"
 
 
 def test_a_definition_that_only_the_bag_knows_is_kept(tmp_path):

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lix_core.bags.space import OwnBag, delete_bag, free_space, own_bags
-from lix_core.bags.writer import COMPRESSIONS, STORAGES, BagWriter, RosbagsWriter, Topic
+from lix_core.bags.writer import COMPRESSIONS, STORAGES, BagWriter, RosbagsWriter, Topic, known_types
 from lix_core.errors import DataError, SourceError, explain
 from lix_core.files import make_folder
 
@@ -255,6 +255,8 @@ class Recording:
     # From here on, all is done by the thread.
 
     def _run(self) -> None:
+        if self._open_writer is RosbagsWriter:
+            known_types()  # takes a while, which is better now than when the first messages wait
         closing = False
         while not closing:
             with self._changed:

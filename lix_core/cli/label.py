@@ -150,7 +150,8 @@ def make_pseudo(extraction: Any, settings: Any, model: str, backend: str, remap:
         )
     Console().print(table_of(report))
     print(
-        f"{report.frames} of {len(extraction.frames)} frames have pseudo-labels; {report.with_depth} have depth, {report.ground} a ground plane"
+        f"{report.frames} of {len(extraction.frames)} frames have pseudo-labels; {report.with_depth} have depth, "
+        f"{report.ground} a ground plane"
     )
     for line in [*(f"note: {n}" for n in report.notes), *(f"left out {name}: {why}" for name, why in report.left_out.items())]:
         print(f"  {line}")

@@ -34,7 +34,7 @@ class Ground:
         return np.float32(self.height) - sink
 
     def elevation(self, camera: Camera) -> np.ndarray:
-        """(H, W) float32: the angle of each pixel's ray over the plane's horizon [degrees]; the plane itself is seen where it is below 0."""
+        """(H, W) float32: the angle of each pixel's ray over the plane's horizon [degrees]; the plane is seen below 0."""
         sines = (camera.rays @ self.down.astype(np.float32)) / np.linalg.norm(camera.rays, axis=2)
         return -np.degrees(np.arcsin(np.clip(sines, -1, 1)))
 
@@ -73,10 +73,11 @@ def fit_ground(
     for _ in range(REFINEMENTS):
         if plane is None:
             return None
-        near = np.abs(plane[1] - points @ plane[0]) < slack
-        if near.sum() < max(LEAST_POINTS // 2, 3):
+        # Tukey's biweight: what is hardly on the plane, as the foot of a wall, hardly bends it.
+        weights = np.maximum(1 - ((plane[1] - points @ plane[0]) / slack) ** 2, 0) ** 2
+        if np.count_nonzero(weights) < LEAST_POINTS // 2:
             return None
-        plane = checked(least_squares(points[near], slack[near]), np.cos(np.radians(tilt)), heights)
+        plane = checked(least_squares(points, weights / slack**2), np.cos(np.radians(tilt)), heights)
     if plane is None:
         return None
     share = float((np.abs(plane[1] - points @ plane[0]) < slack).mean())
@@ -115,9 +116,9 @@ def best_plane(points: np.ndarray, slack: np.ndarray, least_cosine: float, heigh
     return normals[best], float(offsets[best])
 
 
-def least_squares(points: np.ndarray, slack: np.ndarray) -> Plane:
-    """The plane with the least sum of squared distances, each counted in its slack."""
-    weights = (1 / slack**2)[:, None]
+def least_squares(points: np.ndarray, weights: np.ndarray) -> Plane:
+    """The plane with the least weighted sum of squared distances."""
+    weights = weights[:, None]
     centre = (points * weights).sum(0) / weights.sum()
     offsets = points - centre
     normal = np.linalg.eigh((offsets * weights).T @ offsets)[1][:, 0]

@@ -144,7 +144,8 @@ class Segmenter:
     ) -> np.ndarray:
         """(C, H, W) float32: the probability of every class at every pixel, for averaging over views; much slower than `segment`.
 
-        Args and errors as of `segment`. Where the image is not scaled to fit the network, its argmax is the mask of `segment`.
+        Args and errors as of `segment`. Where the image is not scaled to fit the network, the most probable class is the
+        mask of `segment`, but for pixels where two classes are the same to the last digits.
         """
         height, width = self._lay(image, order, x, known)
         (logits,) = self._backend.run(self._tensor(), ("logits",), self._others)

@@ -1,0 +1,422 @@
+"""Pseudo-labels: averaged views, thresholds and the ground plane, on scenes whose truth is known."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+import typer
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from bundles import COLOURS, X, blocks, camera_bundle, colour_logits, logits_bundle, random_image, random_x, x_logits
+from extracted import CAMERA, picture, write_extraction
+from lix_core.bags import pseudo
+from lix_core.bags.pseudo import FLAT, KEPT, LIES, STANDING, STANDS, UNSURE, PseudoSettings, make_pseudo_labels, roles_of, thresholds_of
+from lix_core.bags.teacher import averaged
+from lix_core.camera import Camera
+from lix_core.cli.label import label
+from lix_core.errors import DataError, ImageError, LabelError, LixError
+from lix_core.files import read_mask
+from lix_core.geometry.encodings import encode
+from lix_core.geometry.ground import Ground, fit_ground
+from lix_core.labels import STREET, Label, LabelMapping, LabelSet
+from lix_core.runtime.backends import BackendOptions
+from lix_core.runtime.bundle import SizePolicy, XSpec
+from lix_core.runtime.segmenter import Segmenter
+
+SCENE = LabelSet("scene", tuple(Label(n, c.color) for n, c in zip(("tree", "car", "sky", "road", "sign"), COLOURS.labels)))
+TREE, CAR, SKY, ROAD, SIGN = range(5)
+HEIGHT = 1.5
+"""Of the camera above the floor [m]."""
+SURE = PseudoSettings(scales=(1.0,), flip=False, confidence=0.0)
+STAMPS = range(10**18, 10**18 + 4 * 10**8, 10**8)
+
+
+def segmenter(bundle) -> Segmenter:
+    return Segmenter(bundle, options=BackendOptions(threads=1))
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    odds = np.exp(logits - logits.max(0))
+    return odds / odds.sum(0)
+
+
+def plane_depth(camera: Camera = CAMERA, height: float = HEIGHT, pitch: float = 0.0, roll: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Depth [m] of an endless plane beneath a camera, and its unit normal, which points down."""
+    pitch, roll = np.radians([pitch, roll])
+    down = np.array([np.sin(roll) * np.cos(pitch), np.cos(roll) * np.cos(pitch), np.sin(pitch)])
+    sink = camera.rays.astype(np.float64) @ down
+    with np.errstate(divide="ignore"):
+        return np.where(sink > 1e-6, height / sink, np.nan).astype(np.float32), down
+
+
+def scene(wall: float = 8.0) -> dict[str, np.ndarray]:
+    """A floor with a wall across it at so many metres; road on both, but for a car in each: (labels are what the picture's colours say.)"""
+    floor, _ = plane_depth()
+    depth = np.fmin(floor, np.float32(wall))
+    ids = np.full(depth.shape, ROAD, np.uint8)
+    ids[52:62, 10:40] = CAR  # on the floor
+    ids[33:40, 60:80] = CAR  # on the wall
+    ids[:20] = SKY
+    image = np.array([label.color for label in COLOURS.labels], np.uint8)[ids]
+    return {"image": image, "depth": depth, "labels": ids}
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    return camera_bundle(labels=SCENE).save(tmp_path / "scene.lix")
+
+
+@pytest.fixture
+def extraction(tmp_path):
+    return write_extraction(tmp_path / "ext", {"drive": {stamp: scene(8.0 + i) for i, stamp in enumerate(STAMPS)}})
+
+
+def pseudo_labels(extraction) -> dict[str, np.ndarray]:
+    return {frame.name: read_mask(extraction.root / "pseudo" / f"{frame.name}.png") for frame in extraction.frames}
+
+
+# The model's probabilities.
+
+
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(0, 2**32 - 1))
+def test_probabilities_are_the_softmax_of_the_logits_at_each_pixel(height, width, seed):
+    image = random_image(height, width, seed)
+    odds = PLAIN.probabilities(image)
+    assert odds.dtype == np.float32 and np.allclose(odds, softmax(colour_logits(image)), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["camera", "logits"])
+def test_the_most_probable_class_is_the_mask_where_nothing_is_scaled(kind):
+    model = segmenter(camera_bundle(stride=4) if kind == "camera" else logits_bundle(stride=4))
+    image = random_image(61, 83)
+    odds = model.probabilities(image[..., ::-1], "bgr")
+    mask = model.segment(image).mask
+    # A graph that scales its logits itself may round a tie the other way.
+    chosen = np.take_along_axis(odds, mask[None].astype(np.int64), 0)[0]
+    assert np.allclose(chosen, odds.max(0), atol=1e-5) and (odds.argmax(0) == mask).mean() > 0.99
+    assert np.allclose(odds.sum(0), 1, atol=1e-5)
+
+
+def test_probabilities_see_x():
+    image, (x, known) = random_image(40, 50), random_x(40, 50)
+    odds = segmenter(camera_bundle(x=X)).probabilities(image, "rgb", x, known)
+    assert np.allclose(odds, softmax(colour_logits(image) + x_logits(x, known)), atol=1e-5)
+
+
+def test_probabilities_of_a_scaled_image_come_back_at_its_size():
+    ids = np.arange(40).reshape(5, 8) % len(COLOURS)
+    odds = segmenter(camera_bundle(size=SizePolicy(max_pixels=80 * 128))).probabilities(blocks(ids, 32))
+    assert odds.shape == (5, 160, 256) and np.array_equal(odds.argmax(0)[16::32, 16::32], ids)
+
+
+PLAIN = segmenter(camera_bundle())
+NORMALS = segmenter(camera_bundle(x=XSpec("normals", 3)))
+
+
+def test_one_view_at_scale_one_is_what_the_model_says():
+    image = random_image(40, 50)
+    assert np.array_equal(averaged(PLAIN, image, flip=False), PLAIN.probabilities(image))
+
+
+def test_a_view_is_mirrored_with_its_normals():
+    image = random_image(64, 96)
+    x, known = encode("normals", depth=plane_depth(roll=8)[0], camera=CAMERA)
+    assert np.abs(x[0]).max() > 0.1
+    mirrored_x = x[..., ::-1] * np.float32([-1, 1, 1])[:, None, None]
+    there = averaged(NORMALS, image, x, known, flip=True)
+    mirrored = averaged(NORMALS, image[:, ::-1].copy(), mirrored_x, known[:, ::-1].copy(), flip=True)
+    assert np.allclose(there, mirrored[..., ::-1], atol=1e-6)
+    single = NORMALS.probabilities(image, "rgb", x, known)
+    other = NORMALS.probabilities(image[:, ::-1].copy(), "rgb", mirrored_x, known[:, ::-1].copy())[..., ::-1]
+    assert np.allclose(there, (single + other) / 2, atol=1e-6) and not np.allclose(single, other, atol=1e-3)
+
+
+def test_scales_are_averaged_and_large_squares_stay_what_they_are():
+    ids = np.arange(24).reshape(4, 6) % len(COLOURS)
+    odds = averaged(PLAIN, blocks(ids, 16), scales=(0.5, 1.0, 1.5))
+    assert odds.shape == (5, 64, 96) and np.allclose(odds.sum(0), 1, atol=1e-5)
+    assert np.array_equal(odds.argmax(0)[8::16, 8::16], ids)
+    each = [averaged(PLAIN, blocks(ids, 16), scales=(scale,)) for scale in (0.5, 1.0, 1.5)]
+    assert np.allclose(odds, sum(each) / 3, atol=1e-6)
+
+
+def test_x_of_an_unknown_kind_cannot_be_mirrored():
+    model, (x, known) = segmenter(camera_bundle(x=X)), random_x(40, 50)
+    with pytest.raises(ImageError, match="does not know how to mirror"):
+        averaged(model, random_image(40, 50), x, known)
+
+
+# Thresholds.
+
+
+def test_a_class_that_is_seldom_sure_keeps_its_surest_share_above_the_floor():
+    sure = np.zeros((4, 256), np.int64)
+    sure[0, 250] = 100  # sure
+    sure[1, [100, 160, 200]] = 50, 25, 25  # half at 160 and above
+    sure[2, [60, 100]] = 30, 10  # all of it beneath the floor
+    assert thresholds_of(sure, PseudoSettings()).tolist() == [230] * 4
+    assert thresholds_of(sure, PseudoSettings(share=0.5)).tolist()[:3] == [230, 160, 128]
+    assert thresholds_of(sure, PseudoSettings(share=0.2)).tolist()[:3] == [230, 200, 128]
+
+
+@given(st.lists(st.integers(0, 255), min_size=1, max_size=60), st.floats(0.01, 1))
+def test_the_share_of_a_class_is_kept_and_no_higher_threshold_would(confidences, share):
+    sure = np.bincount(confidences, minlength=256)[None]
+    settings = PseudoSettings(share=share, floor=0.0, confidence=1.0)
+    (threshold,) = thresholds_of(sure, settings)
+    kept = sum(c >= threshold for c in confidences)
+    assert kept >= share * len(confidences)
+    assert threshold == 255 or sum(c > threshold for c in confidences) < share * len(confidences)
+
+
+@pytest.mark.parametrize("wrong", [{"confidence": 1.5}, {"share": -1}, {"scales": ()}, {"scales": (9,)}, {"lying": float("nan")}])
+def test_settings_out_of_range_are_told(wrong):
+    with pytest.raises(LabelError, match=next(iter(wrong))):
+        PseudoSettings(**wrong)
+
+
+# The ground plane.
+
+
+@given(st.floats(0.4, 3), st.floats(-10, 10), st.floats(-10, 10), st.integers(0, 2**32 - 1))
+def test_the_plane_is_found_among_things_and_noise(height, pitch, roll, seed):
+    depth, down = plane_depth(height=height, pitch=pitch, roll=roll)
+    generator = np.random.default_rng(seed)
+    depth *= 1 + 0.003 * generator.standard_normal(depth.shape, np.float32)
+    depth[:, 30:60] = np.fmin(depth[:, 30:60], 6.0)  # a wall
+    depth[generator.random(depth.shape) < 0.2] = np.nan
+    ground = fit_ground(depth, CAMERA)
+    assert np.degrees(np.arccos(min(1.0, ground.down @ down))) < 1.5 and abs(ground.height - height) < 0.03 * height + 0.02
+
+
+def test_the_same_depth_gives_the_same_plane():
+    depth = scene()["depth"]
+    first, second = fit_ground(depth, CAMERA), fit_ground(depth.copy(), CAMERA)
+    assert np.array_equal(first.down, second.down) and first.height == second.height
+    assert first.down @ [0, 1, 0] > 0.9999 and abs(first.height - HEIGHT) < 0.01
+
+
+@pytest.mark.parametrize("what", ["a wall", "nothing", "a ceiling", "too few points"])
+def test_where_there_is_no_ground_there_is_no_plane(what):
+    depth = np.full(CAMERA.shape, np.nan, np.float32)
+    if what == "a wall":
+        depth[:] = 5.0
+    elif what == "a ceiling":
+        depth = plane_depth()[0][::-1].copy()
+    elif what == "too few points":
+        depth[60:, :20] = plane_depth()[0][60:, :20]
+    assert fit_ground(depth, CAMERA) is None
+
+
+def test_height_and_elevation_are_those_of_points_over_the_plane():
+    ground = Ground(np.array([0.0, 1.0, 0.0]), HEIGHT, 1.0)
+    depth = np.full(CAMERA.shape, 10.0, np.float32)
+    above = ground.above(depth, CAMERA)
+    assert np.allclose(above[:, 5], HEIGHT - (np.arange(64) - 31.5) / 60 * 10, atol=1e-5)
+    column = ground.elevation(CAMERA)[:, 48]
+    assert np.allclose(column, np.degrees(np.arctan2(31.5 - np.arange(64), 60)), atol=0.01)
+
+
+# What geometry says against labels.
+
+
+def test_a_car_painted_on_the_floor_and_a_road_up_the_wall_are_dropped(extraction, bundle):
+    report = make_pseudo_labels(extraction, bundle, SURE)
+    truth = scene()["labels"]
+    kept = pseudo_labels(extraction)[f"drive/{STAMPS[0]}"]
+    floor = plane_depth()[0] < 8
+    on_floor, on_wall = (truth == CAR) & floor, (truth == CAR) & ~floor
+    assert (kept[on_floor] == 255).mean() > 0.9 and (kept[on_wall] == CAR).all()
+    high = ~floor & (truth == ROAD) & ((31.5 - np.arange(64)) / 60 * 8 + HEIGHT > 0.6)[:, None]
+    assert (kept[high] == 255).mean() > 0.9 and (kept[floor & (truth == ROAD)] == ROAD).all() and (kept[:20] == SKY).all()
+    assert ((kept == truth) | (kept == 255)).all()
+    assert report.frames == report.with_depth == report.ground == 4 and not report.left_out
+    assert report.counts[CAR, LIES] > 0 and report.counts[ROAD, STANDS] > 0 and not report.counts[:, UNSURE].any()
+    assert report.counts[CAR, STANDS] == report.counts[ROAD, LIES] == report.counts[SKY, LIES] == 0
+
+
+def test_without_the_check_all_that_is_sure_is_kept(extraction, bundle):
+    make_pseudo_labels(extraction, bundle, PseudoSettings(scales=(1.0,), flip=False, confidence=0.0, geometry=False))
+    assert all(np.array_equal(mask, scene()["labels"]) for mask in pseudo_labels(extraction).values())
+
+
+def test_road_above_the_horizon_is_dropped_without_any_depth_there():
+    depth = plane_depth()[0]
+    ground = Ground(np.array([0.0, 1.0, 0.0]), HEIGHT, 1.0)
+    mask = np.full(CAMERA.shape, ROAD, np.uint8)
+    reasons = pseudo.contradicted(mask, depth, CAMERA, ground, roles_of(SCENE, SURE), SURE)
+    rows = 31.5 - np.arange(64) > 60 * np.tan(np.radians(5.0))
+    # The angle over the horizon is a little less towards the sides.
+    assert (reasons[:, 40:56] == np.where(rows, STANDS, KEPT)[:, None]).all()
+
+
+def test_edges_in_height_are_left_alone():
+    data = scene()
+    ground = Ground(np.array([0.0, 1.0, 0.0]), HEIGHT, 1.0)
+    car = np.full(CAMERA.shape, CAR, np.uint8)
+    lies = [
+        pseudo.contradicted(car, data["depth"], CAMERA, ground, roles_of(SCENE, SURE), PseudoSettings(margin=margin)) == LIES
+        for margin in (0, 3)
+    ]
+    assert np.array_equal(cv2.erode(lies[0].astype(np.uint8), np.ones((7, 7)), borderType=cv2.BORDER_REPLICATE), lies[1])
+    assert lies[1].any() and lies[1].sum() < lies[0].sum()
+
+
+def test_roles_go_by_name_and_may_be_given():
+    roles = roles_of(STREET, PseudoSettings())
+    named = {name: roles[i] for i, name in enumerate(STREET.names)}
+    assert named["road"] == named["pavement"] == STANDS and named["tree"] == KEPT
+    assert {name for name, role in named.items() if role == LIES} == set(STREET.names) - {"road", "pavement", "tree"}
+    assert (roles[len(STREET) :] == KEPT).all() and not set(FLAT) & set(STANDING)
+    own = roles_of(STREET, PseudoSettings(flat=("Tree",), standing=("car",)))
+    assert own[5] == STANDS and own[8] == LIES and (own != KEPT).sum() == 2
+    with pytest.raises(LabelError, match="no class 'cra' .* did you mean 'car'"):
+        roles_of(STREET, PseudoSettings(standing=("cra",)))
+    with pytest.raises(LabelError, match="given as flat and as standing"):
+        roles_of(STREET, PseudoSettings(standing=("road",)))
+
+
+# The whole.
+
+
+def test_what_is_written_says_how_it_was_made_and_what_was_kept(extraction, bundle):
+    settings = PseudoSettings(scales=(0.5, 1.0), confidence=0.7)
+    report = make_pseudo_labels(extraction, bundle, settings, sheet_rows=2)
+    folder = extraction.root / "pseudo"
+    said = json.loads((folder / "pseudo.json").read_text())
+    assert said["frames"] == 4 and said["model"]["name"] == "tiny-camera" and said["settings"]["confidence"] == 0.7
+    assert LabelSet.from_dict(json.loads((folder / "labels.json").read_text())) == SCENE
+    assert report.counts.sum() == 4 * 64 * 96
+    masks = pseudo_labels(extraction).values()
+    counts = sum(np.bincount(mask.ravel(), minlength=256) for mask in masks)
+    assert counts[:5].tolist() == report.counts[:, KEPT].tolist() and counts[255] == report.counts[:, UNSURE:].sum()
+    row = said["classes"][ROAD]
+    assert row["class"] == "road" and row["pixels"] == report.counts[ROAD].sum()
+    assert row["kept"] == pytest.approx(report.counts[ROAD, KEPT] / report.counts[ROAD].sum(), abs=1e-4)
+    sheet = cv2.imread(str(folder / "sheet.jpg"))
+    assert sheet.shape[1] == 4 * (480 + 4) and sheet.shape[0] > 2 * 324
+
+
+def test_several_processes_make_the_same_files(extraction, bundle):
+    settings = PseudoSettings(confidence=0.7, share=0.8)
+    alone = make_pseudo_labels(extraction, bundle, settings)
+    files = {p.relative_to(extraction.root): p.read_bytes() for p in (extraction.root / "pseudo").rglob("*") if p.is_file()}
+    shutil.rmtree(extraction.root / "pseudo")
+    together = make_pseudo_labels(extraction, bundle, settings, jobs=2)
+    assert np.array_equal(alone.counts, together.counts)
+    assert {p.relative_to(extraction.root): p.read_bytes() for p in (extraction.root / "pseudo").rglob("*") if p.is_file()} == files
+
+
+def test_a_run_that_was_stopped_goes_on_and_another_teacher_is_asked_anew(extraction, bundle, tmp_path, monkeypatch):
+    asked = []
+    ask = pseudo.Teacher.probabilities
+
+    def stops(self, frame):
+        asked.append(frame.stamp)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return ask(self, frame)
+
+    monkeypatch.setattr(pseudo.Teacher, "probabilities", stops)
+    with pytest.raises(KeyboardInterrupt):
+        make_pseudo_labels(extraction, bundle, SURE)
+    assert not (extraction.root / "pseudo" / "pseudo.json").exists()
+    make_pseudo_labels(extraction, bundle, SURE)
+    assert asked == [*STAMPS[:3], *STAMPS[2:]]
+    make_pseudo_labels(extraction, bundle, PseudoSettings(scales=(1.0,), flip=False, confidence=0.8))
+    assert len(asked) == 5
+    make_pseudo_labels(extraction, bundle, PseudoSettings(scales=(1.0,), confidence=0.8))
+    assert len(asked) == 9
+    make_pseudo_labels(extraction, camera_bundle(labels=SCENE, stride=4).save(tmp_path / "other.lix"), SURE)
+    assert len(asked) == 13
+
+
+def test_frames_that_cannot_be_read_are_left_out_and_their_old_labels_go(extraction, bundle):
+    make_pseudo_labels(extraction, bundle, SURE)
+    first, second = extraction.frames[:2]
+    first.image.write_bytes(b"gone")
+    second.depth.unlink()
+    report = make_pseudo_labels(extraction, bundle, PseudoSettings(scales=(1.0,), confidence=0.0))
+    assert set(report.left_out) == {first.name, second.name} and report.frames == 2
+    assert "cannot be read" in report.left_out[first.name] and "is missing" in report.left_out[second.name]
+    found = {p.stem for p in (extraction.root / "pseudo" / "drive").iterdir()}
+    assert found == {str(stamp) for stamp in STAMPS[2:]}
+
+
+def test_frames_without_depth_go_unchecked_and_that_is_said(tmp_path, bundle):
+    frames = {STAMPS[0]: {"image": scene()["image"]}, STAMPS[1]: scene()}
+    extraction = write_extraction(tmp_path / "ext", {"drive": frames})
+    report = make_pseudo_labels(extraction, bundle, SURE)
+    assert report.notes == ["1 of 2 frames have no depth: they are not checked against the ground"]
+    assert report.ground == report.with_depth == 1
+    assert np.array_equal(pseudo_labels(extraction)[f"drive/{STAMPS[0]}"], scene()["labels"])
+
+
+def test_a_teacher_is_given_x_of_the_depth(extraction, tmp_path):
+    bundle = camera_bundle(labels=SCENE, x=XSpec("inverse_depth", 1))
+    make_pseudo_labels(
+        extraction, bundle.save(tmp_path / "x.lix"), PseudoSettings(scales=(1.0,), flip=False, confidence=0.0, geometry=False)
+    )
+    frame = extraction.frames[0]
+    units = cv2.imread(str(frame.depth), cv2.IMREAD_UNCHANGED)
+    x, known = encode("inverse_depth", depth=np.where(units > 0, units / np.float32(256), np.nan).astype(np.float32))
+    expected = (colour_logits(scene()["image"]) + x_logits(x, known)).argmax(0)
+    assert np.array_equal(pseudo_labels(extraction)[frame.name], expected)
+    assert not np.array_equal(expected, scene()["labels"])
+
+
+def test_x_that_cannot_be_made_is_told(extraction, tmp_path):
+    bundle = camera_bundle(labels=SCENE, x=XSpec("disparity", 1)).save(tmp_path / "x.lix")
+    with pytest.raises(DataError, match="no frame of .* can be labelled: frame drive/.*baseline"):
+        make_pseudo_labels(extraction, bundle, SURE)
+
+
+def test_a_canvas_of_fixed_size_is_run_at_one_scale(extraction, tmp_path):
+    report = make_pseudo_labels(extraction, camera_bundle((64, 96), labels=SCENE).save(tmp_path / "fixed.lix"), PseudoSettings())
+    assert report.notes == ["model 'tiny-camera' has a canvas of fixed size: it is run at scale 1 alone"]
+    assert json.loads((extraction.root / "pseudo" / "pseudo.json").read_text())["settings"]["scales"] == [1.0]
+
+
+def test_classes_are_merged_into_another_label_set(extraction, bundle):
+    merge = {"name": "drivable", "classes": [{"name": "road", "from": ["road"]}, {"name": "obstacle", "from": ["car", "tree"]}]}
+    report = make_pseudo_labels(
+        extraction,
+        bundle,
+        PseudoSettings(scales=(1.0,), flip=False, confidence=0.0, geometry=False),
+        lambda source: LabelMapping.from_dict(source, merge),
+    )
+    truth = scene()["labels"]
+    expected = np.select([truth == ROAD, truth == CAR], [0, 1], 255)
+    assert all(np.array_equal(mask, expected) for mask in pseudo_labels(extraction).values())
+    assert report.labels.names == ("road", "obstacle") and report.counts.sum() == 4 * (expected != 255).sum()
+
+
+def test_the_command_prints_the_share_of_each_class_and_where_to_look(extraction, bundle, tmp_path):
+    app = typer.Typer()
+    app.command()(label)
+    words = [str(extraction.root), "--pseudo", "--model", str(bundle), "--jobs", "1", "--scales", "1", "--confidence", "0.6"]
+    result = CliRunner().invoke(app, [*words, "--flat", "road", "--standing", "car, sky"])
+    assert result.exit_code == 0, result.exception
+    assert "4 of 4 frames have pseudo-labels; 4 have depth, 4 a ground plane" in result.stdout
+    assert "sheet.jpg" in result.stdout and "road" in result.stdout
+    wrong = CliRunner().invoke(app, [*words, "--flat", "raod"])
+    assert isinstance(wrong.exception, LixError) and "did you mean 'road'" in str(wrong.exception)
+
+
+def test_an_extraction_without_frames_is_told(tmp_path, bundle):
+    extraction = write_extraction(tmp_path / "ext", {"drive": {}})
+    with pytest.raises(DataError, match="there are none"):
+        make_pseudo_labels(extraction, bundle)
+
+
+def test_an_image_of_another_size_than_its_depth_is_left_out(tmp_path, bundle):
+    odd = scene() | {"depth": np.full((32, 48), 5.0, np.float32)}
+    extraction = write_extraction(tmp_path / "ext", {"drive": {STAMPS[0]: scene(), STAMPS[1]: odd, STAMPS[2]: {"image": picture(1)}}})
+    report = make_pseudo_labels(extraction, bundle, SURE)
+    assert list(report.left_out) == [f"drive/{STAMPS[1]}"] and report.frames == 2
