@@ -238,7 +238,13 @@ class LoggerNode(Node):
     # ---- what it tells
 
     def _report(self, level: str, text: str) -> None:
-        getattr(self.get_logger(), level)(text)
+        # One line each: rclpy refuses another severity from the same place in the sources.
+        if level == "error":
+            self.get_logger().error(text)
+        elif level == "warning":
+            self.get_logger().warning(text)
+        else:
+            self.get_logger().info(text)
 
     def _told(self) -> str:
         found = self._recording.statistics
@@ -287,7 +293,9 @@ class LoggerNode(Node):
 
 def recording_settings(settings: LoggerParameters) -> RecordingSettings:
     same = ("prefix", "storage", "compression", "split_size", "split_duration", "quota", "delete_oldest", "queue")
-    return RecordingSettings(floor=settings.disk_floor, **{name: getattr(settings, name) for name in same})
+    # So long may the selector hold a message.
+    late = 0.0 if settings.mode == "everything" else settings.before + 2 * settings.patience + settings.slop
+    return RecordingSettings(floor=settings.disk_floor, late=late, **{name: getattr(settings, name) for name in same})
 
 
 def keyframe_settings(settings: LoggerParameters) -> KeyframeSettings:

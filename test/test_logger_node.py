@@ -226,6 +226,20 @@ def test_what_nobody_publishes_is_told_and_recorded_when_somebody_does(start: An
     assert len(of(read(folder), "/camera_info")) == 1
 
 
+def test_what_waited_for_its_partners_is_no_jump_of_the_clock(start: Any, peer: Peer, folder: Path) -> None:
+    node = start(uncertainty=0.9, view=0.0, interval=0.1, least_interval=0.0, patience=0.7, topics=["image", "camera_info", "depth"])
+    camera, info = Camera(peer), peer.publisher(CameraInfo, "/camera_info")
+    end = time.monotonic() + 2.5
+    index = 0
+    while time.monotonic() < end:  # neither confidence nor depth ever comes: images wait twice 0.7 s, calibrations do not
+        camera.send(index)
+        info.publish(CameraInfo())
+        index += 1
+        time.sleep(0.05)
+    assert node.stop() == 0 and "the clock went back" not in node.output
+    assert len(images(read(folder))) == index
+
+
 def test_an_image_that_cannot_be_looked_at_is_told_and_the_node_goes_on(start: Any, peer: Peer, folder: Path) -> None:
     node = start(uncertainty=0.0, view=0.1, interval=0.2, least_interval=0.0, patience=0.1)
     camera = Camera(peer)

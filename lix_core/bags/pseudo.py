@@ -219,7 +219,8 @@ def begin_teacher(folder: Path, extraction: Extraction, bundle: Bundle, settings
     """Keep what the same teacher said in an earlier run about the same images in the same way, and nothing else. Raises SourceError."""
     made = {
         "model": hashlib.sha256(bundle.graph + json.dumps(bundle.manifest.to_dict(), sort_keys=True).encode()).hexdigest(),
-                "scales": list(settings.scales),
+        "flip": settings.flip,
+        "scales": list(settings.scales),
         "extraction": extraction.options,
         "bags": {bag["name"]: bag.get("fingerprint") for bag in extraction.bags},
     }

@@ -44,7 +44,8 @@ class RecordingSettings:
     prefix: with which the names of bags begin. storage: "mcap" or "sqlite3". compression: "none" or "zstd". split_size: of a bag [bytes].
     split_duration: of a bag [s]. floor: free space at which recording stops [bytes]. quota: what all bags of this prefix in the folder
     may take [bytes]; `delete_oldest` makes room by deleting the oldest of them, otherwise recording stops. queue: what may wait for the
-    disk [bytes]. flush: how often what was written is made safe against kill -9 [s]. retry: pause after a failure of the disk [s].
+    disk [bytes]. flush: how often what was written is made safe against kill -9 [s]. retry: pause after a failure of the disk [s]. late: by
+    how much a message may be older than one handed over before it [s]; beyond a second more, the clock was set back.
     """
 
     prefix: str = "lix"
@@ -58,6 +59,7 @@ class RecordingSettings:
     queue: int = 256_000_000
     flush: float = 0.5
     retry: float = 5.0
+    late: float = 0.0
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.prefix):
@@ -310,7 +312,7 @@ class Recording:
         """Write a message; False where there is no bag for it."""
         if topic.latched:
             self._remember(topic, bytes(item.data))
-        if item.stamp < self._newest - JUMP_NS:
+        if item.stamp < self._newest - JUMP_NS - round(1e9 * self.settings.late):
             back = (self._newest - item.stamp) / 1e9
             self._report("warning", f"the clock went back by {back:.1f} s; what comes is recorded as it is, in the same bag")
             self._newest = item.stamp

@@ -9,6 +9,9 @@ import numpy as np
 
 from lix_core.errors import DataError
 
+FARTHEST = 1e7
+"""No corner of a polygon is so far from the image [pixels]."""
+
 
 def run_lengths(region: np.ndarray) -> np.ndarray:
     """(H, W) bool -> int64 lengths of its runs of False, True, False, ... down the columns; the first may be 0."""
@@ -75,7 +78,7 @@ def polygon_region(polygon: Sequence[float], shape: tuple[int, int]) -> np.ndarr
         points = np.asarray(polygon, np.float64)
     except (TypeError, ValueError):
         points = np.zeros(0)
-    if points.ndim != 1 or points.size < 6 or points.size % 2 or not np.isfinite(points).all():
+    if points.ndim != 1 or points.size < 6 or points.size % 2 or not (np.abs(points) < FARTHEST).all():
         raise DataError(f"a polygon needs three points or more, x, y, x, y, ..., got {str(polygon)[:60]}")
     height, width = shape
     toggles = np.zeros((height, width + 1), bool)
