@@ -24,7 +24,7 @@ RUNTIME = [
     name
     for name in MODULES
     if name in {f"lix_core.{part}" for part in ("labels", "camera", "pixels", "pairing", "errors", "metrics", "viz")}
-    or name.startswith(("lix_core.runtime", "lix_core.geometry", "lix_core.cli"))
+    or name.startswith(("lix_core.runtime", "lix_core.geometry", "lix_core.cli", "lix_core.bags"))
     and name != TORCH_BACKEND
     and not name.startswith("lix_core.geometry.batch")
 ]
