@@ -95,6 +95,14 @@ def test_where_only_the_metadata_is_missing_only_that_is_added(tmp_path, storage
     assert repair(bag).changed == "nothing"
 
 
+def test_metadata_that_a_power_cut_left_empty_is_no_metadata(tmp_path):
+    bag = write_bag(tmp_path / "bag", [("/a", n * MS, text_message(str(n))) for n in range(4)])
+    (bag / "metadata.yaml").write_bytes(b"")
+    report = repair(bag)
+    assert (report.changed, report.messages, report.dropped) == ("new", 4, 0)
+    assert len(contents(report.bag)) == 4 and (bag / "metadata.yaml").read_bytes() == b""
+
+
 def test_a_split_bag_of_ros2_bag_record_gets_metadata_of_all_its_files(tmp_path):
     bag = tmp_path / "drive"
     for part in range(3):

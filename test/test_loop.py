@@ -72,8 +72,8 @@ def test_a_recorded_drive_becomes_a_model_that_the_segmentation_node_runs(peer: 
         lix("bag", "extract", bag, "--out", tmp_path / geometry, "--geometry", geometry, "--to", "1.5", *options)
     depths = {g: BagDataset(tmp_path / g, "all", x="depth")[1] for g in ("frames", "lidar", "depth")}
     truth, known = depths.pop("depth").x[0], depths["lidar"].known & depths["frames"].known
-    for name, sample in depths.items():
-        assert known.sum() > 200 and np.median(np.abs(sample.x[0] - truth)[known]) < 0.1, name
+    for name, limit in (("lidar", 0.15), ("frames", 0.3)):  # in units of X; at this size, cars are a pixel or two of disparity
+        assert known.sum() > 200 and np.median(np.abs(depths[name].x[0] - truth)[known]) < limit, name
     # Two epochs of so few steps leave a teacher at chance, which is refused with good reason.
     monkeypatch.setattr("lix_core.training.run.Run._check_teacher", lambda *_: None)
     (tmp_path / "run.yaml").write_text(RUN.format(root=tmp_path / "frames"))

@@ -67,8 +67,8 @@ def repair(bag: str | Path, out: str | Path | None = None) -> RepairReport:
     with TemporaryDirectory(prefix=".repair-", dir=bag.absolute().parent) if _journals(files) else nullcontext() as folder:
         parts = [_part(file, folder) for file in files]
         whole = not folder and not any(part.faults for part in parts)
-        connections = _connections(files) if whole else None
         has_metadata = bag.is_file() or (bag / "metadata.yaml").exists()
+        connections = _connections(files, bag if has_metadata else None) if whole else None
         faults = tuple(fault for part in parts for fault in part.faults)
         if connections is not None and (has_metadata or out is None):
             if not has_metadata:
@@ -203,12 +203,15 @@ def _tail(file: Path) -> int:
             whole += HEAD.size + length
 
 
-def _connections(files: list[Path]) -> list[Connection] | None:
-    """Topics of whole files, with counts over all of them; None where rosbags does not think them whole."""
+def _connections(files: list[Path], bag: Path | None) -> list[Connection] | None:
+    """Topics of whole files, with counts over all of them; None where rosbags does not think them, or the bag with metadata, whole."""
     from rosbags.rosbag2 import Reader
 
     found: dict[tuple[str, str], Connection] = {}
     try:
+        if bag:
+            with Reader(bag):
+                pass
         for file in files:
             with Reader(file) as reader:
                 for connection in reader.connections:
