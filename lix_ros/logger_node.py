@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -33,16 +34,19 @@ LOOK_PERIOD_S = 0.5
 PARTNERS = ("right_image", "depth", "points", "labels")
 """Inputs that belong to an image by their stamps; the other ones are recorded whole."""
 KEYFRAMES = "~/keyframes"
+STREAMS = ("image", "camera_info", "right_image", "right_camera_info", "depth", "points", "labels")
+"""Inputs that come all the time, so that their silence is worth a warning."""
 LATCHED_DEPTH = 1000
 """Of latched topics, what each publisher holds for those who come late."""
 
 
 @dataclass
 class Input:
-    """One topic that is recorded. name: absolute. stamped: whether its messages begin with a header."""
+    """One topic that is recorded. name: absolute. stamped: whether its messages begin with a header. since: when it was subscribed."""
 
     name: str
     arrivals: Arrivals
+    since: float = 0.0
     subscription: Subscription | None = None
     profile: QoSProfile | None = None
     topic: Topic | None = None
@@ -69,6 +73,8 @@ class LoggerNode(Node):
         self._selector = self._make_selector()
         self._keyframes = self.create_publisher(String, KEYFRAMES, qos.stream("reliable", 10))
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", qos.stream("reliable", 10))
+        self._opinions: dict[str, str] = {}
+        """Topics of student and teacher -> the parameter that makes them a reason."""
         self._recording = Recording(expanded(settings.folder), recording_settings(settings), report=self._report)
         if self._selector:
             self._recording.add(Topic(self._keyframes.topic_name, "std_msgs/msg/String", (Qos(),)))
@@ -114,10 +120,10 @@ class LoggerNode(Node):
         if settings.mode == "keyframes" and settings.uncertainty:
             unsure = round(255 * settings.least_confidence)
             judge = self._opinion("uncertainty", lambda pixels: float((pixels < unsure).mean()))
-            self.create_subscription(Image, "confidence", judge, profile)
+            self._opinions[self.create_subscription(Image, "confidence", judge, profile).topic_name] = "uncertainty"
         if settings.mode == "keyframes" and settings.disagreement:
             judge = self._opinion("disagreement", lambda pixels: float((pixels > 0).mean()))
-            self.create_subscription(Image, "disagreement", judge, profile)
+            self._opinions[self.create_subscription(Image, "disagreement", judge, profile).topic_name] = "disagreement"
 
     def _opinion(self, what: str, share: Callable[[np.ndarray], float]) -> Callable[[Image], None]:
         def take(message: Image) -> None:
@@ -156,24 +162,34 @@ class LoggerNode(Node):
         """Subscribe as the publishers of a topic offer it; again where they offer something else now."""
         offers = self.get_publishers_info_by_topic(entry.name)
         if not offers:
-            entry.trouble = "" if entry.arrivals.received else "nobody publishes it"
+            # What is latched is said once; who said it may go.
+            said = entry.topic is not None and entry.topic.latched and entry.arrivals.received
+            entry.trouble = "" if said else "nobody publishes it any more" if entry.arrivals.received else "nobody publishes it"
             return
         kinds = sorted({offer.topic_type for offer in offers})
-        kind = entry.topic.type if entry.topic and entry.topic.type in kinds else kinds[0]
+        kind = entry.topic.type if entry.topic else kinds[0]
+        if kind not in kinds:
+            raise DataError(f"it was {kind} and now carries {', '.join(kinds)}, which one recording cannot hold; start the logger anew")
         offered = tuple(offer_of(o.qos_profile) for o in offers if o.topic_type == kind)
         profile = profile_for(offered, self._settings.input_depth)
+        message_type = type_named(kind)
         if entry.topic is None or entry.topic.qos != offered:
             entry.topic = Topic(entry.name, kind, offered)
             self._recording.add(entry.topic)
         if entry.profile != profile:
-            message_type = type_named(kind)
             entry.stamped = next(iter(message_type.get_fields_and_field_types().values()), "") == "std_msgs/Header"
             if entry.subscription:
                 self.destroy_subscription(entry.subscription)
             entry.subscription = self._subscribe(message_type, entry, profile)
-            entry.profile = profile
+            entry.profile, entry.since = profile, time.monotonic()
             self.get_logger().info(f"records {entry.name} ({kind}, {profile.reliability.name.lower()})")
-        entry.trouble = "" if len(kinds) == 1 else f"it carries {', '.join(kinds)}; only {kind} is recorded"
+        entry.trouble = self._silence(entry, len(offers)) if len(kinds) == 1 else f"it carries {', '.join(kinds)}; only {kind} is recorded"
+
+    def _silence(self, entry: Input, publishers: int) -> str:
+        quiet = time.monotonic() - max(entry.arrivals.last_received_time, entry.since)
+        if quiet < self._settings.silence_timeout or entry.name not in [self._roles.get(role) for role in STREAMS]:
+            return ""
+        return f"no message for {quiet:.0f} s: {publishers} publishers, none sends, or the transport loses all (see docs/transport.md)"
 
     def _subscribe(self, message_type: type, entry: Input, profile: QoSProfile) -> Subscription:
         def with_info(raw: bytes, info: dict[str, Any]) -> None:
@@ -192,6 +208,8 @@ class LoggerNode(Node):
 
     def _take(self, entry: Input, raw: bytes) -> None:
         now = self.get_clock().now().nanoseconds
+        if not now and not entry.topic.latched:
+            return  # use_sim_time before the first /clock: a bag that began in 1970 would play for half a century
         if self._selector is None:
             self._recording.write(entry.name, now, raw)
             return
@@ -201,8 +219,7 @@ class LoggerNode(Node):
 
     def _write(self, kept: list[Kept]) -> None:
         for topic, recorded, raw in kept:
-            self._recording.write(topic, recorded, raw)
-            if topic == self._selector.records:
+            if self._recording.write(topic, recorded, raw) and topic == self._selector.records:
                 self._keyframes.publish(raw)
 
     # ---- services
@@ -211,6 +228,10 @@ class LoggerNode(Node):
         settings = self._settings
         if self._selector is None:
             response.success, response.message = False, "mode everything records all there is; a trigger adds nothing"
+            return response
+        found = self._recording.statistics
+        if found.state in ("paused", "stopped"):
+            response.success, response.message = False, f"nothing is kept: {found.reason if found.state == 'stopped' else 'paused'}"
             return response
         with self._lock:
             kept = self._selector.trigger(self.get_clock().now().nanoseconds)
@@ -266,7 +287,14 @@ class LoggerNode(Node):
         if found.state == "stopped":
             return DiagnosticStatus.ERROR, f"not recording: {found.reason}"
         missing = [f"{entry.name}: {entry.trouble}" for entry in self._inputs.values() if entry.trouble]
-        lost = [f"{found.lost} messages lost: the disk is too slow"] if found.lost else []
+        missing += [
+            f"{topic}: nobody publishes it, so there is no keyframe for it; set {reason} to 0 if that is meant"
+            for topic, reason in self._opinions.items()
+            if not self.count_publishers(topic)
+        ]
+        if not self.get_clock().now().nanoseconds:
+            missing.append("/clock: no time yet (use_sim_time), so nothing is recorded")
+        lost = [f"{found.lost} messages lost: the disk is too slow, full or gone"] if found.lost else []
         told = "; ".join([found.state, *lost, *missing])
         return (DiagnosticStatus.WARN if lost or missing else DiagnosticStatus.OK), told
 

@@ -383,6 +383,9 @@ class LoggerParameters:
         256_000_000, "Most that may wait for the disk; beyond, messages are lost, counted and told [bytes].", range=(1, 64_000_000_000)
     )
     input_depth: int = parameter(100, "History depth of the subscriptions [messages].", range=(1, 10000))
+    silence_timeout: float = parameter(
+        3.0, "Without a message on a camera, depth, LiDAR or label topic for this long [s], diagnostics say so.", range=(0.1, 3600.0)
+    )
     diagnostics_period: float = parameter(1.0, "Time between two messages on /diagnostics [s].", range=(0.1, 60.0))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -16,8 +17,10 @@ import pytest
 
 pytest.importorskip("rclpy", reason="no ROS 2: neither an installation is sourced nor are the wheels installed")
 
+from builtin_interfaces.msg import Time  # noqa: E402
 from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402
 from rclpy.serialization import deserialize_message, serialize_message  # noqa: E402
+from rosgraph_msgs.msg import Clock  # noqa: E402
 from sensor_msgs.msg import CameraInfo, Image  # noqa: E402
 from std_msgs.msg import Int32, String  # noqa: E402
 from std_srvs.srv import Trigger  # noqa: E402
@@ -43,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def start(tmp_path: Path, folder: Path) -> Iterator[Callable[..., NodeProcess]]:
-    with node_starter("logger_node", tmp_path, diagnostics_period=0.1, disk_floor=0) as start_node:
+    with node_starter("logger_node", tmp_path, diagnostics_period=0.1, disk_floor=0, silence_timeout=60.0) as start_node:
         yield partial(start_node, folder=str(folder))
 
 
@@ -252,6 +255,78 @@ def test_an_image_that_cannot_be_looked_at_is_told_and_the_node_goes_on(start: A
     recorded(peer, 4)
     assert node.stop() == 0 and "no such encoding" in node.output
     assert camera.sent[1] in images(read(folder))
+
+
+def test_a_removed_folder_is_told_and_recording_goes_on_in_a_new_one(start: Any, peer: Peer, folder: Path) -> None:
+    node = start(mode="everything", topics=["image"])
+    told, camera = peer.diagnostics("logger"), Camera(peer)
+    camera.send(0)
+    recorded(peer, 1)
+    (gone,) = bags_in(folder)
+    shutil.rmtree(folder)
+    told.wait("not recording: cannot write bag", DiagnosticStatus.ERROR)
+    assert f"{gone}: it was removed or moved" in told.latest.message
+    index = 1
+
+    def recording_again() -> bool:
+        nonlocal index
+        camera.send(index)
+        index += 1
+        time.sleep(0.1)
+        return told.value("state") == "recording" and told.value("messages recorded") != "0"
+
+    wait_for(recording_again, lambda: node.output)
+    assert node.stop() == 0 and "records again into" in node.output
+    found = images(read(folder))
+    assert found and found == camera.sent[-len(found) :]
+
+
+def test_a_topic_that_falls_silent_goes_or_changes_its_type_is_told(start: Any, peer: Peer, folder: Path) -> None:
+    node = start(mode="everything", topics=["image"], extra="/odd", silence_timeout=0.6)
+    told, camera = peer.diagnostics("logger"), Camera(peer)
+    odd = peer.publisher(String, "/odd")
+    told.wait("/image: no message for 1 s: 1 publishers", DiagnosticStatus.WARN)
+    assert "/odd" not in told.latest.message, "events may be rare"
+    camera.send(0)
+    odd.publish(String(data="a"))
+    recorded(peer, 2)
+    peer.node.destroy_publisher(camera.publisher)
+    peer.node.destroy_publisher(odd)
+    told.wait("/image: nobody publishes it any more; /odd: nobody publishes it any more", DiagnosticStatus.WARN)
+    peer.node.create_publisher(Int32, "/odd", qos.stream("reliable", 5)).publish(Int32(data=7))
+    told.wait("/odd: it was std_msgs/msg/String and now carries std_msgs/msg/Int32", DiagnosticStatus.WARN)
+    assert node.stop() == 0
+    assert [deserialize_message(raw, String).data for raw in of(read(folder), "/odd")] == ["a"]
+
+
+def test_before_the_first_clock_nothing_is_recorded_and_that_is_told(start: Any, peer: Peer, folder: Path) -> None:
+    node = start(mode="everything", topics=["image"], use_sim_time=True)
+    told, camera = peer.diagnostics("logger"), Camera(peer)
+    camera.send(0)
+    wait_for(lambda: told.value("/image received").startswith("1 "), "the image did not come")
+    told.wait("/clock: no time yet", DiagnosticStatus.WARN)
+    clock = peer.publisher(Clock, "/clock", "best_effort")
+    time.sleep(DISCOVERY_S)
+    clock.publish(Clock(clock=Time(sec=1000)))
+    told.wait("waiting", DiagnosticStatus.OK)
+    camera.send(1)
+    recorded(peer, 1)
+    assert node.stop() == 0
+    (path,) = bags_in(folder)
+    with Bag(path) as bag:
+        assert [recorded_at for _, _, recorded_at, _ in bag.messages(["/image"])] == [1000 * SECOND]
+
+
+def test_a_student_that_is_missing_and_a_trigger_in_vain_are_told(start: Any, peer: Peer, folder: Path) -> None:
+    node = start(topics=["image"], view=0.0, interval=0.0)
+    told = peer.diagnostics("logger")
+    told.wait("/confidence: nobody publishes it, so there is no keyframe for it; set uncertainty to 0", DiagnosticStatus.WARN)
+    peer.node.create_publisher(Image, "/confidence", 1)
+    wait_for(lambda: "/confidence" not in told.latest.message, "the student was not found")
+    peer.call(Trigger, "/logger/pause", Trigger.Request())
+    answer = peer.call(Trigger, "/logger/trigger", Trigger.Request())
+    assert (answer.success, answer.message) == (False, "nothing is kept: paused")
+    assert node.stop() == 0
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,10 @@ from typer.testing import CliRunner
 import tiny_street
 from lix_core.cli.main import app
 from lix_core.data.registry import open_dataset
+from lix_core.distill.config import DistillConfig, LIXConfig
+from lix_core.distill.objective import build_distiller
 from lix_core.errors import TrainingError
+from lix_core.training import report
 from lix_core.training.config import Config, from_dict, to_dict, to_yaml
 from lix_core.training.run import Run, RunResult, evaluate, evaluate_run, fit, load_network
 from tiny_street import TINY
@@ -213,6 +216,19 @@ def test_a_run_folder_holds_what_the_docs_say(student):
     rows = rows_of(student)
     assert [row["step"] for row in rows] == ["3", "6"] and {"loss", "ce", "kd", "lr", "val_miou"} <= set(rows[0])
     assert float(rows[0]["loss"]) == pytest.approx(float(rows[0]["ce"]) + float(rows[0]["kd"]), rel=1e-4)
+
+
+def test_the_weights_of_the_controller_are_drawn_for_each_frame(student, teacher, tmp_path):
+    (seen, record), (taught, _) = load_network(student), load_network(teacher)
+    config = DistillConfig("lix", lix=LIXConfig(feature=0))
+    distiller = build_distiller(config, seen.feature_channels, taught.feature_channels, len(record.labels), taught.x_channels)
+    frames = open_dataset("tiny", ".", "val", x="depth", count=2)
+    report.weights(seen, taught, distiller, [frames[0], frames[1]], tmp_path / "weights.png")
+    picture = cv2.imread(str(tmp_path / "weights.png"))
+    upper, lower = np.array_split(picture, 2)
+    # Five pictures a row, each with something in it, and the rows are of different frames.
+    assert all(column.std() > 10 for row in (upper, lower) for column in np.array_split(row, 5, axis=1))
+    assert np.abs(upper[: len(lower)].astype(int) - lower).mean() > 1
 
 
 def test_a_result_says_what_was_done_and_its_scores_are_those_of_the_weights_it_names(student, teacher):

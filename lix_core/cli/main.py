@@ -18,7 +18,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Camera perception for ROS 2: segments the street that one camera sees.",
+    help="Camera perception for ROS 2: segments the street that one camera sees, and learns from what sensors with depth have recorded.",
 )
 app.command()(predict.predict)
 app.command()(models.models)
