@@ -346,6 +346,18 @@ def test_a_recording_writes_one_bag_with_all_that_came(tmp_path):
     assert not recording.write("/a", 60, b"late")
 
 
+def test_whoever_is_told_and_fails_does_not_end_the_recording(tmp_path):
+    def deaf(level: str, words: str) -> None:
+        raise RuntimeError("does not listen")
+
+    recording = recording_in(tmp_path, log=deaf)
+    recording.add(Topic("/text", "std_msgs/msg/String"))
+    for stamp in (5 * 10**9, 1, 2):  # begins a bag, and then goes back in time: both are told
+        recording.write("/text", stamp, text("words"))
+    recording.close()
+    assert sum(len(messages) for messages in recorded(tmp_path).values()) == 3
+
+
 def test_a_recording_without_messages_leaves_no_bag(tmp_path):
     recording = recording_in(tmp_path)
     recording.write("/names", 1, text("road"))

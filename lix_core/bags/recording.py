@@ -140,7 +140,7 @@ class Recording:
         """clock: for durations [s]. wall_clock: for names [s since 1970]."""
         self.folder, self.settings = Path(folder), settings
         make_folder(self.folder)
-        self._open_writer, self._clock, self._report, self._wall_clock = open_writer, clock, report, wall_clock
+        self._open_writer, self._clock, self._tell, self._wall_clock = open_writer, clock, report, wall_clock
         self._changed = threading.Condition()
         # What both sides touch, under the condition's lock:
         self._topics: dict[str, TopicStatistics] = {}
@@ -255,6 +255,10 @@ class Recording:
         self._unreported[topic] += count
 
     # From here on, all is done by the thread.
+
+    def _report(self, level: str, text: str) -> None:
+        with suppress(Exception):  # whoever is told must not end the recording
+            self._tell(level, text)
 
     def _run(self) -> None:
         if self._open_writer is RosbagsWriter:
