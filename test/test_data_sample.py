@@ -104,7 +104,7 @@ def test_open_dataset_opens_by_name_and_refuses_what_is_not_there(tmp_path):
     camvid_tree(tmp_path)
     data = open_dataset("camvid", tmp_path, "train")
     assert len(data) == 2 and data.names == ["a", "b"] and data.x_kind == "" and data.x_channels == 0
-    with pytest.raises(DataError, match="no data set 'camvidd', did you mean 'camvid'. there are camvid, cityscapes"):
+    with pytest.raises(DataError, match="no data set 'camvidd', did you mean 'camvid'. there are bag, camvid, cityscapes"):
         open_dataset("camvidd", tmp_path, "train")
     with pytest.raises(DataError, match="the data set camvid has no option 'fold'; it has none"):
         open_dataset("camvid", tmp_path, "train", fold=1)

@@ -84,9 +84,9 @@ def test_two_processes_write_the_same_bytes_as_one(rendered: Path, tmp_path: Pat
 
 
 def test_what_was_stopped_and_killed_goes_on_and_ends_as_if_it_had_not(tmp_path: Path) -> None:
-    # So many that on a busy machine they are not done before this process gets to look.
+    # So many and so large that on a busy machine they are not done before this process gets to look.
     frames = 5 * FRAMES
-    options = [*OPTIONS, "--frames", frames, "--frames-per-scene", 5 * PER_SCENE]
+    options = [*OPTIONS, "--frames", frames, "--frames-per-scene", 5 * PER_SCENE, "--size", "320x128"]
     out = tmp_path / "w"
     whole = 0
     for number, status in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
