@@ -340,6 +340,12 @@ def test_a_damaged_bag_is_read_or_refused_but_never_ends_in_a_foreign_error(bag_
     read_all(path)
 
 
+def test_an_index_that_counts_messages_which_are_not_there_is_told(bag_data, monkeypatch):
+    monkeypatch.setattr("lix_core.bags.reader.Bag.messages", lambda *_: iter(()))
+    with pytest.raises(SourceError, match="has no messages: its index counts 1, but is damaged; `lix bag repair`"):
+        open_source(bag_data[0])
+
+
 def test_kinds_of_sources_are_told_apart(tmp_path):
     write_images(tmp_path / "clip", ["a.png"])
     assert isinstance(open_source(tmp_path / "clip"), ImageSource)

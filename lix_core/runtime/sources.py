@@ -122,10 +122,11 @@ class BagSource:
             topics = {t.name: t.count for t in bag.topics if t.type in (IMAGE_TYPE, COMPRESSED_TYPE)}
             self.topic = self._choose(list(topics), topic)
             self._count = topics[self.topic]
-            if not self._count:
-                raise SourceError(f"topic {self.topic} of bag {path} has no messages")
             # The first hundred tell the rate; reading them all would read the whole bag.
-            stamps = [stamp for _, _, stamp, _ in islice(bag.messages([self.topic]), 100)]
+            stamps = [stamp for _, _, stamp, _ in islice(bag.messages([self.topic]), 100)] if self._count else []
+            if not stamps:
+                damage = f": its index counts {self._count}, but is damaged; `lix bag repair` makes a new one" if self._count else ""
+                raise SourceError(f"topic {self.topic} of bag {path} has no messages{damage}")
             self._start = stamps[0]
             gaps = np.diff(stamps)
             self.rate = 1e9 / float(np.median(gaps)) if len(gaps) and np.median(gaps) > 0 else 10.0
