@@ -88,10 +88,12 @@ class LoggerNode(Node):
 
     def close(self) -> None:
         """Write what waits and end the bag; called once before the node is destroyed."""
-        if self._selector:
-            with self._lock:
-                self._write(self._selector.finish())
-        self._recording.close()
+        try:
+            if self._selector:
+                with self._lock:
+                    self._write(self._selector.finish())
+        finally:  # whatever happens before, a bag without an end is not to be left behind
+            self._recording.close()
         self.get_logger().info(self._told())
 
     # ---- what is recorded
@@ -143,8 +145,8 @@ class LoggerNode(Node):
         try:
             pixels, order = load_image(raw, image.topic.type, image.name)
             return to_rgb(pixels, order)[..., 1]
-        except LixError as error:
-            self.get_logger().error(f"view of an image: {error}", throttle_duration_sec=5.0)
+        except Exception as error:  # of a type that is no image, say; what leaves a callback ends the node
+            self.get_logger().error(f"view of an image: {explain(error)}", throttle_duration_sec=5.0)
             return None
 
     # ---- publishers come and go

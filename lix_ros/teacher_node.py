@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
 from typing import Any, Mapping
 
 import numpy as np
@@ -23,8 +22,10 @@ from lix_ros.geometry_sensors import camera_of
 from lix_ros.parameters import TEACHER_OUTPUTS, ParameterError, TeacherParameters
 from lix_ros.segmentation_node import Pipeline, SegmentationNode
 
-COMPARED = 10
-"""Masks of each side that wait for the other's: student and teacher take turns to be late."""
+COMPARED = 30
+"""Masks of each side that wait for the other's, beside that of the frame that the teacher works on, which may take it longer."""
+KINDS = tuple(kind for kind in ENCODINGS if kind != "disparity")
+"""X that follows from depth and its calibration; disparity takes the baseline of a pair too."""
 
 
 class TeacherNode(SegmentationNode):
@@ -38,7 +39,9 @@ class TeacherNode(SegmentationNode):
         self._pairer: Pairer | None = None
         self._arrivals: dict[str, Arrivals] = {}
         self._student: LabelSet | None = None
-        self._masks: dict[str, OrderedDict[int, Any]] = {}
+        self._working = 0
+        """Stamp of the frame that is worked on [ns]."""
+        self._masks: dict[str, dict[int, Any]] = {}
         super().__init__("teacher", **kwargs)
 
     # ---- inputs and outputs
@@ -53,15 +56,15 @@ class TeacherNode(SegmentationNode):
         spec = pipeline.segmenter.bundle.manifest.x
         if spec is None:
             raise ParameterError(f"model {settings.model!r} sees RGB alone; the teacher node needs the bundle of an RGB + X teacher")
-        if spec.kind not in ENCODINGS:
-            raise ParameterError(f"model {settings.model!r} sees X {spec.kind!r}; from depth come {', '.join(ENCODINGS)}")
+        if spec.kind not in KINDS:
+            raise ParameterError(f"model {settings.model!r} sees X {spec.kind!r}; from depth come {', '.join(KINDS)}")
         return pipeline
 
     def _listen(self) -> None:
         settings = self._settings
         self._pairer = Pairer(("image", "depth"), settings.slop, {"depth": settings.offset})
         self._arrivals = {"depth": Arrivals()}
-        self._masks = {"student": OrderedDict(), "teacher": OrderedDict()}
+        self._masks = {"student": {}, "teacher": {}}
         kind, topic = (Image, "image") if settings.image_transport == "raw" else (CompressedImage, "image/compressed")
         profile = settings.image_reliability, settings.image_depth
         self._image_in = self._subscribe(kind, topic, *profile, self._on_image)
@@ -94,6 +97,7 @@ class TeacherNode(SegmentationNode):
 
     def _process(self, frame: tuple[Image | CompressedImage, Image], pipeline: Pipeline) -> Header:
         message, depth_message = frame
+        self._working = messages.nanoseconds(message.header.stamp)
         image, order = messages.image_to_array(message)
         depth = messages.image_to_depth(depth_message)
         if depth.shape != image.shape[:2]:
@@ -103,7 +107,7 @@ class TeacherNode(SegmentationNode):
             )
         kind = pipeline.segmenter.bundle.manifest.x.kind
         camera = camera_of(self._camera_info) if self._camera_info is not None else None
-        if camera is None and kind != "depth":
+        if camera is None and ENCODINGS[kind].quantity != "depth":
             raise ImageError(f"{kind} cannot be told from depth without camera_info; remap `camera_info`")
         x, known = encode(kind, depth=depth, camera=camera.rectified() if camera else None)
         result = pipeline.finish(pipeline.segmenter.segment(image, order, x, known), self._settings)
@@ -135,9 +139,10 @@ class TeacherNode(SegmentationNode):
         with self._arrival_lock:
             found = self._masks[other].pop(stamp, None)
             if found is None:
-                self._masks[side][stamp] = item
-                while len(self._masks[side]) > COMPARED:
-                    self._masks[side].popitem(last=False)
+                waiting = self._masks[side]
+                waiting[stamp] = item
+                while len(waiting) > COMPARED:
+                    del waiting[next(other for other in waiting if other != self._working)]
                 return
         mask, result = (item, found) if side == "student" else (found, item)
         if self._student is None:

@@ -59,7 +59,7 @@ def lineage(record: Record, runs: Sequence[Path]) -> Lineage:
             given = ", ".join(map(str, runs)) or "none is named"
             raise TrainingError(
                 f"{record.config.name!r} {what} a run whose best.ckpt has the SHA-256 {digest[:12]}...; {given}. "
-                "Its data and licences belong to this model too: name its folder with --teacher"
+                "Its data and licences belong to this model too: name its folder (lix export --teacher, lix retrain --behind)"
             )
         return line(Record.from_dict(load_checkpoint(folders[digest] / "checkpoints" / "best.ckpt")["record"]))
 

@@ -3,6 +3,7 @@
 <out>/extraction/     frames of the bags (lix_core.bags.extract), with pseudo-labels where those are used
 <out>/teacher/        run: the old teacher, tuned on old and new frames
 <out>/student/        run: the old student, distilled from it on old and new frames
+<out>/inputs.json     what the runs were made of; another --out is needed where that changes
 <out>/comparison.json figures of the model before and after on held-out frames of the bags and on the old validation frames
 <out>/candidate.lix   the new student's bundle;  <out>/model.lix   the same, where it is better
 <out>/report.md, report.jpg
@@ -12,12 +13,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
@@ -33,7 +36,7 @@ from lix_core.metrics import ConfusionMatrix
 from lix_core.runtime.bundle import SUFFIX, Bundle
 from lix_core.runtime.segmenter import Segmenter
 from lix_core.training.config import Config, Source, from_dict, override, to_dict
-from lix_core.training.provenance import make_bundle
+from lix_core.training.provenance import lineage, make_bundle
 from lix_core.training.report import captioned, error_picture
 from lix_core.training.run import Record, RunResult, checksum, fit, load_network
 from lix_core.viz import colorize, contact_sheet
@@ -86,8 +89,13 @@ class Retraining:
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1 or self.teacher_steps < 0 or self.student_steps < 1 or self.lr <= 0:
             raise TrainingError(
-                f"share is above 0 and at most 1, student_steps at least 1, lr above 0; got {self.share}, {self.student_steps}, {self.lr}"
+                f"share is above 0 and at most 1, student_steps at least 1, teacher_steps at least 0, lr above 0; "
+                f"got {self.share}, {self.student_steps}, {self.teacher_steps}, {self.lr}"
             )
+        if self.labels not in get_args(Labels):
+            raise TrainingError(f"labels is one of {', '.join(get_args(Labels))}, got {self.labels!r}")
+        if not (0 < self.held_out < 1 and self.block > 0):
+            raise TrainingError(f"held_out is a share between 0 and 1, block a time above 0 s; got {self.held_out} and {self.block}")
 
 
 @dataclass
@@ -111,17 +119,22 @@ def retrain(task: Retraining, watch: Watcher = lambda step: None, quiet: bool = 
     """Carry out what is asked for, or go on with it; the last step writes the report.
 
     Raises:
-        SourceError: no bag can be read. TrainingError: runs, bags and labels that do not fit together.
+        SourceError: no bag can be read. TrainingError, DataError: runs, bags, labels and old data that do not fit together, all found
+            out before anything is trained.
     """
-    make_folder(task.out)
     record = matching_records(task)
+    old = old_frames(task, record)
+    make_folder(task.out)
     watch("frames of the bags")
     outcomes = extract(list(task.bags), task.out / "extraction", task.extraction, task.jobs)
     kind = kind_of_labels(task)
-    if kind == "pseudo":
+    note_inputs(task, kind)
+    judge = known_judge(task, record)
+    if kind == "pseudo" or judge is None:
         watch("pseudo-labels")
         bundle_of(task.teacher, task.out / f"old-teacher{SUFFIX}", task.behind)
         make_pseudo_labels(Extraction.open(task.out / "extraction"), task.out / f"old-teacher{SUFFIX}", task.pseudo, jobs=task.jobs)
+    held = judge or ("pseudo", held_out_frames(task, "pseudo", record))
     new = Source(
         "bag",
         str(task.out / "extraction"),
@@ -142,18 +155,19 @@ def retrain(task: Retraining, watch: Watcher = lambda step: None, quiet: bool = 
     before = (
         Bundle.load(task.current) if task.current else bundle_of(task.student, task.out / f"before{SUFFIX}", (*task.behind, task.teacher))
     )
-    comparison, frames = compare(task, before, candidate, kind, record)
+    comparison = compare(task, before, candidate, held, old)
     save(task.out / "comparison.json", (json.dumps(dataclasses.asdict(comparison), indent=1) + "\n").encode())
     if comparison.better:
         candidate.save(task.out / f"model{SUFFIX}")
     else:
         (task.out / f"model{SUFFIX}").unlink(missing_ok=True)
-    report(task, outcomes, kind, comparison, frames, student)
+    report(task, outcomes, kind, comparison, held[1], student)
     return comparison
 
 
 def matching_records(task: Retraining) -> Record:
-    """The student's record. Raises TrainingError where teacher and student are not what they are called, or differ in their labels."""
+    """The student's record. Raises TrainingError where teacher and student are not what they are called, differ in their labels, or a run
+    behind them is not named: without it no bundle can say what is in it."""
     teacher, student = load_network(task.teacher)[1], load_network(task.student)[1]
     for name, run, record in (("teacher", task.teacher, teacher), ("student", task.student, student)):
         if record.config.model.kind != name:
@@ -162,7 +176,55 @@ def matching_records(task: Retraining) -> Record:
         raise TrainingError(
             f"teacher and student must have one label set, got {', '.join(teacher.labels.names)} and {', '.join(student.labels.names)}"
         )
+    lineage(student, (*task.behind, task.teacher, task.student))
+    lineage(teacher, (*task.behind, task.teacher))
     return student
+
+
+def old_frames(task: Retraining, record: Record) -> Any | None:
+    """The frames on which the old student was validated or tested; None where its run had none, or where no old data is asked for and they
+    are gone. Raises DataError."""
+    old = record.config.data.val or record.config.data.test
+    try:
+        return open_dataset(old.dataset, old.root, old.split, **old.options) if old else None
+    except DataError:
+        if task.share == 1:
+            return None
+        raise
+
+
+def note_inputs(task: Retraining, kind: str) -> None:
+    """Keep what the runs in the folder are made of. Raises TrainingError where they were made of something else."""
+    found, path = Extraction.open(task.out / "extraction"), task.out / "inputs.json"
+    masks = [mask.read_bytes() for frame in found.frames if kind == "masks" and (mask := found.label_path(frame, "masks"))]
+    inputs = {
+        "teacher": checksum(task.teacher),
+        "student": checksum(task.student),
+        "bags": {bag["name"]: bag["fingerprint"] for bag in found.bags},
+        "labels": kind,
+        "masks": hashlib.sha256(b"".join(masks)).hexdigest() if masks else "",
+        "pseudo": dataclasses.asdict(task.pseudo) if kind == "pseudo" else {},
+    }
+    inputs = json.loads(json.dumps(inputs))
+    begun = any((task.out / run / "config.yaml").exists() for run in ("teacher", "student"))
+    before = json.loads(path.read_text()) if begun and path.exists() else inputs
+    if other := [name for name, value in inputs.items() if before.get(name) != value]:
+        raise TrainingError(f"the runs in {task.out} were trained with other {', '.join(other)}; name another folder")
+    save(path, (json.dumps(inputs, indent=1) + "\n").encode())
+
+
+def held_out_frames(task: Retraining, kind: str, record: Record) -> BagDataset:
+    """The frames that are held out, with labels of a kind. Raises DataError where there are none."""
+    options = {"held_out": task.held_out, "block": task.block, "classes": list(record.labels.names)}
+    return BagDataset(task.out / "extraction", "val", labels=kind, **options)
+
+
+def known_judge(task: Retraining, record: Record) -> tuple[str, BagDataset] | None:
+    """The held-out frames with the best labels that somebody knows to be right, and their kind; None where there are none."""
+    for kind in TRUE_KINDS:
+        with suppress(DataError):
+            return kind, held_out_frames(task, kind, record)
+    return None
 
 
 def kind_of_labels(task: Retraining) -> str:
@@ -180,7 +242,7 @@ def bundle_of(run: Path, path: Path, behind: Sequence[Path]) -> Bundle:
     mark = path.with_suffix(".sha256")
     digest = checksum(run)
     if not path.exists() or not mark.exists() or mark.read_text() != digest:
-        bundle, _ = make_bundle(run, "best", path.stem, [other for other in behind if other != run])
+        bundle, _ = make_bundle(run, "best", "", [other for other in behind if other != run])
         bundle.save(path)
         save(mark, digest.encode())
     return Bundle.load(path)
@@ -190,8 +252,13 @@ def tuned(task: Retraining, old: Config, new: Source, kind: str, steps: int, nam
     """The configuration of an old run, for `steps` on its data and on new frames, which have their share of every batch."""
     config = copy.deepcopy(old)
     config.name, data, optim = f"retrained {name}", config.data, config.optim
-    places = max(1, round(task.share * data.batch))
-    sources = [dataclasses.replace(source, per_batch=0) for source in data.sources] if places < data.batch else []
+    batch = overridden(config, task.overrides).data.batch
+    places = max(1, round(task.share * batch))
+    if task.share < 1:
+        places = min(places, batch - 1)
+    if not places:
+        raise TrainingError(f"a batch of {batch} has no room for new frames beside old ones; set data.batch=2 or more, or share to 1")
+    sources = [dataclasses.replace(source, per_batch=0) for source in data.sources] if places < batch else []
     data.sources = [*sources, dataclasses.replace(new, per_batch=places)]
     data.val = dataclasses.replace(new, split="val", per_batch=0) if kind in TRUE_KINDS else None
     data.test = None
@@ -199,8 +266,12 @@ def tuned(task: Retraining, old: Config, new: Source, kind: str, steps: int, nam
     optim.steps_per_epoch, optim.warmup = min(optim.steps_per_epoch, steps), min(optim.warmup, steps // 10)
     if name == "student" and config.distill.method == "none":
         config.distill.method = "lix"
+    return overridden(config, task.overrides)
+
+
+def overridden(config: Config, changes: Sequence[str]) -> Config:
     tree = to_dict(config)
-    for change in task.overrides:
+    for change in changes:
         override(tree, change)
     return from_dict(tree)
 
@@ -208,27 +279,15 @@ def tuned(task: Retraining, old: Config, new: Source, kind: str, steps: int, nam
 # Comparison.
 
 
-def compare(task: Retraining, before: Bundle, after: Bundle, kind: str, record: Record) -> tuple[Comparison, BagDataset]:
-    """Both models, as they run on the robot, on the same frames."""
-    kinds = [k for k in (*TRUE_KINDS, kind) if k != "none"]
-    options = {"held_out": task.held_out, "block": task.block, "classes": list(record.labels.names)}
-    frames, judged = None, ""
-    for judged in kinds:
-        try:
-            frames = BagDataset(task.out / "extraction", "val", labels=judged, **options)
-            break
-        except DataError:
-            continue
-    if frames is None:
-        raise TrainingError("no held-out frame has labels to compare by; give some frames masks, or raise held_out or shorten block")
-    found = Comparison(judged)
-    old = record.config.data.val or record.config.data.test
-    sets = {NEW: frames, **({OLD: open_dataset(old.dataset, old.root, old.split, **old.options)} if old else {})}
+def compare(task: Retraining, before: Bundle, after: Bundle, held: tuple[str, BagDataset], old: Any | None) -> Comparison:
+    """Both models, as they run on the robot, on the same frames. held: kind of labels, and the frames. old: see `old_frames`."""
+    found = Comparison(held[0])
+    sets = {NEW: held[1], **({OLD: old} if old else {})}
     for which, bundle in (("before", before), ("after", after)):
         segmenter = Segmenter(bundle)
         getattr(found, which).update({name: score(segmenter, dataset) for name, dataset in sets.items()})
     found.better, found.why = verdict(task, found)
-    return found, frames
+    return found
 
 
 def score(segmenter: Segmenter, dataset: Any) -> dict[str, Any]:
@@ -248,11 +307,13 @@ def answer(segmenter: Segmenter, image: np.ndarray, labels: LabelSet) -> np.ndar
 
 
 def verdict(task: Retraining, found: Comparison) -> tuple[bool, str]:
+    if found.before[NEW]["miou"] is None:
+        return False, f"no pixel of the {NEW} has a label of the models' classes, so nobody knows"
     gain = found.after[NEW]["miou"] - found.before[NEW]["miou"]
     words = f"{100 * gain:+.1f} mIoU points on {NEW}"
     if gain <= task.gain:
         return False, f"{words}: not more than {100 * task.gain:.1f}"
-    if OLD in found.before:
+    if OLD in found.before and found.before[OLD]["miou"] is not None:
         lost = found.before[OLD]["miou"] - found.after[OLD]["miou"]
         words += f", {-100 * lost:+.1f} on {OLD}"
         if lost > task.forgetting:
