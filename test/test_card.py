@@ -188,7 +188,7 @@ def test_the_teacher_of_the_teacher_counts_too_whatever_the_order_in_which_they_
 
 @pytest.mark.parametrize(("student", "given"), [("student", []), ("student", ["grandchild"]), ("grandchild", ["student"])])
 def test_a_teacher_that_is_not_named_is_asked_for(family, student, given):
-    with pytest.raises(TrainingError, match="was taught by a run whose best.ckpt has the SHA-256 .*name its folder with --teacher"):
+    with pytest.raises(TrainingError, match="was taught by a run whose best.ckpt has the SHA-256 .*name its folder"):
         described(family[student], *(family[name] for name in given))
 
 

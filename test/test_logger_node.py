@@ -257,6 +257,18 @@ def test_an_image_that_cannot_be_looked_at_is_told_and_the_node_goes_on(start: A
     assert camera.sent[1] in images(read(folder))
 
 
+def test_an_image_topic_that_carries_something_else_is_recorded_and_ends_nothing(start: Any, peer: Peer, folder: Path) -> None:
+    node = start(uncertainty=0.0, view=0.1, interval=0.2, least_interval=0.0, patience=0.1)
+    texts = peer.publisher(String, "/image")
+    time.sleep(DISCOVERY_S)
+    for index in range(3):
+        texts.publish(String(data=f"picture {index}"))
+        time.sleep(0.3)
+    recorded(peer, 4)
+    assert node.stop() == 0 and "view of an image" in node.output
+    assert [deserialize_message(raw, String).data for raw in of(read(folder), "/image")][:2] == ["picture 0", "picture 1"]
+
+
 def test_a_removed_folder_is_told_and_recording_goes_on_in_a_new_one(start: Any, peer: Peer, folder: Path) -> None:
     node = start(mode="everything", topics=["image"])
     told, camera = peer.diagnostics("logger"), Camera(peer)

@@ -15,14 +15,15 @@ pytest.importorskip("lightning")
 from typer.testing import CliRunner
 
 import tiny_street
+from lix_core.bags.pseudo import PseudoSettings
 from lix_core.camera import Camera
 from lix_core.cli.main import app
-from lix_core.errors import TrainingError
+from lix_core.errors import DataError, TrainingError
 from lix_core.runtime.bundle import Bundle
 from lix_core.runtime.segmenter import Segmenter
 from lix_core.training import retrain as module
 from lix_core.training.config import Source, from_dict
-from lix_core.training.retrain import NEW, OLD, Comparison, Retraining, retrain, tuned, verdict
+from lix_core.training.retrain import NEW, OLD, Comparison, Retraining, note_inputs, retrain, tuned, verdict
 from lix_core.training.run import fit, load_network
 from recorded import PERIOD, START, Recorded, camera_info, image, text, write
 from tiny_street import TINY, TinyStreet
@@ -167,6 +168,48 @@ def test_a_model_is_taken_where_it_gains_enough_and_forgets_little(tmp_path, aft
     figures = Comparison("bag", {NEW: {"miou": 0.5}, OLD: {"miou": 0.72}}, {NEW: {"miou": after[0]}, OLD: {"miou": after[1]}})
     better, words = verdict(Retraining((), tmp_path, tmp_path, tmp_path, gain=gain), figures)
     assert better is taken and why in words
+
+
+def test_a_batch_keeps_room_for_old_frames_whatever_its_size(old, tmp_path):
+    config, new = load_network(old / "student")[1].config, Source("bag", "x", "train")
+    tasks = [task_of(old, tmp_path, share=share, overrides=(f"data.batch={batch}",)) for share, batch in ((0.5, 2), (0.9, 2), (0.5, 1))]
+    for task in tasks[:2]:
+        assert [s.per_batch for s in tuned(task, config, new, "bag", 7, "student").data.sources] == [0, 1]
+    with pytest.raises(TrainingError, match="a batch of 1 has no room for new frames"):
+        tuned(tasks[2], config, new, "bag", 7, "student")
+
+
+def test_frames_on_which_nothing_is_labelled_make_no_model_better(tmp_path):
+    nothing = Comparison("bag", {NEW: {"miou": None}}, {NEW: {"miou": None}})
+    assert verdict(Retraining((), tmp_path, tmp_path, tmp_path), nothing)[0] is False
+
+
+def test_a_folder_is_not_gone_on_with_for_other_bags_or_runs(retrained, old):
+    out, _ = retrained
+    with pytest.raises(TrainingError, match="were trained with other teacher; name another folder"):
+        note_inputs(task_of(old, out, teacher=old / "student"), "bag")
+    with pytest.raises(TrainingError, match="were trained with other labels, pseudo; name"):
+        note_inputs(task_of(old, out), "pseudo")
+    note_inputs(task_of(old, out, gain=0.5, pseudo=PseudoSettings(confidence=0.5)), "bag")
+
+
+def test_without_labels_the_comparison_goes_by_pseudo_labels(old, tmp_path):
+    write_drive(tmp_path / "bare", frames=12, labels=False)
+    steps = []
+    task = task_of(old, tmp_path / "out", bags=(tmp_path / "bare",), labels="none", teacher_steps=0, student_steps=1, held_out=0.4)
+    found = retrain(task, steps.append, quiet=True)
+    assert steps == ["frames of the bags", "pseudo-labels", "student", "comparison"] and found.kind == "pseudo"
+
+
+def test_what_can_be_known_before_training_is_told_before_it(old, retrained, tmp_path, monkeypatch):
+    out, _ = retrained
+    monkeypatch.setattr("lix_core.training.run.Run.train", lambda *_: pytest.fail("trained"))
+    with pytest.raises(DataError, match="make block shorter"):  # one block: nothing can be held out
+        retrain(task_of(old, tmp_path / "a", block=1000.0), quiet=True)
+    with pytest.raises(TrainingError, match="name its folder"):
+        retrain(task_of(old, tmp_path / "b", student=out / "student"), quiet=True)
+    with pytest.raises(TrainingError, match="labels is one of auto, masks, bag, pseudo, none, got 'people'"):
+        task_of(old, tmp_path / "c", labels="people")
 
 
 def test_runs_that_do_not_fit_are_refused_before_anything_is_done(old, tmp_path):

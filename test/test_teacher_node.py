@@ -127,6 +127,7 @@ def test_silent_depth_is_told(start: Any, peer: Peer) -> None:
         (None, "model is empty"),
         (bundles.camera_bundle(), "sees RGB alone; the teacher node needs the bundle of an RGB + X teacher"),
         (bundles.camera_bundle(x=bundles.X), "sees X 'two'; from depth come"),
+        (bundles.camera_bundle(x=XSpec("disparity", 1)), "sees X 'disparity'; from depth come normals, depth, inverse_depth"),
     ],
 )
 def test_a_model_that_is_no_teacher_of_depth_is_refused(start: Any, peer: Peer, tmp_path: Path, bundle: Any, complaint: str) -> None:

@@ -325,7 +325,8 @@ class Recording:
             self._end()
         if self._writer is None:
             with self._changed:
-                waits = topic.latched and not all(s.topic.latched for s in self._topics.values())
+                # Stamp 0 is before the first /clock; a bag that began then would play for half a century.
+                waits = topic.latched and (not item.stamp or not all(s.topic.latched for s in self._topics.values()))
             if waits:
                 return True  # the next bag begins with it
             if not self._begin(item.stamp):

@@ -129,7 +129,9 @@ class LIXConfig(Checked):
     tau_w: float = option(0.5, "Temperature of the weights under `dynamic`: small prefers the less learned part strongly.", SMALLEST_TAU)
     uncertainty: float = option(0.1, "Weight of the regulariser under `learned`, which keeps the weights from vanishing.", 0)
     gate: float = option(0.0, "On frames without labels, pixels of which the teacher is less sure do not count in L_L.", 0, 1)
-    features: list[str] = option(["stage2", "stage3", "stage4", "decoder"], "Features compared in L_F, which both networks need; `logits` are compared as one more.")
+    features: list[str] = option(
+        ["stage2", "stage3", "stage4", "decoder"], "Features compared in L_F, which both networks need; `logits` are compared as one more."
+    )
     tokens: int = option(256, "Most tokens of an image and feature, after average pooling.", 4)
     kernel: Literal["laplace", "none"] = option("laplace", "Kernel of the regression that recalibrates tokens; none: tokens as they are.")
     cka: Literal["linear", "rbf"] = option("linear", "Kernel of the alignment.")
