@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +19,7 @@ from lix_core.data.sample import Sample
 from lix_core.errors import DataError, ImageError, LixError
 from lix_core.files import expanded, read_mask
 from lix_core.geometry.encodings import encode
-from lix_core.labels import STREET, LabelMapping, LabelSet
+from lix_core.labels import STREET, Label, LabelMapping, LabelSet
 from lix_core.pixels import read_compressed, to_rgb
 
 SPLITS = ("train", "val", "all")
@@ -104,11 +105,20 @@ class BagDataset(FrameSet):
                 unlike = "; ".join(f"{kind} of {bag}: {', '.join(found.names)}" for (kind, bag), found in sets.items())
                 raise DataError(f"label sets differ; name the classes to keep in `classes`. {unlike}")
             return next(iter(sets.values()), STREET), {source: np.arange(256, dtype=np.uint8) for source in sets}
-        known = {label.name: label for found in (STREET, *sets.values()) for label in found.labels}
+        known = {label.name: label for found in (STREET, *self._unread_sets(), *sets.values()) for label in found.labels}
+        if not sets:  # without labels, classes are what those who train on these frames say
+            known |= {name: Label(name, (40 * number % 256,) * 3) for number, name in enumerate(classes) if name not in known}
         if unknown := [name for name in classes if name not in known]:
             raise DataError(f"no label set here has the classes {', '.join(unknown)}; there are {', '.join(known)}")
         target = LabelSet("bag", tuple(known[name] for name in classes))
         return target, {source: LabelMapping.by_name(found, target).lut for source, found in sets.items()}
+
+    def _unread_sets(self) -> Iterator[LabelSet]:
+        """What labels of other kinds may be: without labels, `classes` may still name them."""
+        for bag in dict.fromkeys(self._frames.keys[place][0] for place in self._places):
+            for kind in reversed(KINDS):
+                with suppress(DataError):
+                    yield self._frames.label_set(kind, bag)
 
     def read(self, index: int) -> Sample:
         place, kind = self._places[index], self._kinds[index]
