@@ -6,6 +6,7 @@ Encoding names are those of sensor_msgs/image_encodings; nothing here needs ROS.
 from __future__ import annotations
 
 import re
+import struct
 from typing import Any
 
 import cv2
@@ -109,6 +110,46 @@ def read_depth(data: Any, height: int, width: int, step: int, encoding: str, is_
     kind, scale = DEPTHS[encoding]
     dtype = np.dtype(kind).newbyteorder(">" if is_bigendian else "<")
     depth = _view(data, height, width, step, encoding, 1, dtype).astype(np.float32) * np.float32(scale)
+    depth[~((depth > 0) & (depth < np.inf))] = np.nan
+    return depth
+
+
+DEPTH_HEADER = struct.Struct("<iff")
+"""Before the PNG of a compressedDepth message: its kind of coding, and A and B of the quantisation."""
+
+
+def read_compressed_depth(data: Any, format: str) -> np.ndarray:
+    """Decode a depth image as image_transport's `compressedDepth` sends it.
+
+    16UC1 comes as a PNG of millimetres; 32FC1 as a PNG of the inverse depth q = A / depth + B, 0 = unknown, A and B in a header.
+
+    Args:
+        data: of a sensor_msgs/CompressedImage. format: of the same, as "32FC1; compressedDepth png".
+
+    Returns:
+        (H, W) float32 depth [m], NaN where unknown.
+
+    Raises:
+        ImageError: another format (RVL is not read), or data that is none.
+    """
+    encoding, _, coding = (part.strip() for part in format.partition(";"))
+    if encoding not in DEPTHS or coding not in ("compressedDepth", "compressedDepth png", ""):
+        raise ImageError(f"compressed depth of format {format!r}; lix reads '16UC1; compressedDepth png' and '32FC1; compressedDepth png'")
+    raw = bytes(data)
+    if len(raw) <= DEPTH_HEADER.size:
+        raise ImageError(f"a compressed depth image of {len(raw)} bytes is empty")
+    _, a, b = DEPTH_HEADER.unpack_from(raw)
+    try:
+        codes = cv2.imdecode(np.frombuffer(raw, np.uint8, offset=DEPTH_HEADER.size), cv2.IMREAD_UNCHANGED)
+    except cv2.error:  # a header that claims more pixels than OpenCV allows
+        codes = None
+    if codes is None or codes.ndim != 2 or codes.dtype != np.uint16:
+        raise ImageError(f"compressed depth ({len(raw)} bytes) holds no PNG of 16 bits; is it truncated?")
+    if encoding != "32FC1":
+        depth = codes.astype(np.float32) * np.float32(DEPTHS[encoding][1])
+    else:
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            depth = np.where(codes > 0, np.float32(a) / (codes.astype(np.float32) - np.float32(b)), np.float32(np.nan))
     depth[~((depth > 0) & (depth < np.inf))] = np.nan
     return depth
 

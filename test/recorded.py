@@ -71,6 +71,13 @@ def jpeg(stamp: int, rgb: np.ndarray) -> object:
     return kind("sensor_msgs/msg/CompressedImage")(header=header(stamp), format="jpeg", data=data)
 
 
+def compressed_depth(stamp: int, metres: np.ndarray) -> object:
+    """Depth as image_transport's compressedDepth sends 16UC1: a header of 12 bytes, and a PNG of millimetres, 0 = unknown."""
+    millimetres = np.nan_to_num(np.rint(1000 * metres), posinf=0).clip(0, 65535).astype(np.uint16)
+    data = np.concatenate([np.zeros(12, np.uint8), cv2.imencode(".png", millimetres)[1].ravel()])
+    return kind("sensor_msgs/msg/CompressedImage")(header=header(stamp), format="16UC1; compressedDepth png", data=data)
+
+
 def camera_info(stamp: int, camera: Camera) -> object:
     roi = kind("sensor_msgs/msg/RegionOfInterest")(x_offset=0, y_offset=0, height=0, width=0, do_rectify=False)
     arrays = {name: np.array(getattr(camera, name), np.float64) for name in "dkrp"}

@@ -70,6 +70,19 @@ def test_images_labels_and_depth_come_out_as_they_were(tmp_path):
         assert np.array_equal(depth[known], np.rint(truth.depth[known] * 256))
 
 
+def test_compressed_depth_is_depth(tmp_path):
+    messages = [
+        Recorded("/depth/compressedDepth", m.time, recorded.compressed_depth(START, world_frame(0).depth)) if m.topic == "/depth" else m
+        for m in drive(1)
+    ]
+    extract([write(tmp_path / "bag", messages)], tmp_path / "out")
+    (frame,) = Extraction.open(tmp_path / "out").frames
+    assert (frame.geometry, frame.partners["/depth/compressedDepth"]) == ("depth", 0)
+    truth = world_frame(0).depth
+    known = np.isfinite(truth) & (truth < 65)
+    assert known.any() and np.abs(png(frame.depth)[known] / 256 - truth[known]).max() < 0.0005 + 0.5 / 256 + 1e-4
+
+
 @pytest.mark.parametrize(("geometry", "tolerance"), [("stereo", 0.02), ("lidar", 0.005)])
 def test_depth_of_pair_and_lidar_is_near_the_truth(tmp_path, geometry, tolerance):
     path = write(tmp_path / "bag", drive(2, offsets={"right/image": 2 * MS, "points": -4 * MS}))

@@ -256,6 +256,7 @@ def some_bag(tmp_path: Path, **topics: str) -> Path:
         "normals": lambda: recorded.image(START, np.ones((4, 6, 3), np.float32), "32FC3"),
         "mm": lambda: recorded.image(START, np.ones((4, 6), np.uint16), MM),
         "jpeg": lambda: recorded.jpeg(START, RGB[0]),
+        "packed": lambda: recorded.compressed_depth(START, np.ones((4, 6))),
         "info": lambda: recorded.camera_info(START, Camera.pinhole(6, 4, 5.0)),
         "cloud": lambda: recorded.cloud(START, np.ones((3, 3))),
         "text": lambda: recorded.text("{}"),
@@ -297,6 +298,14 @@ def some_bag(tmp_path: Path, **topics: str) -> Path:
             {"image": "/image", "depth": "/geometry/depth", "points": "/velodyne", "keyframes": "/logger/keyframes"},
         ),
         ({"/front/camera": "rgb", "/calib": "info"}, {"image": "/front/camera", "camera_info": "/calib"}),
+        (
+            {"/cam/image_raw": "rgb", "/cam/depth/image/compressedDepth": "packed"},
+            {"image": "/cam/image_raw", "depth": "/cam/depth/image/compressedDepth"},
+        ),
+        (
+            {"/cam/image_raw": "rgb", "/cam/depth/image/compressedDepth": "packed", "/cam/depth/image": "mm"},
+            {"image": "/cam/image_raw", "depth": "/cam/depth/image"},
+        ),
     ],
 )
 def test_topics_get_their_roles_by_type_and_custom(tmp_path, topics, expected):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -295,6 +296,39 @@ def test_the_controllers_maps_are_blank_where_nothing_counts():
     assert all(values.shape == (IMAGES, 4, 6) and values.isnan().equal(~counted) for values in maps)
     loss = (maps.alpha * maps.tcld + maps.beta * maps.ncld)[counted].mean()
     torch.testing.assert_close(loss, distiller(student, teacher, batch)["logit"])
+
+
+# Class weights.
+
+
+@pytest.mark.parametrize("method", ["kd", "dkd", "pseudo", "lix"])
+def test_class_weights_are_how_often_a_pixel_counts(method):
+    """Weights of whole numbers do what as many copies of the pixel would do, and equal ones nothing."""
+    student, teacher, batch = output_of(1, STUDENT), output_of(2, TEACHER), batch_of()
+    options = {"kd": {}, "dkd": {"dkd": DKDConfig(warmup=0)}, "pseudo": {"pseudo": PseudoConfig(threshold=0.0)}, "lix": {}}[method]
+    config = DistillConfig(method, class_weights=True, lix=LIXConfig(feature=0, controller="entropy"), **options)
+
+    def loss(*weights: float, config: DistillConfig = config) -> float:
+        distiller = build_distiller(config, STUDENT, TEACHER, CLASSES, 0, torch.tensor(weights))
+        return sum(distiller(student, teacher, batch).values()).item()
+
+    plain = loss(1.0, 2.0, 3.0, 4.0, config=dataclasses.replace(config, class_weights=False))
+    assert loss(3.0, 3.0, 3.0, 3.0) == pytest.approx(plain, rel=1e-5)
+    target = lesson_of(student, teacher, batch).classes
+    if method == "pseudo":
+        target = target.masked_fill(batch.labelled[:, None, None], 255)
+    first, others = loss(1.0, 0.0, 0.0, 0.0), loss(0.0, 1.0, 1.0, 1.0)
+    n, m = int((target == 0).sum()), int(((target != 0) & (target != 255)).sum())
+    assert n and m
+    assert plain == pytest.approx((n * first + m * others) / (n + m), rel=1e-5)
+    assert loss(3.0, 1.0, 1.0, 1.0) == pytest.approx((3 * n * first + m * others) / (3 * n + m), rel=1e-5)
+
+
+def test_without_a_class_that_weighs_something_the_terms_are_zero():
+    student, teacher = output_of(1, STUDENT), output_of(2, TEACHER)
+    config = DistillConfig("kd", class_weights=True)
+    (term,) = build_distiller(config, STUDENT, TEACHER, CLASSES, 0, torch.zeros(CLASSES))(student, teacher, batch_of()).values()
+    assert term.item() == 0
 
 
 # The target.

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lix_core.errors import ImageError
-from lix_core.pixels import BAYER, ENCODINGS, FLOATS, VIEWS, WIDE, YUV422, natural_key, read_compressed, read_pixels
+from lix_core.pixels import BAYER, ENCODINGS, FLOATS, VIEWS, WIDE, YUV422, natural_key, read_compressed, read_compressed_depth, read_pixels
 
 PIXEL_BYTES = {
     **{name: channels for name, (_, channels) in VIEWS.items()},
@@ -230,6 +230,55 @@ def test_a_damaged_image_is_decoded_or_refused(suffix, data):
     except ImageError:
         return
     assert image.ndim == 3 and image.dtype == np.uint8
+
+
+# Depth as image_transport compresses it.
+
+
+def packed_depth(codes: np.ndarray, a: float = 0.0, b: float = 0.0) -> bytes:
+    """What compressedDepth sends: a header of 12 bytes, then a PNG of 16 bits."""
+    return struct.pack("<iff", 0, a, b) + encoded(codes.astype(np.uint16), ".png")
+
+
+@pytest.mark.parametrize("coding", ["; compressedDepth", "; compressedDepth png", ""])
+def test_compressed_millimetres_are_metres_and_zero_is_unknown(coding):
+    codes = np.array([[0, 1, 1500], [65535, 2, 7]])
+    depth = read_compressed_depth(packed_depth(codes), f"16UC1{coding}")
+    assert depth.dtype == np.float32 and depth.shape == (2, 3) and np.isnan(depth[0, 0])
+    np.testing.assert_allclose(depth.ravel()[1:], codes.ravel()[1:] / 1000, rtol=1e-6)
+
+
+@given(st.lists(st.floats(0.5, 9.5), min_size=1, max_size=20))
+def test_compressed_inverse_depth_comes_back_as_near_as_its_steps_allow(metres):
+    # The plugin's own parameters: quantisation 100, depth up to 10 m, which has code 1.
+    a = 100.0 * 101.0
+    b = 1 - a / 10.0
+    depth = np.array([metres])
+    found = read_compressed_depth(packed_depth(np.floor(a / depth + b), a, b), "32FC1; compressedDepth png")
+    step = depth**2 / a
+    assert (np.abs(found - depth) <= 1.2 * step + 1e-5).all()
+
+
+def test_compressed_inverse_depth_of_zero_or_beyond_infinity_is_unknown():
+    depth = read_compressed_depth(packed_depth(np.array([[0, 4, 5, 6, 15]]), 10.0, 5.0), "32FC1; compressedDepth")
+    np.testing.assert_allclose(depth, [[np.nan, np.nan, np.nan, 10.0, 1.0]])
+
+
+@pytest.mark.parametrize(
+    ("data", "coding", "words"),
+    [
+        (packed_depth(np.ones((2, 2))), "16UC1; compressedDepth rvl", "lix reads '16UC1; compressedDepth png'"),
+        (packed_depth(np.ones((2, 2))), "jpeg", "format 'jpeg'; lix reads"),
+        (b"", "16UC1; compressedDepth", "0 bytes is empty"),
+        (packed_depth(np.ones((2, 2)))[:40], "16UC1; compressedDepth", "is it truncated"),
+        (bytes(12) + encoded(np.ones((2, 2), np.uint8), ".png"), "16UC1; compressedDepth", "holds no PNG of 16 bits"),
+        (bytes(12) + png_of_size(200_000, 200_000), "16UC1; compressedDepth", "holds no PNG of 16 bits"),
+    ],
+    ids=["RVL", "JPEG", "empty", "truncated", "8 bits", "40 gigapixels"],
+)
+def test_what_is_no_compressed_depth_is_refused(data, coding, words):
+    with pytest.raises(ImageError, match=words):
+        read_compressed_depth(data, coding)
 
 
 # Names of files.

@@ -21,7 +21,7 @@ from lix_core.geometry.completion import complete
 from lix_core.geometry.lidar import cloud_fault, project_cloud
 from lix_core.geometry.stereo import StereoMatcher, StereoOptions, disparity_to_depth, pair_fault, pair_geometry
 from lix_core.labels import UNLABELLED
-from lix_core.pixels import read_depth, to_rgb
+from lix_core.pixels import read_compressed_depth, read_depth, to_rgb
 
 DEPTH_UNIT = 256.0
 """Depth in files: 16 bits, in so-manieth parts of a metre; 0 is unknown."""
@@ -137,8 +137,7 @@ class FrameReader:
     def _depth(self, parts: dict[str, tuple[str, Any]], image: np.ndarray, warnings: list[str]) -> np.ndarray:
         """(H, W) float32 depth [m], NaN = unknown. Raises LixError."""
         if "depth" in parts:
-            message = parts["depth"][1]
-            depth = read_depth(message.data, message.height, message.width, message.step, message.encoding, bool(message.is_bigendian))
+            depth = depth_of(*parts["depth"])
             if depth.shape != image.shape[:2]:
                 size, own = image.shape[1::-1], depth.shape[::-1]
                 raise GeometryError(f"the depth image is {own[0]}x{own[1]}, the image {size[0]}x{size[1]}: record depth registered to it")
@@ -203,6 +202,13 @@ class FrameReader:
             except LixError:
                 continue  # what is wrong with it is told where its frame is made
         return max(set(faults), key=faults.count) if faults else ""
+
+
+def depth_of(kind: str, message: Any) -> np.ndarray:
+    """(H, W) float32 depth [m], NaN = unknown, of an Image or a CompressedImage. Raises ImageError where it is none."""
+    if kind == COMPRESSED_TYPE:
+        return read_compressed_depth(message.data, message.format)
+    return read_depth(message.data, message.height, message.width, message.step, message.encoding, bool(message.is_bigendian))
 
 
 def read_ids(kind: str, message: Any) -> np.ndarray:

@@ -17,6 +17,8 @@ MADE_BY_LIX = ("mask", "color", "overlay", "confidence", "normals", "normals_col
 """Last names of what lix's own nodes publish: pictures, but of no camera."""
 CAMERA_NAMES = ("image_raw", "image", "image_color", "image_mono", "image_rect_color", "image_rect")
 """Last names of a camera's pictures, the best first: of one camera the raw picture is taken, and rectified here."""
+COMPRESSED_DEPTH = "/compressedDepth"
+"""Ends the names of image_transport's compressed depth images."""
 RECTIFIED = "rect"
 """In the last name of a picture that is rectified already."""
 
@@ -50,7 +52,7 @@ TYPES = {
     "image": (IMAGE_TYPE, COMPRESSED_TYPE),
     "right_image": (IMAGE_TYPE, COMPRESSED_TYPE),
     "labels": (IMAGE_TYPE, COMPRESSED_TYPE),
-    "depth": (IMAGE_TYPE,),
+    "depth": (IMAGE_TYPE, COMPRESSED_TYPE),
     "camera_info": (CAMERA_INFO_TYPE,),
     "right_camera_info": (CAMERA_INFO_TYPE,),
     "points": (CLOUD_TYPE,),
@@ -94,7 +96,7 @@ def check_named(bag: Bag, named: Mapping[str, str]) -> None:
 
 def base_of(topic: str) -> str:
     """The picture's topic of which this is the compressed one; itself otherwise."""
-    return topic.removesuffix("/compressed")
+    return topic.removesuffix("/compressed").removesuffix(COMPRESSED_DEPTH)
 
 
 def last_name(topic: str) -> str:
@@ -126,7 +128,8 @@ class Search:
         pictures = {name: base_of(name) for name, kind in self._types.items() if kind in TYPES["image"]}
         self._labels = [name for name in pictures if last_name(name) in LABELS and self._encoding(name) in ("mono8", "8UC1", "")]
         others = [name for name in pictures if name not in self._labels and last_name(name) not in MADE_BY_LIX]
-        self._depths = [name for name in others if self._is_depth(name)]
+        # Depth recorded raw and compressed is one, and read raw.
+        self._depths = [name for name in others if self._is_depth(name) and (pictures[name] == name or pictures[name] not in others)]
         cameras = [name for name in others if name not in self._depths and "depth" not in name]
         # A camera recorded raw and compressed is one camera, and read raw.
         self._cameras = sorted({pictures[name] if pictures[name] in self._types else name for name in cameras})
@@ -142,6 +145,8 @@ class Search:
             return ""
 
     def _is_depth(self, topic: str) -> bool:
+        if topic.endswith(COMPRESSED_DEPTH):
+            return self._types[topic] == COMPRESSED_TYPE
         encoding = self._encoding(topic)
         return encoding in DEPTHS and (encoding != "mono16" or "depth" in topic)
 

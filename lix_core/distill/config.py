@@ -144,6 +144,7 @@ class DistillConfig(Checked):
     """The method, and the switches of each."""
 
     method: Literal["none", "kd", "dkd", "cwd", "cirkd", "mgd", "pseudo", "lix"] = option("lix", "How the student is taught.")
+    class_weights: bool = option(False, "Whether L_H's class weights also weigh the pixels in terms over logits (not CWD's).")
     kd: KDConfig = field(default_factory=KDConfig)
     dkd: DKDConfig = field(default_factory=DKDConfig)
     cwd: CWDConfig = field(default_factory=CWDConfig)

@@ -28,6 +28,8 @@ class Networks(NamedTuple):
     teacher_channels: Mapping[str, int]
     num_classes: int
     x_channels: int
+    class_weights: Tensor | None = None
+    """(C,) by which pixels of each target class count in terms over logits; None: all alike."""
 
     def check_features(self, option: str, names: Iterable[str]) -> None:
         """Raises TrainingError unless both networks have every feature; `option` is where the names come from."""
@@ -52,15 +54,17 @@ class Distiller(nn.Module):
 
     Args:
         warmup: batches in training mode over which the terms rise linearly to their weights; counted in the state of the module.
+        class_weights: see Networks.
 
     Shape:
         student, teacher: Output of the networks for one batch; batch.labels (B, H, W) int64, 255 = ignored
         -> named, weighted scalars
     """
 
-    def __init__(self, warmup: int = 0):
+    def __init__(self, warmup: int = 0, class_weights: Tensor | None = None):
         super().__init__()
         self.warmup = warmup
+        self.register_buffer("class_weights", class_weights, persistent=False)
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
 
     def terms(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
@@ -135,6 +139,12 @@ def lesson_of(student: Output, teacher: Output, batch: Batch, gate: float = 0.0)
     return Lesson(teacher_logits, student_logits, classes)
 
 
+def shares_of(classes: Tensor, class_weights: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """(B, H, W) int64 classes, 255 = not counted -> (B, H, W): how much each pixel counts, by the (C,) weights of the classes, if any."""
+    counted = (classes != UNLABELLED).to(dtype)
+    return counted if class_weights is None else counted * class_weights.to(dtype)[classes.clamp(max=len(class_weights) - 1)]
+
+
 def sure_classes(logits: Tensor, gate: float) -> Tensor:
     """(B, C, H, W) logits -> (B, H, W) int64 classes, 255 where the largest probability is below `gate`."""
     confidence, classes = logits.softmax(1).max(1)
@@ -150,3 +160,8 @@ def at_cells(pixels: Tensor, size: tuple[int, int]) -> Tensor:
 def valid_mean(values: Tensor, valid: Tensor) -> Tensor:
     """Mean over the valid pixels, (B, H, W) each; 0, with gradients that are 0, where none is."""
     return torch.where(valid, values, 0.0).sum() / valid.sum().clamp(min=1)
+
+
+def weighted_mean(values: Tensor, shares: Tensor) -> Tensor:
+    """Mean of (B, H, W) values by the share of each pixel; 0, with gradients that are 0, where none counts."""
+    return torch.where(shares > 0, values * shares, 0.0).sum() / shares.sum().clamp(min=torch.finfo(shares.dtype).tiny)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lix_core.distill.distiller import valid_mean
+from lix_core.distill.distiller import shares_of, valid_mean, weighted_mean
 from lix_core.labels import UNLABELLED
 
 
@@ -209,14 +209,19 @@ def weighed(teacher_logits: Tensor, student_logits: Tensor, labels: Tensor, cont
     return WeighedMaps(*controller.weigh(teacher, student.detach(), labels != UNLABELLED), *divergences(teacher, student, controller.tau))
 
 
-def weighed_logit_loss(teacher_logits: Tensor, student_logits: Tensor, labels: Tensor, controller: Controller) -> dict[str, Tensor]:
+def weighed_logit_loss(
+    teacher_logits: Tensor, student_logits: Tensor, labels: Tensor, controller: Controller, class_weights: Tensor | None = None
+) -> dict[str, Tensor]:
     """L_L as `logit`, the mean over valid pixels of alpha TCLD + beta NCLD, and `controller`, where the controller has a regulariser.
 
+    class_weights: by which the pixels of each target class count in the mean; None: all alike.
+
     Shape:
-        logits (B, C, H, W), labels (B, H, W) int64, 255 = ignored -> scalars
+        logits (B, C, H, W), labels (B, H, W) int64, 255 = ignored, class_weights (C,) -> scalars
     """
     maps, valid = weighed(teacher_logits, student_logits, labels, controller), labels != UNLABELLED
-    terms = {"logit": valid_mean(maps.alpha * maps.tcld + maps.beta * maps.ncld, valid)}
+    shares = shares_of(labels, class_weights, student_logits.dtype)
+    terms = {"logit": weighted_mean(maps.alpha * maps.tcld + maps.beta * maps.ncld, shares)}
     regulariser = controller.regulariser(maps.alpha, maps.beta, valid)
     return terms if regulariser is None else terms | {"controller": regulariser}
 

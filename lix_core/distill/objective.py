@@ -58,7 +58,7 @@ class LIX(Distiller):
     """
 
     def __init__(self, config: LIXConfig, networks: Networks):
-        super().__init__(config.warmup)
+        super().__init__(config.warmup, networks.class_weights)
         self.config = config
         self.controller = build_controller(config)
         self.x_head = None
@@ -75,7 +75,7 @@ class LIX(Distiller):
     def terms(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
         config, terms = self.config, {}
         if config.logit:
-            parts = weighed_logit_loss(*lesson_of(student, teacher, batch, config.gate), self.controller)
+            parts = weighed_logit_loss(*lesson_of(student, teacher, batch, config.gate), self.controller, self.class_weights)
             terms |= {name: config.logit * part for name, part in parts.items()}
         if config.feature:
             losses = [self._feature_loss(feature_of(student, name), feature_of(teacher, name)) for name in config.features]
@@ -118,12 +118,18 @@ METHODS: dict[str, type[Distiller]] = {
 
 
 def build_distiller(
-    config: DistillConfig, student_channels: Mapping[str, int], teacher_channels: Mapping[str, int], num_classes: int, x_channels: int
+    config: DistillConfig,
+    student_channels: Mapping[str, int],
+    teacher_channels: Mapping[str, int],
+    num_classes: int,
+    x_channels: int,
+    class_weights: Tensor | None = None,
 ) -> Distiller:
     """The method that a configuration names, for two networks.
 
     Args:
         student_channels, teacher_channels: name of each feature of `Output` -> its channels. x_channels: Cx of the data, 0 without X.
+        class_weights: (C,) of the hard loss; used where the configuration says `class_weights`.
 
     Raises:
         TrainingError: an unknown method, values out of range, features that a network does not have, fewer than two classes.
@@ -131,5 +137,5 @@ def build_distiller(
     config.check()
     if num_classes < 2:
         raise TrainingError(f"distillation needs at least two classes, got {num_classes}")
-    networks = Networks(student_channels, teacher_channels, num_classes, x_channels)
+    networks = Networks(student_channels, teacher_channels, num_classes, x_channels, class_weights if config.class_weights else None)
     return METHODS[config.method](getattr(config, config.method, None), networks)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lix_core.distill.config import CIRKDConfig, CWDConfig, DKDConfig, KDConfig, MGDConfig, PseudoConfig
-from lix_core.distill.distiller import Distiller, Lesson, Networks, full_precision, lesson_of, valid_mean
+from lix_core.distill.distiller import Distiller, Lesson, Networks, full_precision, lesson_of, shares_of, weighted_mean
 from lix_core.distill.feature import pool_tokens, token_grid
 from lix_core.distill.logit import FixedWeights, divergence, weighed_logit_loss
 from lix_core.errors import TrainingError
@@ -23,20 +23,21 @@ if TYPE_CHECKING:
     from lix_core.models.networks import Output
 
 
-def pixel_divergence(lesson: Lesson, tau: float) -> Tensor:
-    """tau^2 KL(p_T || p_S), the mean over the pixels that count."""
-    return valid_mean(divergence(lesson.teacher, lesson.student, tau), lesson.classes != UNLABELLED)
+def pixel_divergence(lesson: Lesson, tau: float, class_weights: Tensor | None = None) -> Tensor:
+    """tau^2 KL(p_T || p_S), the mean over the pixels that count, by the (C,) weights of their classes."""
+    shares = shares_of(lesson.classes, class_weights, lesson.student.dtype)
+    return weighted_mean(divergence(lesson.teacher, lesson.student, tau), shares)
 
 
 class KD(Distiller):
     """Knowledge distillation (Hinton et al. 2015, arXiv 1503.02531) of each pixel. On frames without labels every pixel counts."""
 
     def __init__(self, config: KDConfig, networks: Networks):
-        super().__init__()
+        super().__init__(0, networks.class_weights)
         self.config = config
 
     def terms(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
-        return {"kd": self.config.weight * pixel_divergence(lesson_of(student, teacher, batch), self.config.tau)}
+        return {"kd": self.config.weight * pixel_divergence(lesson_of(student, teacher, batch), self.config.tau, self.class_weights)}
 
 
 class DKD(Distiller):
@@ -45,11 +46,11 @@ class DKD(Distiller):
     """
 
     def __init__(self, config: DKDConfig, networks: Networks):
-        super().__init__(config.warmup)
+        super().__init__(config.warmup, networks.class_weights)
         self.weight, self.controller = config.weight, FixedWeights(config.alpha, config.beta, config.tau)
 
     def terms(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
-        return {"dkd": self.weight * weighed_logit_loss(*lesson_of(student, teacher, batch), self.controller)["logit"]}
+        return {"dkd": self.weight * weighed_logit_loss(*lesson_of(student, teacher, batch), self.controller, self.class_weights)["logit"]}
 
 
 def channel_divergence(teacher: Tensor, student: Tensor, tau: float) -> Tensor:
@@ -97,7 +98,7 @@ class CIRKD(Distiller):
     """
 
     def __init__(self, config: CIRKDConfig, networks: Networks):
-        super().__init__()
+        super().__init__(0, networks.class_weights)
         networks.check_features("cirkd.feature", [config.feature])
         self.config = config
 
@@ -108,7 +109,7 @@ class CIRKD(Distiller):
         tokens = [pool_tokens(full_precision(feature), grid) for feature in (known, seen)]
         terms = {"cirkd": config.weight * similarity_divergence(*tokens, config.tau)}
         if config.kd_weight:
-            terms["kd"] = config.kd_weight * pixel_divergence(lesson_of(student, teacher, batch), config.kd_tau)
+            terms["kd"] = config.kd_weight * pixel_divergence(lesson_of(student, teacher, batch), config.kd_tau, self.class_weights)
         return terms
 
 
@@ -149,11 +150,11 @@ class Pseudo(Distiller):
     """Pseudo labels (Lee, ICML workshop 2013): cross-entropy on the teacher's class, on frames without labels, where it is sure."""
 
     def __init__(self, config: PseudoConfig, networks: Networks):
-        super().__init__()
+        super().__init__(0, networks.class_weights)
         self.config = config
 
     def terms(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
         lesson = lesson_of(student, teacher, batch, self.config.threshold)
         classes = lesson.classes.masked_fill(batch.labelled[:, None, None], UNLABELLED)
         loss = F.cross_entropy(lesson.student, classes, ignore_index=UNLABELLED, reduction="none")
-        return {"pseudo": self.config.weight * valid_mean(loss, classes != UNLABELLED)}
+        return {"pseudo": self.config.weight * weighted_mean(loss, shares_of(classes, self.class_weights, loss.dtype))}

@@ -191,8 +191,11 @@ class Cell:
         for source in sources_of(plain["data"]):
             source.pop("root", None)
         plain["data"].pop("workers", None)
-        method = self.config.distill.method
+        distill = self.config.distill
+        method = distill.method
         options = {} if self.is_teacher else to_dict(self.config)["distill"].get(method, {})
+        if distill.class_weights and method != "none" and not self.is_teacher:
+            options["class_weights"] = True
         parts = [plain, method, options, self.taught_by, *([self.start.fingerprint] if self.start else [])]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 

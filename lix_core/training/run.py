@@ -248,15 +248,15 @@ class Run:
         network = build_network(config.model, len(self.labels), self.data.x_channels).to(memory_format=torch.channels_last)
         check_crop(config, network)
         self.start_hash = self._start(start, network) if start else ""
+        weights = class_weights(self.data.count_pixels(), config.loss.class_weight_power) if config.loss.class_weight_power else None
         teacher_network, distiller, self.teacher_hash = None, None, ""
         if teacher is not None:
             teacher_network, self.teacher_hash = self._teacher(teacher)
             # After the network, from a seed of its own: the initial weights of a student do not depend on how it is taught.
             torch.manual_seed(seed_of(config.seed, 2))
             distiller = build_distiller(
-                config.distill, network.feature_channels, teacher_network.feature_channels, len(self.labels), self.data.x_channels
+                config.distill, network.feature_channels, teacher_network.feature_channels, len(self.labels), self.data.x_channels, weights
             )
-        weights = class_weights(self.data.count_pixels(), config.loss.class_weight_power) if config.loss.class_weight_power else None
         hard = HardLoss(weights, config.loss.dice, config.loss.ohem, config.loss.ohem_keep)
         self.learner = Learner(config, network, hard, teacher_network, distiller)
         score = partial(self.evaluate, dataset=self.data.val) if self.data.val else None
