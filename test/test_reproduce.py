@@ -10,7 +10,7 @@ import pytest
 import tiny_street
 from lix_core.errors import DataError, TrainingError
 from lix_core.training import reproduce as module
-from lix_core.training.reproduce import Table, cells, filled, page, reproduce, summary, table_names
+from lix_core.training.reproduce import Record, Table, cells, filled, page, reproduce, summary, table_names, values_of
 
 BASE = {
     "data": {
@@ -95,6 +95,33 @@ def test_a_fingerprint_is_of_what_decides_the_numbers():
     # A teacher that learns otherwise makes another student, but not another control.
     taught = prints(teachers={"teacher": ["optim.lr=0.5"]})
     assert taught["kd/fold0/seed0"] != plain["kd/fold0/seed0"] and taught["control/fold0/seed0"] == plain["control/fold0/seed0"]
+
+
+def test_what_decides_in_the_trainer_is_in_the_fingerprint_where_it_differs_from_what_is_usual():
+    def print_of(*overrides, **base):
+        return cells(table(base={**BASE, **base}), ROOTS, overrides)[0][0].fingerprint
+
+    assert print_of("trainer.val_batch=2") == print_of() != print_of("trainer.precision=bf16-mixed")
+    val = {**BASE["data"], "val": {"dataset": "tiny", "split": "val"}}
+    assert print_of(data=val) != print_of("trainer.val_every=1", data=val)
+
+
+def test_runs_of_other_settings_stay_in_the_file_and_count_nowhere(tmp_path):
+    one = table(seeds=[0])
+    record = Record(one, tmp_path)
+    for row, right in (("control", 4), ("kd", 8)):
+        record.runs[f"{row}/fold0/seed0"] = {**run([[right, 2], [2, right]]), "fingerprint": row}
+    record.write()
+    assert set(record.data["rows"]) == {"control", "kd"}
+    later = Record(one, tmp_path, ["optim.steps=9"], {"control/fold0/seed0": "other", "kd/fold0/seed0": "kd"})
+    later.write()
+    assert set(later.data["rows"]) == {"kd"} and later.data["protocol"]["runs"] == 1 and len(later.data["runs"]) == 2
+    assert "has 1 runs of other settings too" in (tmp_path / "tiny.md").read_text()
+
+
+def test_values_of_variations_may_be_lists():
+    assert values_of("1,2") == ["1", "2"] and values_of("[160,256]") == ["[160,256]"]
+    assert values_of("[a,b],[c],{d: [1,2]}") == ["[a,b]", "[c]", "{d: [1,2]}"]
 
 
 def test_mistakes_in_a_table_are_named():

@@ -21,6 +21,11 @@ from torch import nn
 
 import tiny_street
 from lix_core.data.sample import collate
+from lix_core.distill.config import LIXConfig
+from lix_core.distill.distiller import Lesson
+from lix_core.distill.logit import weighed_logit_loss
+from lix_core.distill.objective import build_controller
+from lix_core.distill.peers import pixel_divergence
 from lix_core.errors import DataError, TrainingError
 from lix_core.labels import UNLABELLED
 from lix_core.metrics import ConfusionMatrix
@@ -109,6 +114,46 @@ def test_soft_dice_equals_its_definition(seed, void):
         p = probability[:, c]
         dice.append(2 * p[truth].sum() / (p[valid].sum() + truth.sum()))
     assert soft_dice(logits, labels).item() == pytest.approx(1 - np.mean(dice), abs=1e-9)
+
+
+def uneven_batch() -> tuple[torch.Tensor, torch.Tensor, HardLoss, Lesson]:
+    """Four frames of which only the first has labels, the logits of a student and a teacher, and a loss with all its terms."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 5, 6, 8, generator=generator, dtype=torch.float64, requires_grad=True)
+    labels = torch.full((4, 6, 8), UNLABELLED)
+    labels[0] = torch.randint(0, 5, (6, 8), generator=generator)
+    lesson = Lesson(torch.randn(4, 5, 6, 8, generator=generator, dtype=torch.float64), logits, labels)
+    return logits, labels, HardLoss(torch.arange(1.0, 6.0), dice=0.5), lesson
+
+
+def loss_of(chosen: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss of some of the frames, and its gradient with respect to the logits of all."""
+    logits, labels, hard, lesson = uneven_batch()
+    some = Lesson(*(part[chosen] for part in lesson))
+    controller = build_controller(LIXConfig(controller="learned")).double()
+    terms = hard(logits[chosen].float(), labels[chosen]) | {"kd": pixel_divergence(some, 4.0, torch.arange(5.0))}
+    terms |= weighed_logit_loss(*some, controller)
+    loss = sum(terms.values())
+    return loss.detach(), torch.autograd.grad(loss, logits)[0]
+
+
+def process_of_two(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    torch.save(loss_of(slice(rank, None, 2)), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_have_together_the_loss_of_one_however_labels_are_spread(tmp_path):
+    torch.multiprocessing.spawn(process_of_two, (str(tmp_path),), nprocs=2)
+    parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    torch.manual_seed(0)
+    loss, gradient = loss_of(slice(None))
+    # As DDP does it: the mean over the processes.
+    torch.testing.assert_close(sum(part[0] for part in parts) / 2, loss)
+    torch.testing.assert_close(sum(part[1] for part in parts) / 2, gradient, rtol=1e-4, atol=1e-9)
+    assert gradient[0].abs().max() > 1e-3 and not parts[1][1][0].any()
 
 
 def test_hard_examples_are_those_below_the_threshold_but_never_fewer_than_the_share():

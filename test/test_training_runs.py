@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
+import yaml
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("lightning")
@@ -258,6 +262,48 @@ def test_a_finished_run_is_returned_without_training_or_data(student, teacher, m
     config = from_dict(RunResult.load(student).config)
     config.data.workers, config.data.sources[0].root = 5, "moved"
     assert fit(config, student, teacher) == RunResult.load(student)
+
+
+def test_a_finished_run_of_another_teacher_or_start_is_no_result(student, teacher, tmp_path):
+    config = from_dict(RunResult.load(student).config)
+    shutil.copytree(teacher, tmp_path / "other")
+    saved = torch.load(tmp_path / "other" / "checkpoints" / "best.ckpt", weights_only=True)
+    torch.save({**saved, "more": 1}, tmp_path / "other" / "checkpoints" / "best.ckpt")
+    with pytest.raises(TrainingError, match="holds a finished run with another teacher than .*other; name another folder"):
+        fit(config, student, tmp_path / "other", quiet=True)
+    with pytest.raises(TrainingError, match="holds a finished run with another start than"):
+        fit(config, student, teacher, quiet=True, start=student)
+    with pytest.raises(TrainingError, match="nowhere is no run folder"):
+        fit(config, student, tmp_path / "nowhere", quiet=True)
+
+
+def test_options_that_came_to_be_since_a_run_do_not_make_it_another(student, teacher, tmp_path):
+    shutil.copytree(student, tmp_path / "old")
+    tree = yaml.safe_load((tmp_path / "old" / "config.yaml").read_text())
+    del tree["distill"]["class_weights"], tree["optim"]["accumulate"]
+    (tmp_path / "old" / "config.yaml").write_text(yaml.safe_dump(tree))
+    assert fit(from_dict(RunResult.load(student).config), tmp_path / "old", teacher, quiet=True).steps == 6
+
+
+def test_a_teacher_that_was_never_without_x_teaches_nothing_on_frames_without(teacher, tmp_path):
+    run = Run(tiny_config({"model.kind": "student"}, x_dropout=0.9, x_holes=0.9), tmp_path, teacher)
+    learner = run.learner
+    run.data.trainer = learner.trainer = SimpleNamespace(global_rank=0, world_size=1, global_step=0)
+    batch = next(iter(run.data.train_dataloader()))
+    assert learner.teacher_needs_x and (batch.x != 0).flatten(1).any(1).all()  # dropping X is for teachers
+    image = learner.network.normalise(batch.image)
+    said = learner.network.outputs(image)
+    lost = dataclasses.replace(batch, known=batch.known.clone(), x=batch.x.clone())
+    lost.known[0], lost.x[0] = False, 0.0
+    second = torch.tensor([False, True])
+    whole, half = learner._lesson(said, batch)["kd"], learner._lesson(said, lost)["kd"]
+    torch.testing.assert_close(half, learner._lesson(said.only(second), batch.only(second))["kd"])
+    assert batch.only(second).names == batch.names[1:] and abs(whole - half) > 1e-3
+    lost.known[1] = False
+    assert learner._lesson(said, lost)["kd"].item() == 0
+    # One that was sometimes without X has something to say of every frame.
+    learner.teacher_needs_x = False
+    assert learner._lesson(said, lost)["kd"].item() > 0
 
 
 def test_a_folder_of_another_run_is_refused_with_what_differs(student, teacher):

@@ -86,6 +86,11 @@ class Batch:
         """The same batch in page-locked memory; a DataLoader calls this."""
         return self._each(Tensor.pin_memory)
 
+    def only(self, chosen: Tensor) -> "Batch":
+        """Some of the frames; chosen: (B,) bool."""
+        some = self._each(lambda tensor: tensor[chosen])
+        return replace(some, names=[name for name, kept in zip(self.names, chosen.tolist()) if kept])
+
     def _each(self, change) -> "Batch":
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "names"}
         return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})

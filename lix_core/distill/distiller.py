@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -157,11 +158,29 @@ def at_cells(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     return pixels[..., rows[:, None], columns]
 
 
+def processes() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def over_processes(total: Tensor) -> Tensor:
+    """A total of this process's part of a batch -> the mean of the totals of all processes, without gradient; itself in a single one.
+
+    Processes average their gradients. A sum that each divides by the mean of all counts becomes the mean over the whole batch, however
+    unevenly what counts is spread; divided by its own count, a pixel would count more where there are few.
+    """
+    total = total.detach().clone()
+    if processes() > 1:
+        dist.all_reduce(total)
+    return total / processes()
+
+
 def valid_mean(values: Tensor, valid: Tensor) -> Tensor:
-    """Mean over the valid pixels, (B, H, W) each; 0, with gradients that are 0, where none is."""
+    """Mean over the valid pixels of this process, (B, H, W) each; 0, with gradients that are 0, where none is."""
     return torch.where(valid, values, 0.0).sum() / valid.sum().clamp(min=1)
 
 
 def weighted_mean(values: Tensor, shares: Tensor) -> Tensor:
-    """Mean of (B, H, W) values by the share of each pixel; 0, with gradients that are 0, where none counts."""
-    return torch.where(shares > 0, values * shares, 0.0).sum() / shares.sum().clamp(min=torch.finfo(shares.dtype).tiny)
+    """Mean of (B, H, W) values by the share of each pixel; 0, with gradients that are 0, where none counts. See `over_processes`."""
+    whole = over_processes(shares.sum()).clamp(min=torch.finfo(shares.dtype).tiny)
+    return torch.where(shares > 0, values * shares, 0.0).sum() / whole

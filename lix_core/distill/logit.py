@@ -131,7 +131,7 @@ class DynamicWeights(Controller):
     """More weight on whichever part of this pixel is less learned, less weight where the teacher contradicts the target.
 
     With the gaps g = |b_T,t - b_S,t| and h = 1/2 |q_T - q_S|_1 and the reliability r = p_T,t:
-    (alpha, beta) = 2 softmax((g, h) / tau_w) r / mean(r), the mean over the valid pixels of the batch. This project's reconstruction.
+    (alpha, beta) = 2 softmax((g, h) / tau_w) r / mean(r), the mean over the valid pixels of the process. This project's reconstruction.
     """
 
     def __init__(self, tau_w: float = 0.5, tau: float = 4.0):
@@ -179,7 +179,7 @@ class LearnedWeights(Controller):
         return alpha, beta
 
     def regulariser(self, alpha: Tensor, beta: Tensor, valid: Tensor) -> Tensor:
-        return -self.uncertainty * valid_mean(alpha.log() + beta.log(), valid)
+        return -self.uncertainty * weighted_mean(alpha.log() + beta.log(), valid.to(alpha.dtype))
 
 
 def target_gap(teacher: Decoupled, student: Decoupled) -> Tensor:

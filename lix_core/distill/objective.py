@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lix_core.distill.config import DistillConfig, LIXConfig
-from lix_core.distill.distiller import Distiller, Networks, NoDistiller, at_cells, detached, full_precision, lesson_of, valid_mean
+from lix_core.distill.distiller import Distiller, Networks, NoDistiller, at_cells, detached, full_precision, lesson_of, weighted_mean
 from lix_core.distill.feature import recalibrated_feature_loss
 from lix_core.distill.logit import (
     Controller,
@@ -97,7 +97,7 @@ class LIX(Distiller):
             raise TrainingError(f"X has {batch.x.shape[1]} channels, distill.lix.x was set up for {predicted.shape[1]}")
         size = feature.shape[-2:]
         error = F.smooth_l1_loss(predicted, at_cells(batch.x, size).to(predicted.dtype), reduction="none")
-        return valid_mean(error.mean(1), at_cells(batch.known, size))
+        return weighted_mean(error.mean(1), at_cells(batch.known, size).to(error.dtype))
 
     def maps(self, student: Output, teacher: Output, batch: Batch) -> WeighedMaps:
         """Weights and divergences of L_L on the student's coarse grid, for drawing; NaN where a pixel does not count."""

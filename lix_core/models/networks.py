@@ -28,6 +28,10 @@ class Output(NamedTuple):
     features: dict[str, Tensor]
     """`stage1` (finest) .. `stageN` of the encoder (fused ones in a teacher), and `decoder`: what the head sees, before dropout."""
 
+    def only(self, chosen: Tensor) -> Output:
+        """Of some of the frames; chosen: (B,) bool."""
+        return Output(self.logits[chosen], {name: feature[chosen] for name, feature in self.features.items()})
+
 
 class Network(nn.Module):
     """What Student and Teacher share.

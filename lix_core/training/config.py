@@ -56,8 +56,10 @@ class DataConfig:
     scale: list[float] = option([0.5, 2.0], "Limits of the factor by which a view is scaled; 1 is the size of scoring.", 0.05, 20, size=2)
     flip: float = option(0.5, "Probability of a mirrored view.", 0, 1)
     colour: float = option(1.0, "Strength of changes of brightness, contrast, saturation and hue; 0: none.", 0, 4)
-    x_dropout: float = option(0.0, "Probability that a frame of training loses X.", 0, 1)
-    x_holes: float = option(0.0, "Probability that X, where it is not lost, gets holes.", 0, 1)
+    x_dropout: float = option(
+        0.0, "Probability that a frame of a teacher's training loses X; of 0, it teaches nothing on frames that have none.", 0, 1
+    )
+    x_holes: float = option(0.0, "Probability that X of a teacher's training, where it is not lost, gets holes.", 0, 1)
     batch: int = option(8, "Frames of a training batch, over all processes; their number divides it.", 1)
     workers: int = option(2, "Processes per training process that read and change frames; 0: the training process does.", 0)
 

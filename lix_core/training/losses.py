@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lix_core.distill.distiller import over_processes, processes
 from lix_core.labels import UNLABELLED
 
 
@@ -37,7 +38,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None = None,
     """
     if not ohem and weights is None:
         total = F.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction="sum")
-        return total / (labels != UNLABELLED).sum().clamp(min=1)
+        return total / over_processes((labels != UNLABELLED).sum().to(logits.dtype)).clamp(min=1e-12)
     loss = F.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction="none")
     counted = labels != UNLABELLED
     if ohem:
@@ -45,7 +46,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None = None,
     share = counted.to(loss.dtype)
     if weights is not None:
         share = share * weights.to(loss.dtype)[labels.clamp(max=len(weights) - 1)]
-    return (loss * share).sum() / share.sum().clamp(min=1e-12)
+    return (loss * share).sum() / over_processes(share.sum()).clamp(min=1e-12)
 
 
 def hard_pixels(loss: Tensor, valid: Tensor, threshold: float, keep: float) -> Tensor:
@@ -67,11 +68,18 @@ def soft_dice(logits: Tensor, labels: Tensor) -> Tensor:
     valid = (labels != UNLABELLED).unsqueeze(1)
     probability = logits.softmax(1) * valid
     truth = torch.zeros_like(probability).scatter_(1, labels.clamp(max=logits.shape[1] - 1).unsqueeze(1), 1.0) * valid
-    overlap = (probability * truth).sum((0, 2, 3))
-    occurring = truth.sum((0, 2, 3))
-    dice = 2 * overlap / (probability.sum((0, 2, 3)) + occurring).clamp(min=1e-6)
+    overlap, occurring, said = (whole_sum(part.sum((0, 2, 3))) for part in (probability * truth, truth, probability))
+    dice = 2 * overlap / (said + occurring).clamp(min=1e-6)
     present = (occurring > 0).to(dice.dtype)
     return ((1 - dice) * present).sum() / present.sum().clamp(min=1)
+
+
+def whole_sum(part: Tensor) -> Tensor:
+    """A sum over this process's part of a batch -> the sum over the whole batch. What is computed of it has, averaged over the processes,
+    the gradient that one process alone would have.
+    """
+    count = processes()
+    return part if count == 1 else count * (over_processes(part) + part - part.detach())
 
 
 class HardLoss(nn.Module):

@@ -84,15 +84,24 @@ class Learner(pl.LightningModule):
     The teacher and the averaged weights live outside of the module tree: Lightning neither trains nor saves nor synchronises them, and
     the teacher's `train()` is never called.
 
+    teacher_needs_x: frames without any X are then left out of the terms.
+
     Attributes: scored, the network that is scored and kept: the averaged one where there is an average. terms: sums of the loss's terms
     since they were last taken.
     """
 
     def __init__(
-        self, config: Config, network: Network, hard: HardLoss, teacher: Network | None = None, distiller: nn.Module | None = None
+        self,
+        config: Config,
+        network: Network,
+        hard: HardLoss,
+        teacher: Network | None = None,
+        distiller: nn.Module | None = None,
+        teacher_needs_x: bool = False,
     ):
         super().__init__()
         self.config, self.network, self.hard, self.distiller = config, network, hard, distiller
+        self.teacher_needs_x = teacher_needs_x
         self._outside: dict[str, Network] = {}
         if teacher is not None:
             self._outside["teacher"] = teacher.eval().requires_grad_(False)
@@ -125,7 +134,7 @@ class Learner(pl.LightningModule):
         student = outputs(self.network, batch)
         terms = self.hard(full_logits(student.logits, batch.labels.shape[-2:]), batch.labels)
         if self.distiller is not None:
-            terms |= self.distiller(student, self._taught(batch), batch)
+            terms |= self._lesson(student, batch)
         loss = sum(terms.values())
         if not torch.isfinite(loss):
             raise TrainingError(self._complaint(batch, student, terms))
@@ -134,6 +143,17 @@ class Learner(pl.LightningModule):
         self._batches += 1
         self._previous = batch.names
         return loss
+
+    def _lesson(self, student: Output, batch: Batch) -> dict[str, Tensor]:
+        """The terms of the distiller, over the frames of which the teacher has something to say."""
+        seen = batch.known.flatten(1).any(1)
+        if seen.all() or not self.teacher_needs_x:
+            return self.distiller(student, self._taught(batch), batch)
+        share = float(seen.any())
+        if not share:
+            seen[0] = True  # computed all the same, so that every process has the same graph
+        batch = batch.only(seen)
+        return {name: share * term for name, term in self.distiller(student.only(seen), self._taught(batch), batch).items()}
 
     @torch.no_grad()
     def _taught(self, batch: Batch) -> Output:

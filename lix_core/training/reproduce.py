@@ -17,6 +17,7 @@ import math
 import os
 import re
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field, replace
@@ -32,7 +33,7 @@ import yaml
 from lix_core.errors import DataError, TrainingError
 from lix_core.files import save
 from lix_core.metrics import ConfusionMatrix, rounded
-from lix_core.training.config import Config, from_dict, load_config, nearest, override, to_dict
+from lix_core.training.config import Config, TrainerConfig, from_dict, load_config, nearest, override, to_dict
 
 TABLES = resources.files("lix_core.training") / "tables"
 TEACHER, CONTROL = "teacher", "control"
@@ -119,12 +120,12 @@ class Table:
 
         `a.b=v` with one value changes all rows. Raises TrainingError on what `load_config` refuses, and where nothing varies.
         """
-        split = [(key, values.split(",")) for key, equals, values in (text.partition("=") for text in variations)]
+        split = [(key, values_of(values)) for key, equals, values in (text.partition("=") for text in variations)]
         fixed = [f"{key}={values[0]}" for key, values in split if len(values) == 1]
         base = to_dict(load_config(config, fixed))
         rows = [Row(f"{key}={value}", (f"{key}={value}",), "") for key, values in split if len(values) > 1 for value in values]
         if not rows:
-            raise TrainingError(f"nothing varies in {' '.join(variations)}: give an option several values, as distill.tau=1,2,4")
+            raise TrainingError(f"nothing varies in {' '.join(variations)}: give an option several values, as distill.lix.tau=1,2,4")
         title = f"Variations of {config}" + (f" with {' '.join(fixed)}" if fixed else "")
         return cls(name, title, metric, base, {}, (Row(CONTROL, (), ""), *rows), seeds=tuple(seeds) or (0, 1, 2))
 
@@ -196,7 +197,11 @@ class Cell:
         options = {} if self.is_teacher else to_dict(self.config)["distill"].get(method, {})
         if distill.class_weights and method != "none" and not self.is_teacher:
             options["class_weights"] = True
-        parts = [plain, method, options, self.taught_by, *([self.start.fingerprint] if self.start else [])]
+        trainer, usual = self.config.trainer, TrainerConfig()
+        carried = {"precision": trainer.precision} if trainer.precision != usual.precision else {}
+        if self.config.data.val and trainer.val_every != usual.val_every:  # which decides what is the best checkpoint
+            carried["val_every"] = trainer.val_every
+        parts = [plain, method, options, self.taught_by, *([self.start.fingerprint] if self.start else []), *([carried] if carried else [])]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -241,9 +246,25 @@ def filled(value: Any, words: Mapping[str, Any]) -> Any:
 
 
 def root_of(dataset: str, roots: Mapping[str, str]) -> str:
-    if dataset not in roots:
-        raise DataError(f"this table needs the data set {dataset}: say where it is with --data {dataset}=FOLDER")
-    return roots[dataset]
+    try:
+        return roots[dataset]
+    except KeyError:
+        words = (
+            f"the data set {dataset} is needed: say where it is, for a table with --data {dataset}=FOLDER, otherwise as root of its source"
+        )
+        raise DataError(words) from None
+
+
+def values_of(text: str) -> list[str]:
+    """`a,b` and `[a,b],[c]` in parts, at the commas outside of brackets."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "[{") - (letter in "]}")
+        if letter == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
 
 
 # Running.
@@ -274,8 +295,10 @@ def reproduce(
     Raises:
         TrainingError, DataError: of the first run that cannot be made; cells that were finished are kept.
     """
-    record = Record(table, results, overrides)
-    units = cells(table, roots, overrides, digest_of(teacher) if teacher else "")
+    taught_by = digest_of(teacher) if teacher else ""
+    units = cells(table, roots, overrides, taught_by)
+    whole = cells(table.whole or table, defaultdict(str, roots), overrides, taught_by)  # places are not in fingerprints
+    record = Record(table, results, overrides, {cell.key: cell.fingerprint for unit in whole for cell in unit})
     total = sum(map(len, units))
     report(f"{record.done(units)} of {total} runs are there", record.done(units), total)
     for cell, result in finished_cells(units, record, work, jobs, teacher):
@@ -368,10 +391,14 @@ def run_cell(cell: Cell, work: Path, jobs: int, teacher: Path | None = None) -> 
 
 
 class Record:
-    """The result file of a table: the finished cells, and the rows made of them."""
+    """The result file of a table: the finished cells, and the rows made of them.
 
-    def __init__(self, table: Table, results: Path, overrides: Sequence[str] = ()):
+    fingerprints: key of each cell -> its fingerprint; cells of others stay in the file and count nowhere. None: all count.
+    """
+
+    def __init__(self, table: Table, results: Path, overrides: Sequence[str] = (), fingerprints: Mapping[str, str] | None = None):
         self.table, self.path, self.overrides = table.whole or table, results / f"{table.name}.json", list(overrides)
+        self.fingerprints = fingerprints
         try:
             self.data: dict[str, Any] = json.loads(self.path.read_text())
             self.runs: dict[str, dict[str, Any]] = self.data["runs"]
@@ -400,7 +427,9 @@ class Record:
     def write(self) -> None:
         """Write both files, each whole or not at all."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.data = summary(self.table, self.runs, self.overrides)
+        known = self.fingerprints
+        counted = {key: run for key, run in self.runs.items() if known is None or run["fingerprint"] == known.get(key)}
+        self.data = {**summary(self.table, counted, self.overrides), "runs": dict(sorted(self.runs.items()))}
         save(self.path, (json.dumps(self.data, indent=1) + "\n").encode())
         save(self.path.with_suffix(".md"), page(self.table, self.data).encode())
 
@@ -491,6 +520,8 @@ def page(table: Table, data: Mapping[str, Any]) -> str:
         f"Mean and standard deviation over seeds; {protocol['runs']} runs, {hours} hours on {devices}.",
         f"Made by `{protocol['command']}`.",
     ]
+    if others := len(data["runs"]) - protocol["runs"]:
+        lines.append(f"The JSON file has {others} runs of other settings too, which do not count here.")
     return "\n".join([*lines, *(["", table.notes.strip()] if table.notes else [])]) + "\n"
 
 

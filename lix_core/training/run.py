@@ -14,6 +14,7 @@ import signal
 import subprocess
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -205,6 +206,7 @@ def fit(
     if resume and (out / "config.yaml").exists():
         refuse_another_run(config, out)
         if (out / "result.json").exists():
+            refuse_other_weights(out, Path(teacher) if distilled else None, Path(start) if start else None)
             return RunResult.load(out)
     if lead:
         save(out / "config.yaml", to_yaml(config).encode())
@@ -226,10 +228,24 @@ def clear(out: Path) -> None:
 def refuse_another_run(config: Config, out: Path) -> None:
     """A TrainingError where the folder holds a run of other settings."""
     old = yaml.safe_load((out / "config.yaml").read_text())
+    with suppress(TrainingError):
+        old = to_dict(from_dict(old))  # options that came to be since then have their defaults
     changed = {key: change for key, change in differences(old, to_dict(config)).items() if key not in FREE and not key.endswith(".root")}
     if changed:
         words = "; ".join(f"{key}: {before!r} -> {after!r}" for key, (before, after) in list(changed.items())[:4])
         raise TrainingError(f"{out} holds a run of other settings ({words}); name another folder, or do not resume")
+
+
+def refuse_other_weights(out: Path, teacher: Path | None, start: Path | None) -> None:
+    """A TrainingError where the folder holds a finished run with another teacher, or from another start."""
+    if not (out / "checkpoints" / "best.ckpt").exists():
+        return
+    record = load_checkpoint(out / "checkpoints" / "best.ckpt")["record"]
+    for what, run in (("teacher", teacher), ("start", start)):
+        if record.get(what, "") != (checksum(run) if run else ""):
+            raise TrainingError(
+                f"{out} holds a finished run with another {what} than {run or 'none'}; name another folder, or do not resume"
+            )
 
 
 class Run:
@@ -241,7 +257,10 @@ class Run:
         self.epochs = math.ceil(optim.steps / optim.steps_per_epoch)
         last = out / "checkpoints" / "last.ckpt"
         self.begun = last if resume and last.exists() else None
-        self.data = TrainingData(config.data, config.seed, optim.accumulate, min(optim.steps, optim.steps_per_epoch))
+        data = config.data
+        if config.model.kind == "student":  # which never sees X: what is dropped of it would only be missing in the teacher's lesson
+            data = dataclasses.replace(data, x_dropout=0.0, x_holes=0.0)
+        self.data = TrainingData(data, config.seed, optim.accumulate, min(optim.steps, optim.steps_per_epoch))
         self.labels = self.data.labels
         self.evaluate = partial(evaluate, batch=trainer.val_batch, size=config.data.eval_size, workers=config.data.workers)
         torch.manual_seed(seed_of(config.seed, 1))
@@ -249,7 +268,7 @@ class Run:
         check_crop(config, network)
         self.start_hash = self._start(start, network) if start else ""
         weights = class_weights(self.data.count_pixels(), config.loss.class_weight_power) if config.loss.class_weight_power else None
-        teacher_network, distiller, self.teacher_hash = None, None, ""
+        teacher_network, distiller, self.teacher_hash, self.teacher_needs_x = None, None, "", False
         if teacher is not None:
             teacher_network, self.teacher_hash = self._teacher(teacher)
             # After the network, from a seed of its own: the initial weights of a student do not depend on how it is taught.
@@ -258,7 +277,7 @@ class Run:
                 config.distill, network.feature_channels, teacher_network.feature_channels, len(self.labels), self.data.x_channels, weights
             )
         hard = HardLoss(weights, config.loss.dice, config.loss.ohem, config.loss.ohem_keep)
-        self.learner = Learner(config, network, hard, teacher_network, distiller)
+        self.learner = Learner(config, network, hard, teacher_network, distiller, self.teacher_needs_x)
         score = partial(self.evaluate, dataset=self.data.val) if self.data.val else None
         self.journal = Journal(out, self.epochs, trainer.val_every, score)
 
@@ -272,6 +291,8 @@ class Run:
             raise TrainingError(
                 f"the teacher {run} sees X {record.x_kind!r}, this data gives {self.data.x_kind!r}: set data.x={record.x_kind}"
             )
+        # It was never without X, so without X it does not know what it says.
+        self.teacher_needs_x = bool(record.x_channels) and record.config.data.x_dropout == 0
         digest = checksum(run)
         self._check_begun("teacher", digest, f"with another teacher than {run}")
         if not self.begun:
