@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -11,7 +12,7 @@ torch = pytest.importorskip("torch")
 
 from lix_core.data.sample import Batch
 from lix_core.distill.config import DistillConfig, DKDConfig, LIXConfig, MGDConfig, PseudoConfig
-from lix_core.distill.distiller import at_cells, lesson_of, sure_classes
+from lix_core.distill.distiller import at_cells, away_from_edges, lesson_of, sure_classes
 from lix_core.distill.feature import recalibrated_feature_loss
 from lix_core.distill.logit import weighed_logit_loss
 from lix_core.distill.objective import METHODS, build_controller, build_distiller
@@ -329,6 +330,45 @@ def test_without_a_class_that_weighs_something_the_terms_are_zero():
     config = DistillConfig("kd", class_weights=True)
     (term,) = build_distiller(config, STUDENT, TEACHER, CLASSES, 0, torch.zeros(CLASSES))(student, teacher, batch_of()).values()
     assert term.item() == 0
+
+
+# Edges.
+
+
+@pytest.mark.parametrize("radius", [1, 2])
+def test_cells_are_left_out_where_another_class_is_near(radius):
+    classes = torch.randint(0, 9, (2, 7, 11), generator=torch.Generator().manual_seed(3)).clamp(max=1)
+    classes[0, :4] = 1
+    classes[1, 2:, 3:] = 255
+    found = away_from_edges(classes, radius)
+    for b, y, x in itertools.product(range(2), range(7), range(11)):
+        near = classes[b, max(0, y - radius) : y + radius + 1, max(0, x - radius) : x + radius + 1]
+        others = set(near.flatten().tolist()) - {255, classes[b, y, x].item()}
+        assert found[b, y, x] == (255 if others else classes[b, y, x])
+    assert (found[0] != 255).any() and ((found == 255) & (classes != 255)).any()
+
+
+@pytest.mark.parametrize("method", ["kd", "dkd", "cirkd", "pseudo", "lix"])
+def test_without_edges_the_terms_are_those_of_the_other_cells(method):
+    student, teacher, batch = output_of(1, STUDENT), output_of(2, TEACHER), batch_of()
+    config = DistillConfig(method, lix=LIXConfig(feature=0), pseudo=PseudoConfig(threshold=0.0))
+    # In halves of one class each, so that columns 2 and 3 of 6 cells are at an edge; the teacher is sure of the same.
+    halves = torch.arange(WIDTH).expand(IMAGES, HEIGHT, WIDTH) // (WIDTH // 2)
+    labels = torch.where(batch.labelled[:, None, None], halves, 255)
+    teacher = teacher._replace(logits=teacher.logits + 50 * torch.nn.functional.one_hot(at_cells(halves, (4, 6)), CLASSES).movedim(3, 1))
+    batch = dataclasses.replace(batch, labels=labels)
+
+    def terms(edge: int, columns: list[int]) -> dict[str, torch.Tensor]:
+        distiller = build_distiller(dataclasses.replace(config, edge=edge), STUDENT, TEACHER, CLASSES, 0)
+        some = [output._replace(logits=output.logits[..., columns]) for output in (student, teacher)]
+        pixels = [x for column in columns for x in (2 * column, 2 * column + 1)]
+        torch.manual_seed(0)
+        return distiller(*some, dataclasses.replace(batch, labels=labels[..., pixels]))
+
+    without, others = terms(1, list(range(6))), terms(0, [0, 1, 4, 5])
+    assert set(without) == set(others)
+    for name in without:
+        torch.testing.assert_close(without[name], others[name], msg=name)
 
 
 # The target.

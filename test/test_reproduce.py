@@ -89,9 +89,10 @@ def test_a_fingerprint_is_of_what_decides_the_numbers():
     assert len(set(plain.values())) == 6
     assert prints(roots={"tiny": "elsewhere"}) == plain and prints(overrides=["data.workers=2"]) == plain
     assert not set(prints(overrides=["optim.lr=0.5"]).values()) & set(plain.values())
-    # Class weights of the distillation are nothing to those that are not distilled.
-    weighed = prints(overrides=["distill.class_weights=true"])
-    assert {key.split("/")[0] for key in plain if weighed[key] != plain[key]} == {"kd"}
+    # Options of every distillation are nothing to those that are not distilled.
+    for override in ("distill.class_weights=true", "distill.edge=2"):
+        other = prints(overrides=[override])
+        assert {key.split("/")[0] for key in plain if other[key] != plain[key]} == {"kd"}
     # A teacher that learns otherwise makes another student, but not another control.
     taught = prints(teachers={"teacher": ["optim.lr=0.5"]})
     assert taught["kd/fold0/seed0"] != plain["kd/fold0/seed0"] and taught["control/fold0/seed0"] == plain["control/fold0/seed0"]

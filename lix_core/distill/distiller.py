@@ -31,6 +31,8 @@ class Networks(NamedTuple):
     x_channels: int
     class_weights: Tensor | None = None
     """(C,) by which pixels of each target class count in terms over logits; None: all alike."""
+    edge: int = 0
+    """Cells with another target class within so many cells do not count in terms over logits."""
 
     def check_features(self, option: str, names: Iterable[str]) -> None:
         """Raises TrainingError unless both networks have every feature; `option` is where the names come from."""
@@ -54,23 +56,28 @@ class Distiller(nn.Module):
     networks are), under autocast too. Every term is finite on any batch: frames without labels, no valid pixel at all.
 
     Args:
+        networks: what it is built for.
         warmup: batches in training mode over which the terms rise linearly to their weights; counted in the state of the module.
-        class_weights: see Networks.
 
     Shape:
         student, teacher: Output of the networks for one batch; batch.labels (B, H, W) int64, 255 = ignored
         -> named, weighted scalars
     """
 
-    def __init__(self, warmup: int = 0, class_weights: Tensor | None = None):
+    def __init__(self, networks: Networks, warmup: int = 0):
         super().__init__()
-        self.warmup = warmup
-        self.register_buffer("class_weights", class_weights, persistent=False)
+        self.warmup, self.edge = warmup, networks.edge
+        self.register_buffer("class_weights", networks.class_weights, persistent=False)
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
 
     def terms(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
         """The weighted terms; the teacher is detached and autocast is off."""
         raise NotImplementedError
+
+    def lesson(self, student: Output, teacher: Output, batch: Batch, gate: float = 0.0) -> Lesson:
+        """`lesson_of`, without the edges that are left out."""
+        lesson = lesson_of(student, teacher, batch, gate)
+        return lesson._replace(classes=away_from_edges(lesson.classes, self.edge)) if self.edge else lesson
 
     def forward(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
         if self.training:
@@ -87,7 +94,7 @@ class NoDistiller(Distiller):
     """The control: no term."""
 
     def __init__(self, config: None, networks: Networks):
-        super().__init__()
+        super().__init__(networks)
 
     def terms(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
         return {}
@@ -150,6 +157,15 @@ def sure_classes(logits: Tensor, gate: float) -> Tensor:
     """(B, C, H, W) logits -> (B, H, W) int64 classes, 255 where the largest probability is below `gate`."""
     confidence, classes = logits.softmax(1).max(1)
     return classes.masked_fill(confidence < gate, UNLABELLED)
+
+
+def away_from_edges(classes: Tensor, radius: int) -> Tensor:
+    """(B, H, W) int64 classes -> the same, 255 where another class (but 255) lies within `radius` cells, each way and diagonally."""
+    counted = classes != UNLABELLED
+    window = {"kernel_size": 2 * radius + 1, "stride": 1, "padding": radius}
+    largest = F.max_pool2d(classes.masked_fill(~counted, -1).float(), **window)
+    smallest = -F.max_pool2d(-classes.float(), **window)  # 255 is larger than every class
+    return classes.masked_fill(largest != smallest, UNLABELLED)
 
 
 def at_cells(pixels: Tensor, size: tuple[int, int]) -> Tensor:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lix_core.distill.config import DistillConfig, LIXConfig
-from lix_core.distill.distiller import Distiller, Networks, NoDistiller, at_cells, detached, full_precision, lesson_of, weighted_mean
+from lix_core.distill.distiller import Distiller, Networks, NoDistiller, at_cells, detached, full_precision, weighted_mean
 from lix_core.distill.feature import recalibrated_feature_loss
 from lix_core.distill.logit import (
     Controller,
@@ -58,7 +58,7 @@ class LIX(Distiller):
     """
 
     def __init__(self, config: LIXConfig, networks: Networks):
-        super().__init__(config.warmup, networks.class_weights)
+        super().__init__(networks, config.warmup)
         self.config = config
         self.controller = build_controller(config)
         self.x_head = None
@@ -75,7 +75,7 @@ class LIX(Distiller):
     def terms(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
         config, terms = self.config, {}
         if config.logit:
-            parts = weighed_logit_loss(*lesson_of(student, teacher, batch, config.gate), self.controller, self.class_weights)
+            parts = weighed_logit_loss(*self.lesson(student, teacher, batch, config.gate), self.controller, self.class_weights)
             terms |= {name: config.logit * part for name, part in parts.items()}
         if config.feature:
             losses = [self._feature_loss(feature_of(student, name), feature_of(teacher, name)) for name in config.features]
@@ -101,7 +101,7 @@ class LIX(Distiller):
 
     def maps(self, student: Output, teacher: Output, batch: Batch) -> WeighedMaps:
         """Weights and divergences of L_L on the student's coarse grid, for drawing; NaN where a pixel does not count."""
-        return weights_maps(*lesson_of(student, detached(teacher), batch, self.config.gate), self.controller)
+        return weights_maps(*self.lesson(student, detached(teacher), batch, self.config.gate), self.controller)
 
 
 METHODS: dict[str, type[Distiller]] = {
@@ -137,5 +137,6 @@ def build_distiller(
     config.check()
     if num_classes < 2:
         raise TrainingError(f"distillation needs at least two classes, got {num_classes}")
-    networks = Networks(student_channels, teacher_channels, num_classes, x_channels, class_weights if config.class_weights else None)
+    weights = class_weights if config.class_weights else None
+    networks = Networks(student_channels, teacher_channels, num_classes, x_channels, weights, config.edge)
     return METHODS[config.method](getattr(config, config.method, None), networks)

@@ -33,11 +33,11 @@ class KD(Distiller):
     """Knowledge distillation (Hinton et al. 2015, arXiv 1503.02531) of each pixel. On frames without labels every pixel counts."""
 
     def __init__(self, config: KDConfig, networks: Networks):
-        super().__init__(0, networks.class_weights)
+        super().__init__(networks)
         self.config = config
 
     def terms(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
-        return {"kd": self.config.weight * pixel_divergence(lesson_of(student, teacher, batch), self.config.tau, self.class_weights)}
+        return {"kd": self.config.weight * pixel_divergence(self.lesson(student, teacher, batch), self.config.tau, self.class_weights)}
 
 
 class DKD(Distiller):
@@ -46,11 +46,13 @@ class DKD(Distiller):
     """
 
     def __init__(self, config: DKDConfig, networks: Networks):
-        super().__init__(config.warmup, networks.class_weights)
+        super().__init__(networks, config.warmup)
         self.weight, self.controller = config.weight, FixedWeights(config.alpha, config.beta, config.tau)
 
     def terms(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
-        return {"dkd": self.weight * weighed_logit_loss(*lesson_of(student, teacher, batch), self.controller, self.class_weights)["logit"]}
+        return {
+            "dkd": self.weight * weighed_logit_loss(*self.lesson(student, teacher, batch), self.controller, self.class_weights)["logit"]
+        }
 
 
 def channel_divergence(teacher: Tensor, student: Tensor, tau: float) -> Tensor:
@@ -67,7 +69,7 @@ class CWD(Distiller):
     """Channel-wise distillation of logits (Shu et al., ICCV 2021, arXiv 2011.13256). It has no use for labels: every pixel counts."""
 
     def __init__(self, config: CWDConfig, networks: Networks):
-        super().__init__()
+        super().__init__(networks)
         self.config = config
 
     def terms(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
@@ -98,7 +100,7 @@ class CIRKD(Distiller):
     """
 
     def __init__(self, config: CIRKDConfig, networks: Networks):
-        super().__init__(0, networks.class_weights)
+        super().__init__(networks)
         networks.check_features("cirkd.feature", [config.feature])
         self.config = config
 
@@ -109,7 +111,7 @@ class CIRKD(Distiller):
         tokens = [pool_tokens(full_precision(feature), grid) for feature in (known, seen)]
         terms = {"cirkd": config.weight * similarity_divergence(*tokens, config.tau)}
         if config.kd_weight:
-            terms["kd"] = config.kd_weight * pixel_divergence(lesson_of(student, teacher, batch), config.kd_tau, self.class_weights)
+            terms["kd"] = config.kd_weight * pixel_divergence(self.lesson(student, teacher, batch), config.kd_tau, self.class_weights)
         return terms
 
 
@@ -121,7 +123,7 @@ class MGD(Distiller):
     """
 
     def __init__(self, config: MGDConfig, networks: Networks):
-        super().__init__()
+        super().__init__(networks)
         self.config, self.feature = config, config.feature or last_common_stage(networks)
         networks.check_features("mgd.feature", [self.feature])
         width, wanted = networks.student_channels[self.feature], networks.teacher_channels[self.feature]
@@ -150,11 +152,11 @@ class Pseudo(Distiller):
     """Pseudo labels (Lee, ICML workshop 2013): cross-entropy on the teacher's class, on frames without labels, where it is sure."""
 
     def __init__(self, config: PseudoConfig, networks: Networks):
-        super().__init__(0, networks.class_weights)
+        super().__init__(networks)
         self.config = config
 
     def terms(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
-        lesson = lesson_of(student, teacher, batch, self.config.threshold)
+        lesson = self.lesson(student, teacher, batch, self.config.threshold)
         classes = lesson.classes.masked_fill(batch.labelled[:, None, None], UNLABELLED)
         loss = F.cross_entropy(lesson.student, classes, ignore_index=UNLABELLED, reduction="none")
         return {"pseudo": self.config.weight * weighted_mean(loss, shares_of(classes, self.class_weights, loss.dtype))}

@@ -197,6 +197,8 @@ class Cell:
         options = {} if self.is_teacher else to_dict(self.config)["distill"].get(method, {})
         if distill.class_weights and method != "none" and not self.is_teacher:
             options["class_weights"] = True
+        if distill.edge and method != "none" and not self.is_teacher:
+            options["edge"] = distill.edge
         trainer, usual = self.config.trainer, TrainerConfig()
         carried = {"precision": trainer.precision} if trainer.precision != usual.precision else {}
         if self.config.data.val and trainer.val_every != usual.val_every:  # which decides what is the best checkpoint
