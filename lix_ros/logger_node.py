@@ -31,6 +31,10 @@ from lix_ros.parameters import LOGGED, LoggerParameters, declare
 
 LOOK_PERIOD_S = 0.5
 """How often the node looks for publishers that are new, gone, or offer something else."""
+TICK_PERIOD_S = 0.1
+"""How often the node looks whether images have waited long enough."""
+KEYFRAME_FLUSH_S = 0.25
+"""How often what was chosen is made safe against kill -9; sooner than all there is in mode `everything`, as images have waited before."""
 PARTNERS = ("right_image", "depth", "points", "labels")
 """Inputs that belong to an image by their stamps; the other ones are recorded whole."""
 KEYFRAMES = "~/keyframes"
@@ -79,6 +83,8 @@ class LoggerNode(Node):
         if self._selector:
             self._recording.add(Topic(self._keyframes.topic_name, "std_msgs/msg/String", (Qos(),)))
             self._listen_to_opinions()
+            self.create_timer(TICK_PERIOD_S, self._tick, clock=STEADY)
+            self._tick()
         for name in ("trigger", "pause", "resume", "split"):
             self.create_service(Trigger, f"~/{name}", getattr(self, f"_on_{name}"))
         self.create_timer(LOOK_PERIOD_S, self._look, clock=STEADY)
@@ -219,6 +225,12 @@ class LoggerNode(Node):
         with self._lock:
             self._write(self._selector.add(entry.name, stamp, raw, now))
 
+    def _tick(self) -> None:
+        """An image may wait for what never comes, where no other message comes either; for what nobody publishes it need not wait."""
+        with self._lock:
+            self._selector.expected = frozenset(reason for topic, reason in self._opinions.items() if self.count_publishers(topic))
+            self._write(self._selector.tick(self.get_clock().now().nanoseconds))
+
     def _write(self, kept: list[Kept]) -> None:
         for topic, recorded, raw in kept:
             if self._recording.write(topic, recorded, raw) and topic == self._selector.records:
@@ -275,10 +287,6 @@ class LoggerNode(Node):
         return f"{found.messages} messages, {found.bytes / 1e6:.1f} MB{lost}, in {found.bags} bags in {self._recording.folder}"
 
     def _publish_diagnostics(self) -> None:
-        if self._selector:
-            # An image may wait for a word that never comes, where no other message comes either.
-            with self._lock:
-                self._write(self._selector.tick(self.get_clock().now().nanoseconds))
         level, text = self._health()
         name = f"{self.get_fully_qualified_name().lstrip('/')}: recording"
         stamp = self.get_clock().now().to_msg()
@@ -323,9 +331,11 @@ class LoggerNode(Node):
 
 def recording_settings(settings: LoggerParameters) -> RecordingSettings:
     same = ("prefix", "storage", "compression", "split_size", "split_duration", "quota", "delete_oldest", "queue")
-    # So long may the selector hold a message.
-    late = 0.0 if settings.mode == "everything" else settings.before + 2 * settings.patience + settings.slop
-    return RecordingSettings(floor=settings.disk_floor, late=late, **{name: getattr(settings, name) for name in same})
+    chosen = {name: getattr(settings, name) for name in same} | {"floor": settings.disk_floor}
+    if settings.mode != "everything":
+        # So long may the selector hold a message.
+        chosen |= {"late": settings.before + settings.patience + settings.slop, "flush": KEYFRAME_FLUSH_S}
+    return RecordingSettings(**chosen)
 
 
 def keyframe_settings(settings: LoggerParameters) -> KeyframeSettings:

@@ -368,7 +368,7 @@ class LoggerParameters:
     buffer: int = parameter(256_000_000, "Most that is held for triggers and partners [bytes].", range=(1, 64_000_000_000))
     slop: float = parameter(0.05, "Largest difference between the stamps of an image and of what belongs to it [s].", range=(0.0, 10.0))
     patience: float = parameter(
-        1.0, "How long an image waits for the student's word on it, and then for what belongs to it [s].", range=(0.0, 60.0)
+        0.5, "How long an image waits for the student's word on it and for what belongs to it [s].", range=(0.0, 60.0)
     )
     storage: str = parameter("mcap", "Format of the bags.", choices=STORAGES)
     compression: str = parameter("none", "zstd makes bags smaller and costs CPU; images as JPEG gain nothing by it.", choices=COMPRESSIONS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +17,11 @@ from typer.testing import CliRunner, Result
 
 import recorded
 from bags import MS
+from lix_core.bags.check import check
 from lix_core.bags.extract import Extraction, extract
 from lix_core.bags.index import NS, Options
+from lix_core.bags.reader import bags_in
+from lix_core.bags.repair import repair
 from lix_core.bags.sensors import to_file, to_metres
 from lix_core.camera import Camera
 from lix_core.cli import bag
@@ -172,8 +176,9 @@ def test_every_from_and_to_choose_frames_and_partners_stay_theirs(tmp_path):
         frames = Extraction.open(tmp_path / str(number)).frames
         assert [(frame.stamp - START) // PERIOD for frame in frames] == expected
         assert all(np.array_equal(png(f.labels), world_frame((f.stamp - START) // PERIOD).labels) for f in frames)
-    with pytest.raises(SourceError, match="no image is in the stretch of time asked for"):
-        extract([path], tmp_path / "none", Options(begin=100))
+    bare = write(tmp_path / "bare", drive(6, ("image",)))  # that it has no calibration is not the reason
+    with pytest.raises(SourceError, match="no frames: no image is in the stretch of time asked for, from 100 s to its end; .* 0.5 s long$"):
+        extract([bare], tmp_path / "none", Options(begin=100))
 
 
 def test_keyframes_keep_their_reasons(tmp_path):
@@ -192,6 +197,25 @@ def test_what_the_logger_recorded_with_a_keyframe_is_its_partner(tmp_path):
     extract([write(tmp_path / "bag", messages)], tmp_path / "out")
     frames = Extraction.open(tmp_path / "out").frames
     assert [f.geometry for f in frames] == ["none", "lidar", "none"] and frames[1].partners == {"/points": 40 * MS}
+
+
+def test_messages_recorded_at_the_same_time_are_told_apart(tmp_path):
+    # A simulated clock that ticks every other frame; partners are recorded in another order than their images.
+    at = {m.time: START + (m.time - START) // (2 * PERIOD) * 2 * PERIOD + 3 * PERIOD for m in drive(6)}
+    messages = [Recorded(m.topic, at[m.time], m.message) for m in drive(6)]
+    path = write(tmp_path / "bag", [*only(messages, "/labels")[::-1], *(m for m in messages if m.topic != "/labels")])
+    extract([path], tmp_path / "out")
+    for index, frame in enumerate(Extraction.open(tmp_path / "out").frames):
+        truth = world_frame(index)
+        assert np.array_equal(png(frame.image), truth.rgb) and np.array_equal(png(frame.labels), truth.labels)
+    extract([path], tmp_path / "all", Options(every=2))
+    assert [np.array_equal(png(f.image), world_frame(2 * i).rgb) for i, f in enumerate(Extraction.open(tmp_path / "all").frames)] == 3 * [
+        True
+    ]
+    # By the time of recording, they are one.
+    extract([path], tmp_path / "recorded", Options(clock="recorded"))
+    frames = Extraction.open(tmp_path / "recorded").frames
+    assert [f.stamp for f in frames] == sorted(set(at.values())) and np.array_equal(png(frames[1].image), world_frame(2).rgb)
 
 
 # Going on, several bags, several processes.
@@ -268,6 +292,58 @@ def test_a_bag_that_changed_is_made_anew(tmp_path):
     assert [f.stamp for f in Extraction.open(tmp_path / "out").frames] == [START + 50 * NS + i * PERIOD for i in range(4)]
 
 
+def test_bags_that_changed_are_made_anew_though_it_was_killed_before_they_were(tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def kill(*_: object) -> None:
+        raise Killed
+
+    bags = [tmp_path / "a", tmp_path / "b"]
+    for topics in (("image", "camera_info"), ("image", "camera_info", "depth")):
+        for number, path in enumerate(bags):
+            shutil.rmtree(path, ignore_errors=True)
+            write(path, drive(2, topics, start=START + number * 100 * NS))
+        if "depth" in topics:
+            with monkeypatch.context() as patch, pytest.raises(Killed):
+                patch.setattr("lix_core.bags.extract.make_frames", kill)
+                extract(bags, tmp_path / "out")
+        outcomes = extract(bags, tmp_path / "out")
+    assert [(o.before, o.done, o.with_depth) for o in outcomes] == [(0, 2, 2), (0, 2, 2)]
+
+
+def test_a_moved_bag_is_the_same_bag_and_a_copy_is_told(tmp_path):
+    path = write(tmp_path / "monday" / "drive", drive(2, ("image",)))
+    extract([path], tmp_path / "out")
+    moved = path.rename(tmp_path / "drive of monday")
+    (outcome,) = extract([moved], tmp_path / "out")
+    assert (outcome.name, outcome.before, outcome.done) == ("drive", 2, 0)
+    found = Extraction.open(tmp_path / "out")
+    assert [(bag["name"], bag["path"]) for bag in found.bags] == [("drive", str(moved))] and len(found.frames) == 2
+    copy = shutil.copytree(moved, tmp_path / "copy")
+    first, second = extract([moved, copy], tmp_path / "out")
+    assert (first.name, second.name) == ("drive", "copy")
+    assert f"it looks like a copy of bag drive ({moved}): all its frames are here twice" in second.remarks
+
+
+def test_a_damaged_bag_gives_way_to_what_was_repaired_of_it(tmp_path):
+    path = write(tmp_path / "bags" / "drive", drive(10, ("image", "labels")))
+    content = data_file(path).read_bytes()
+    data_file(path).write_bytes(content[: len(content) // 2])
+    (damaged,) = extract([path], tmp_path / "out")
+    assert damaged.faults and damaged.done >= 3
+    repair(path)
+    repaired, left_out = extract(bags_in(tmp_path / "bags"), tmp_path / "out")
+    # It keeps the name, hence what people labelled of it, and what was made of it already.
+    assert (repaired.name, repaired.before, repaired.done, repaired.faults) == ("drive", damaged.done, 0, [])
+    assert (left_out.done, left_out.faults) == (0, []) and left_out.remarks == [
+        "left out: it is damaged, and drive_repaired is what is whole of it"
+    ]
+    assert len(Extraction.open(tmp_path / "out").frames) == damaged.done
+    again, _ = extract(bags_in(tmp_path / "bags"), tmp_path / "out")
+    assert (again.name, again.before, again.done) == ("drive", damaged.done, 0)
+
+
 def test_several_processes_write_the_same_files(tmp_path):
     paths = [write(tmp_path / name, drive(10, start=START + i * 10 * NS)) for i, name in enumerate("ab")]
     told = []
@@ -299,6 +375,48 @@ def test_frames_that_cannot_be_made_are_left_out_and_told(tmp_path):
     assert rows[1]["warnings"] == ["no depth: the depth image is 80x32, the image 160x64: record depth registered to it"]
     assert rows[1]["geometry"] == "none" and rows[1]["depth"] is None
     assert rows[2]["warnings"] == ["no labels: labels must be mono8 ids, got 'rgb8'"]
+    assert outcome.warnings == {rows[1]["warnings"][0]: 1, rows[2]["warnings"][0]: 1}
+    told = lix("extract", tmp_path / "bag", "-o", tmp_path / "out", "--jobs", 1)
+    assert "  1 frames: no depth: the depth image is 80x32, the image 160x64: record depth registered to it\n" in told.output
+
+
+def of_half_size(messages: list[Recorded], topic: str) -> list[Recorded]:
+    """The messages with those images at half their size."""
+
+    def half(m: Recorded) -> Recorded:
+        pixels = m.message.data.view({"32FC1": np.float32, "mono8": np.uint8}[m.message.encoding]).reshape(64, 160)
+        return Recorded(m.topic, m.time, recorded.image(m.time - 5 * MS, pixels[::2, ::2], m.message.encoding))
+
+    return [half(m) if m.topic == topic else m for m in messages]
+
+
+@pytest.mark.parametrize("others", [("points", "/tf_static"), ()])
+def test_depth_that_cannot_be_made_is_told_before_and_the_next_sensor_is_taken(tmp_path, others):
+    path = write(tmp_path / "bag", of_half_size(drive(6, ("image", "camera_info", "depth", *others)), "/depth"))
+    why = "the depth image is 80x32, the image 160x64: record depth registered to it"
+    report, (outcome,) = check(path), extract([path], tmp_path / "out")
+    geometry = "lidar" if others else "none"
+    assert (report.geometry, report.with_depth) == (geometry, outcome.with_depth) == (geometry, 6 if others else 0)
+    assert {frame.geometry for frame in Extraction.open(tmp_path / "out").frames} == {geometry}
+    assert report.remarks == outcome.remarks == [f"depth: {why}"] and outcome.warnings == {}
+    with pytest.raises(SourceError, match=f"no depth from depth: {why}"):
+        extract([path], tmp_path / "depth", Options(geometry="depth"))
+
+
+def test_compressed_depth_that_cannot_be_read_is_told_before(tmp_path):
+    packed = recorded.compressed_depth(START, world_frame(0).depth)
+    packed.format = "16UC1; compressedDepth rvl"
+    messages = [Recorded("/depth/compressedDepth", START, packed), *drive(1, ("image", "camera_info", "points", "/tf_static"))]
+    report = check(write(tmp_path / "bag", messages))
+    assert (report.geometry, report.with_depth) == ("lidar", 1)
+    assert any(remark.startswith("depth: ") and "rvl" in remark for remark in report.remarks)
+
+
+def test_labels_that_cannot_be_taken_are_told_before(tmp_path):
+    path = write(tmp_path / "bag", of_half_size(drive(4, ("image", "camera_info", "depth", "labels", "label_names")), "/labels"))
+    report, (outcome,) = check(path), extract([path], tmp_path / "out")
+    assert (report.with_labels, outcome.with_labels, report.with_depth) == (0, 0, 4)
+    assert report.remarks == outcome.remarks == ["labels: labels are 80x32, the image 160x64"]
 
 
 def test_ids_beyond_the_label_set_become_unlabelled(tmp_path):

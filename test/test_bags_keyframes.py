@@ -216,6 +216,32 @@ def test_images_are_decided_without_an_uncertainty_that_does_not_come():
     assert "/image 200" in told(selector.tick(700 * MS))
 
 
+def test_images_do_not_wait_for_what_nobody_says():
+    selector = KeyframeSelector(only(uncertainty=0.5, disagreement=0.5, interval=0.1), "/image")
+    assert stream(selector, ("/image", 0)) == []
+    selector.expected = frozenset(["uncertainty"])
+    assert told(selector.tick(10 * MS)) == []
+    assert told(selector.uncertainty(0, 0.9))[1]["reasons"] == ["uncertain", "interval"]
+    assert stream(selector, ("/image", 200)) == [], "somebody may still say something of it"
+    selector.expected = frozenset()
+    assert "/image 200" in stream(selector, ("/image", 210))
+    assert "/image 320" in stream(selector, ("/image", 320)), "at once"
+
+
+def test_nothing_that_is_written_was_held_for_longer_than_the_patience():
+    """Though neither uncertainty nor partner comes, and by the clock of arrival, which here runs ahead of the stamps."""
+    selector = KeyframeSelector(only(uncertainty=0.5, interval=0.2, patience=0.5), "/image", ["/points", "/right"])
+    held = []
+    for ms in range(0, 5000, 20):
+        kept = selector.tick((7000 + ms) * MS)
+        if ms % 100 == 0:
+            kept += selector.add("/image", ms * MS, b"image", (7000 + ms) * MS)
+            kept += selector.add("/points", (ms + 3) * MS, b"points", (7000 + ms + 1) * MS) if ms % 500 == 0 else []
+        held += [(topic, (7000 + ms) * MS - recorded) for topic, recorded, _ in kept]
+    assert {topic for topic, _ in held} == {"/image", "/points", RECORDS}
+    assert len(held) > 50 and max(age for _, age in held) == 500 * MS
+
+
 def test_an_uncertainty_that_overtakes_its_image_is_remembered():
     selector = KeyframeSelector(only(uncertainty=0.5), "/image")
     assert selector.uncertainty(100 * MS, 0.8) == []
@@ -283,6 +309,40 @@ def test_a_clock_that_is_set_back_begins_a_new_drive():
     assert first[:2] == ["/image 100000", {"stamp": 100 * S, "topic": "/image", "reasons": ["interval"], "partners": {}}]
     assert first[2:4] == ["/image 1000", "/points 1000"] and first[4]["partners"] == {"/points": S}
     assert told(selector.trigger(2 * S)) == [], "what was before is forgotten, what is kept is written"
+
+
+def test_a_bag_that_is_played_in_a_loop_has_its_partners_in_every_lap():
+    """The time of recording goes on, the stamps begin anew; depth comes 250 ms late, so that of one lap comes in the next."""
+    lap = [(topic, stamp, stamp + delay) for stamp in range(0, 5000, 100) for topic, delay in (("/image", 0), ("/depth", 250))]
+    selector = KeyframeSelector(only(interval=1.0), "/image", ["/depth"])
+    messages = sorted(((topic, stamp, n * 5000 + after) for n in range(3) for topic, stamp, after in lap), key=lambda m: m[2])
+    kept = []
+    for topic, stamp, after in messages:
+        kept += selector.add(topic, stamp * MS, f"{topic} {stamp}".encode(), (50_000 + after) * MS)
+    records = [k for k in told(kept + selector.finish()) if isinstance(k, dict)]
+    assert [r["stamp"] // (1000 * MS) for r in records] == [0, 1, 2, 3, 4] * 3
+    assert all(r["partners"] == {"/depth": r["stamp"]} for r in records)
+    assert [k for k in told(kept) if isinstance(k, str) and k.startswith("/depth")] == [f"/depth {s}" for s in range(0, 5000, 1000)] * 3
+
+
+def test_in_a_loop_the_student_is_heard_of_every_lap_anew():
+    """It is of another mind each time: of images 0, 5, ..., then of 1, 6, ..., then of 2, 7, ..."""
+    selector = KeyframeSelector(only(uncertainty=0.5), "/image")
+    kept = []
+    for lap in range(3):
+        for stamp in range(0, 5000, 100):
+            now = 50_000 + lap * 5000 + stamp
+            kept += selector.add("/image", stamp * MS, b"image", now * MS)
+            kept += selector.tick((now + 80) * MS) + selector.uncertainty(stamp * MS, 0.8 if stamp % 500 == 100 * lap else 0.1)
+    records = [keyframe_record(raw) for topic, _, raw in kept if topic == RECORDS]
+    assert [r["stamp"] // MS for r in records] == [stamp for lap in range(3) for stamp in range(100 * lap, 5000, 500)]
+
+
+def test_what_is_said_late_of_the_lap_before_decides_no_image_of_this_one():
+    selector = KeyframeSelector(only(uncertainty=0.5, patience=10.0), "/image")
+    assert stream(selector, ("/image", 90_000, 1000), ("/image", 0, 1100)) == []
+    assert selector.uncertainty(90_000 * MS, 0.9) == [], "its image was decided when the next lap began"
+    assert selector.uncertainty(0, 0.7)[0][:2] == ("/image", 1100 * MS)
 
 
 def test_nothing_is_written_twice_and_all_keyframes_have_records():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import struct
@@ -22,8 +23,9 @@ from lix_core.bags.reader import Bag, DamagedBag, bags_in, decode, header_stamp,
 from lix_core.bags.topics import find_topics
 from lix_core.camera import Camera
 from lix_core.errors import GeometryError, SourceError
-from lix_core.geometry.poses import matrix_from_pose
+from lix_core.geometry.poses import matrix_from_pose, pose_from_matrix
 from recorded import PERIOD, START, Recorded, data_file, drive, write, write_humble
+from trees import world_frame
 
 WRITERS = {
     "mcap of Kilted": lambda path, messages: write(path, messages, "mcap", 9),
@@ -128,6 +130,11 @@ def test_bags_are_found_in_a_folder_and_a_split_bag_is_one(tmp_path):
     assert bags_in(split) == [split]
     (split / "split_1.mcap").rename(split / "other.mcap")
     assert [path.name for path in bags_in(split)] == ["other.mcap", "split_0.mcap"]
+    shutil.copytree(tmp_path / "many" / "b", split / "b")
+    (split / "old.bag").touch()
+    assert [path.name for path in bags_in(split)] == ["b", "old.bag", "other.mcap", "split_0.mcap"]
+    (split / "other.mcap").rename(split / "split_1.mcap")
+    assert [path.name for path in bags_in(split)] == ["b", "old.bag", "split"]
     (tmp_path / "none").mkdir()
     with pytest.raises(SourceError, match="holds no bag: no folder with metadata.yaml, and no .mcap, .db3 or .bag file"):
         bags_in(tmp_path / "none")
@@ -306,6 +313,14 @@ def some_bag(tmp_path: Path, **topics: str) -> Path:
             {"/cam/image_raw": "rgb", "/cam/depth/image/compressedDepth": "packed", "/cam/depth/image": "mm"},
             {"image": "/cam/image_raw", "depth": "/cam/depth/image"},
         ),
+        (
+            {"/depth_camera/image": "rgb", "/depth_camera/camera_info": "info", "/depth_camera/depth_image": "metres"},
+            {"image": "/depth_camera/image", "camera_info": "/depth_camera/camera_info", "depth": "/depth_camera/depth_image"},
+        ),
+        (
+            {"/depth_rig/front/image": "rgb", "/depth_rig/front/depth/image_rect/compressed": "jpeg", "/depth_rig/depth_view": "rgb"},
+            {"image": "/depth_rig/front/image"},
+        ),
     ],
 )
 def test_topics_get_their_roles_by_type_and_custom(tmp_path, topics, expected):
@@ -427,6 +442,18 @@ def test_messages_without_stamps_count_when_they_were_recorded(tmp_path):
     assert "4 of 4 messages of /points have no stamp: the time of recording counts" in report.remarks
 
 
+def test_few_messages_without_stamps_are_left_out_and_the_others_keep_theirs(tmp_path):
+    messages = []
+    for m in drive(8, ("image", "camera_info", "depth")):
+        if m.topic == "/image":  # 65 ms on their way; the first was taken before the clock was there
+            stamp = recorded.header(0 if m.time < START + PERIOD else m.time - 5 * MS)
+            m = Recorded(m.topic, m.time + 60 * MS, dataclasses.replace(m.message, header=stamp))
+        messages.append(m)
+    report = check(write(tmp_path / "bag", messages))
+    assert (report.frames, report.with_depth) == (7, 7)
+    assert "1 of 8 messages of /image have no stamp: they are left out" in report.remarks
+
+
 def test_a_clock_set_back_is_told_and_repeated_stamps_are_left_out(tmp_path):
     again = [Recorded(m.topic, m.time + 10 * NS, m.message) for m in drive(3)]
     report = check(write(tmp_path / "bag", [*drive(3), *again]))
@@ -496,7 +523,9 @@ def test_a_lidar_of_unknown_place_is_told_with_the_cure(tmp_path):
     report = check(path)
     assert report.with_depth == 0
     assert any("TF has no transform from lidar to camera; give it as --extrinsics 'x y z qx qy qz qw'" in r for r in report.remarks)
-    assert check(path, Options(extrinsics=(0, 0, 0, 0, 0, 0, 1))).with_depth == 2
+    assert check(path, Options(extrinsics=tuple(pose_from_matrix(world_frame(0).camera_from_lidar)))).with_depth == 2
+    wrong = check(path, Options(extrinsics=(0, 0, 0, 0, 0, 0, 1)))
+    assert wrong.with_depth == 0 and any("lidar: " in r and "camera_from_lidar is wrong" in r for r in wrong.remarks)
 
 
 def test_a_ros_1_bag_has_the_same_report(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import struct
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from rosbags.rosbag2 import Reader
 
 from bags import MS, text_message, write_bag
+from lix_core.bags.reader import Bag, whole_of
 from lix_core.bags.repair import repair
 from lix_core.bags.writer import NO_HASH, Qos, RosbagsWriter, Topic
 from lix_core.errors import SourceError
@@ -29,7 +31,7 @@ def contents(bag: Path) -> list[tuple[str, int, bytes]]:
         return [(c.topic, stamp, bytes(data)) for c, stamp, data in reader.messages(reader.connections)]
 
 
-def killed_bag(folder: Path, count: int = 40, storage: str = "mcap", compression: str = "none") -> Path:
+def killed_bag(folder: Path, count: int = 40, storage: str = "mcap", compression: str = "none", is_closed: bool = False) -> Path:
     """A bag as kill -9 leaves it: flushed every ten messages, without summary and metadata.yaml. Stamps are the numbers of messages."""
     writer = RosbagsWriter(folder, storage, compression)
     writer.add(Topic("/names", TEXT, (LATCHED,)))
@@ -38,7 +40,82 @@ def killed_bag(folder: Path, count: int = 40, storage: str = "mcap", compression
         writer.write("/names" if number == 0 else "/a", number, raw(number))
         if number % 10 == 9:
             writer.flush()
+    if is_closed:
+        writer.close()
     return folder
+
+
+def chunks_of(data: bytes) -> list[tuple[int, int]]:
+    """Where the chunks of an MCAP file begin and end, read record by record."""
+    found, at = [], 8
+    while at < len(data) - 8:
+        kind, length = struct.unpack_from("<BQ", data, at)
+        if kind == 6:
+            found.append((at, at + 9 + length))
+        at += 9 + length
+    return found
+
+
+def salvaged(file: Path) -> tuple[list[int], list[str]]:
+    """The stamps of the messages that are found, which are as they were, and the faults."""
+    with Bag(file, salvaged=True) as bag:
+        messages = list(bag.messages())
+        assert len(messages) == bag.count
+        assert all(data == raw(stamp) and topic == ("/names" if stamp == 0 else "/a") for topic, _, stamp, data in messages)
+        assert {kind for _, kind, _, _ in messages} <= {TEXT, "sensor_msgs/msg/Image"}
+        return [stamp for _, _, stamp, _ in messages], bag.faults
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+@pytest.mark.parametrize("is_closed", [False, True])
+def test_damage_in_the_first_chunk_costs_that_chunk_alone(tmp_path, compression, is_closed):
+    """All topics are defined in it: what comes after has to say again what it is."""
+    bag = killed_bag(tmp_path / "bag", compression=compression, is_closed=is_closed)
+    (file,) = bag.glob("*.mcap")
+    data = bytearray(file.read_bytes())
+    begin, end = chunks_of(data)[0]
+    for at in range(begin + 60, begin + 84):
+        data[at] ^= 0xFF
+    file.write_bytes(data)
+    stamps, faults = salvaged(bag)
+    assert stamps == list(range(10, 40))
+    assert sum("is damaged and left out" in fault for fault in faults) == 1
+    report = repair(bag)
+    assert (report.changed, report.messages, report.dropped) == ("new", 30, end - begin - 9)
+    with Reader(report.bag) as reader:
+        (image,) = reader.connections
+        assert "uint8[] data" in image.msgdef.data and image.ext.offered_qos_profiles[0].reliability.name == "BEST_EFFORT"
+    assert contents(report.bag) == [("/a", number, raw(number)) for number in range(10, 40)]
+
+
+def test_a_single_wrong_byte_of_an_image_is_noticed(tmp_path):
+    bag = killed_bag(tmp_path / "bag", is_closed=True)
+    (file,) = bag.glob("*.mcap")
+    data = bytearray(file.read_bytes())
+    data[data.index(raw(25)) + 100] ^= 1
+    file.write_bytes(data)
+    assert whole_of(bag, lambda b: [stamp for _, _, stamp, _ in b.messages()]) == [*range(20), *range(30, 40)]
+    assert any("checksum" in fault for fault in salvaged(bag)[1])
+
+
+@pytest.fixture(scope="module")
+def closed(tmp_path_factory) -> bytes:
+    return next(killed_bag(tmp_path_factory.mktemp("closed") / "bag", is_closed=True).glob("*.mcap")).read_bytes()
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.floats(0, 1), flips=st.lists(st.integers(1, 255), min_size=1, max_size=24))
+def test_wherever_damage_is_the_chunks_beside_it_are_recovered_and_it_is_told(closed, tmp_path_factory, place, flips):
+    data, chunks = bytearray(closed), chunks_of(closed)
+    at = 8 + int(place * (len(data) - 8 - len(flips)))  # behind what says that it is an MCAP file
+    for number, flip in enumerate(flips):
+        data[at + number] ^= flip
+    file = tmp_path_factory.mktemp("flipped") / "bag.mcap"
+    file.write_bytes(data)
+    stamps, faults = salvaged(file)
+    hit = {number for number, (begin, end) in enumerate(chunks) if at < end and at + len(flips) > begin}
+    assert set(stamps) >= {stamp for stamp in range(40) if stamp // 10 not in hit}
+    assert stamps == sorted(set(stamps)) and (len(stamps) == 40 or faults)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +124,7 @@ def killed(tmp_path_factory) -> bytes:
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(cut=st.integers(0, 14_500))
+@given(cut=st.integers(0, 17_400))
 def test_whatever_is_cut_off_all_before_it_is_recovered(killed, tmp_path_factory, cut):
     folder = tmp_path_factory.mktemp("cut")
     file = folder / "bag.mcap"

@@ -17,8 +17,8 @@ from rosbags.rosbag2 import Reader
 from lix_core.bags import writer as writing
 from lix_core.bags.recording import Recording, RecordingSettings
 from lix_core.bags.repair import repair
-from lix_core.bags.space import own_bags
-from lix_core.bags.writer import NO_HASH, Qos, RosbagsWriter, Topic, definition_of
+from lix_core.bags.space import delete_bag, own_bags
+from lix_core.bags.writer import NO_HASH, BagExists, Qos, RosbagsWriter, Topic, definition_of
 from lix_core.errors import DataError, SourceError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -179,6 +179,9 @@ def test_the_reference_reader_of_mcap_agrees(tmp_path):
         assert [summary.statistics.message_start_time, summary.statistics.message_end_time] == [0, 1000]
         messages = [(channel.topic, message.log_time) for _, channel, message in seeking.iter_messages()]
         assert messages == sorted(messages, key=lambda m: m[1]) and len(messages) == 200
+        file.seek(0)
+        in_order = reader.NonSeekingReader(file, validate_crcs=True).iter_messages()  # meets the definitions again and again
+        assert sorted((channel.topic, message.log_time) for _, channel, message in in_order) == sorted(messages)
         (names,) = [channel for channel in summary.channels.values() if channel.topic == "/names"]
         assert (
             names.metadata["topic_type_hash"].startswith("RIHS01_df668c74") and "transient_local" in names.metadata["offered_qos_profiles"]
@@ -193,6 +196,50 @@ def test_writing_where_something_is_or_what_nobody_added_says_so(tmp_path):
     writer = RosbagsWriter(tmp_path / "bag")
     with pytest.raises(SourceError, match="/b was not added"):
         writer.write("/b", 0, b"")
+    writer.close()
+
+
+def test_of_two_writers_that_want_the_same_folder_the_slower_one_leaves_it_alone(tmp_path, monkeypatch):
+    """Another process makes the folder after this one has seen that there was none."""
+    really = Path.mkdir
+
+    def overtaken(path: Path, *args, **kwargs) -> None:
+        really(path, *args, **kwargs)
+        (path / "of_another.mcap").write_text("theirs")
+        really(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", overtaken)
+    with pytest.raises(BagExists, match="exists already and is not written over"):
+        RosbagsWriter(tmp_path / "bag")
+    assert (tmp_path / "bag/of_another.mcap").read_text() == "theirs"
+
+
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+def test_a_writer_that_cannot_begin_its_file_leaves_no_folder(tmp_path, monkeypatch, storage):
+    def no_room(*args) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lix_core.bags.mcap.McapStorage.__init__", no_room)
+    monkeypatch.setattr("rosbags.rosbag2.storage_sqlite3.Sqlite3Writer.__init__", no_room)
+    with pytest.raises(SourceError, match="No space left on device"):
+        RosbagsWriter(tmp_path / "bag", storage)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_defines_the_topics_is_repeated_at_a_hundredth_of_the_file_at_most(tmp_path):
+    words = b"uint8 is_bigendian"
+    assert words.decode() in definition_of(IMAGE)[0]
+    writer = RosbagsWriter(tmp_path / "bag")
+    writer.add(Topic("/a", IMAGE))
+    for number in range(40):  # the second chunk begins with it, the others are too small
+        writer.write("/a", number, bytes(100))
+        writer.flush()
+    assert writer.file.read_bytes().count(words) == 2
+    for number in range(4):
+        writer.write("/a", number, bytes(1_500_000))
+    writer.flush()
+    size = len(definition_of(IMAGE)[0])
+    assert 2 < writer.file.read_bytes().count(words) <= 2 + 6_000_000 / (100 * size)
     writer.close()
 
 
@@ -434,6 +481,35 @@ def test_a_clock_that_is_set_back_is_accepted_and_reported_once(tmp_path):
     assert log.said("the clock went back by 61.0 s", "warning") == 1 == log.said("the clock went back")
 
 
+class NotingWriter:
+    """Notes when it is flushed."""
+
+    def __init__(self, *_) -> None:
+        self.size, self.flushes = 0, []
+
+    def add(self, topic: Topic) -> None: ...
+
+    def write(self, topic: str, stamp_ns: int, data: bytes) -> None: ...
+
+    def flush(self) -> None:
+        self.flushes.append(time.monotonic())
+
+    def close(self) -> None: ...
+
+
+def test_what_was_written_is_flushed_in_time_however_few_messages_come(tmp_path):
+    writer = NotingWriter()
+    recording = Recording(tmp_path, RecordingSettings(floor=0, flush=0.8), lambda *_: writer)
+    recording.add(Topic("/a", TEXT))
+    began = time.monotonic()
+    recording.write("/a", 1, text("early"))
+    time.sleep(0.6)
+    recording.write("/a", 2, text("late"))
+    wait_until(lambda: writer.flushes, "it was never flushed")
+    assert writer.flushes[0] - began < 1.2
+    recording.close()
+
+
 class SlowWriter:
     """A disk that answers when it is told to."""
 
@@ -619,6 +695,65 @@ def test_the_oldest_bags_go_for_the_quota_and_nothing_that_is_not_a_bag_of_this_
     assert sum(b.size for b in own_bags(tmp_path, "lix")) <= 160_000 + 45_000
     newest = own_bags(tmp_path, "lix")[-1].path
     assert contents(newest)[-1][1] == 7
+
+
+def test_a_recording_whose_name_is_taken_meanwhile_takes_the_next_and_leaves_the_other_bag_alone(tmp_path):
+    others: list[RosbagsWriter] = []
+
+    def overtaken(folder: Path, storage: str, compression: str) -> RosbagsWriter:
+        if not others:  # another process was faster, between the choice of the name and this
+            others.append(RosbagsWriter(folder))
+            others[0].add(Topic("/theirs", TEXT))
+            others[0].write("/theirs", 1, text("theirs"))
+            others[0].flush()
+        return RosbagsWriter(folder, storage, compression)
+
+    log = Log()
+    recording = Recording(tmp_path, RecordingSettings(floor=0), overtaken, report=log, wall_clock=lambda: 0.0)
+    recording.add(Topic("/ours", TEXT))
+    for number in range(3):
+        recording.write("/ours", number, text("ours"))
+    recording.close()
+    others[0].close()
+    (theirs, found), (ours, rest) = recorded(tmp_path).items()
+    assert ours == f"{theirs}_1" and found == [("/theirs", 1, text("theirs"))]
+    assert rest == [("/ours", number, text("ours")) for number in range(3)]
+    assert recording.statistics.lost == 0 and not [entry for entry in log if entry[0] != "info"]
+
+
+WRITE_AND_REST = """
+import sys, time
+from pathlib import Path
+from lix_core.bags.writer import RosbagsWriter, Topic
+
+writer = RosbagsWriter(Path(sys.argv[1]), sys.argv[2])
+writer.add(Topic("/a", "std_msgs/msg/String"))
+writer.write("/a", 1, b"\\0\\1\\0\\0" + b"x" * 50_000)
+writer.flush()
+print("written", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+def test_a_bag_that_another_process_writes_is_not_deleted_however_long_it_rests(tmp_path, storage):
+    """Nor if a clock was set: all that is known of the last message is the time that the disk has of it."""
+    bag = tmp_path / "lix_20200101_000000"
+    child = subprocess.Popen([sys.executable, "-c", WRITE_AND_REST, str(bag), storage], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert child.stdout and child.stdout.readline() == "written\n"
+    for path in bag.iterdir():
+        os.utime(path, (0, 0))
+    assert [found.deletable for found in own_bags(tmp_path, "lix")] == [False]
+    with pytest.raises(SourceError, match="another process is writing it"):
+        delete_bag(bag)
+    child.kill()
+    child.wait()
+    assert [found.deletable for found in own_bags(tmp_path, "lix")] == [True]
+
+    recording = recording_in(tmp_path, quota=40_000, delete_oldest=True)
+    recording.write("/a", 1, text("x" * 20_000))
+    recording.close()
+    assert not bag.exists() and len(own_bags(tmp_path, "lix")) == 1
 
 
 def test_without_the_option_a_full_quota_stops_the_recording_and_deletes_nothing(tmp_path):

@@ -15,13 +15,14 @@ from torch.utils.data import DataLoader
 
 from lix_core.bags.extract import extract
 from lix_core.bags.index import NS, Options
+from lix_core.bags.repair import repair
 from lix_core.data.bag import BagDataset, split_places
 from lix_core.data.registry import open_dataset
 from lix_core.errors import DataError
 from lix_core.files import save, save_image
 from lix_core.geometry.encodings import ENCODINGS
 from lix_core.labels import STREET, Label, LabelSet
-from recorded import PERIOD, START, drive, write
+from recorded import PERIOD, START, data_file, drive, write
 from trees import WORLD_CAMERA, world_frame
 
 MAKERS = LabelSet("makers", (Label("car", (0, 0, 142)), Label("road", (128, 64, 128))))
@@ -142,6 +143,16 @@ def test_a_folder_of_bags_is_one_data_set(tmp_path):
     assert np.array_equal(data[1].image, world_frame(0).rgb)
 
 
+def test_a_damaged_bag_beside_the_repaired_one_is_in_the_data_set_once(tmp_path):
+    path = write(tmp_path / "bags" / "drive", drive(4, ("image",)))
+    content = data_file(path).read_bytes()
+    data_file(path).write_bytes(content[: len(content) * 3 // 4])
+    damaged = BagDataset(path, "all", labels="none")
+    repair(path)
+    both = BagDataset(tmp_path / "bags", "all", labels="none")
+    assert len(damaged) in (2, 3) and both.names == [name.replace("drive/", "drive_repaired/") for name in damaged.names]
+
+
 def test_damaged_files_of_an_extraction_are_named(labelled):
     data = BagDataset(labelled, "all", x="depth")
     (labelled / f"bag/image/{START}.png").write_bytes(b"broken")
@@ -183,8 +194,8 @@ def test_whole_blocks_are_held_out_and_neighbours_are_on_one_side(keys, held_out
         number = len({stamp // block for b, stamp in keys if b == bag})
         held = len({n for b, n in blocks["val"] if b == bag})
         assert held == (max(1, round(held_out * number)) if number > 1 else round(held_out * number))
-        for t in (keys[p][1] for p in train if keys[p][0] == bag):
-            assert all(abs(t - keys[p][1]) > round(0.1 * block) for p in val if keys[p][0] == bag)
+    # Bags may be parts of one drive, or copies: whatever was recorded near a held-out frame.
+    assert all(abs(keys[t][1] - keys[v][1]) > round(0.1 * block) for t in train for v in val)
 
 
 @given(keys=KEYS, more=KEYS)
@@ -192,6 +203,21 @@ def test_a_bag_is_split_alike_whatever_other_bags_there_are(keys, more):
     others = [("c", stamp) for _, stamp in more]
     alone, together = (split_places(every, "val", 0.3, 20) for every in (keys, [*keys, *others]))
     assert alone == [place for place in together if place < len(keys)]
+
+
+def test_a_drive_in_many_bags_is_split_as_one():
+    keys = [(f"drive_{i // 250}", START + i * NS // 10) for i in range(2000)]
+    train, val = ({keys[p][1] for p in split_places(keys, split, 0.2, 10 * NS)} for split in ("train", "val"))
+    assert min(abs(t - v) for t in train for v in val) > NS
+    copies = [(bag, stamp) for bag in ("drive", "drive_repaired") for _, stamp in keys]
+    train, val = ({copies[p][1] for p in split_places(copies, split, 0.2, 10 * NS)} for split in ("train", "val"))
+    assert not train & val and len(val) == 400
+
+
+def test_bags_of_one_clock_hold_out_the_same_and_leave_the_rest_to_train_on():
+    # Simulated drives of a minute, that all begin at 0.
+    keys = [(f"run {number}", i * NS // 10) for number in range(10) for i in range(600)]
+    assert len(split_places(keys, "val", 0.2, 10 * NS)) == 1000 and len(split_places(keys, "train", 0.2, 10 * NS)) > 4500
 
 
 def test_no_share_holds_out_nothing():

@@ -27,7 +27,7 @@ from std_srvs.srv import Trigger  # noqa: E402
 
 import bundles  # noqa: E402
 from lix_core.bags.keyframes import keyframe_record  # noqa: E402
-from lix_core.bags.reader import Bag, bags_in  # noqa: E402
+from lix_core.bags.reader import Bag, bags_in, whole_of  # noqa: E402
 from lix_core.bags.topics import find_topics  # noqa: E402
 from lix_ros import qos  # noqa: E402
 from ros import NodeProcess, Peer, image_message, node_starter, wait_for  # noqa: E402
@@ -231,16 +231,47 @@ def test_what_nobody_publishes_is_told_and_recorded_when_somebody_does(start: An
 
 def test_what_waited_for_its_partners_is_no_jump_of_the_clock(start: Any, peer: Peer, folder: Path) -> None:
     node = start(uncertainty=0.9, view=0.0, interval=0.1, least_interval=0.0, patience=0.7, topics=["image", "camera_info", "depth"])
+    Camera(peer, "/confidence")
     camera, info = Camera(peer), peer.publisher(CameraInfo, "/camera_info")
     end = time.monotonic() + 2.5
     index = 0
-    while time.monotonic() < end:  # neither confidence nor depth ever comes: images wait twice 0.7 s, calibrations do not
+    while time.monotonic() < end:  # neither confidence nor depth ever comes: images wait for 0.7 s, calibrations do not
         camera.send(index)
         info.publish(CameraInfo())
         index += 1
         time.sleep(0.05)
     assert node.stop() == 0 and "the clock went back" not in node.output
     assert len(images(read(folder))) == index
+
+
+def test_images_do_not_wait_for_a_student_that_is_not_there(start: Any, peer: Peer, folder: Path) -> None:
+    node = start(uncertainty=0.3, view=0.0, interval=0.1, least_interval=0.0, patience=60.0, topics=["image"])
+    told, camera = peer.diagnostics("logger"), Camera(peer)
+    camera.send(0)
+    wait_for(lambda: told.value("keyframes") == "1", lambda: f"the image still waits: {told.latest}")
+    Camera(peer, "/confidence")
+    camera.send(1)
+    wait_for(lambda: told.value("images") == "2", "the image did not come")
+    assert told.value("keyframes") == "1", "its student may still say something"
+    assert node.stop() == 0 and len(images(read(folder))) == 2
+
+
+def test_kill_9_loses_less_than_a_second_of_keyframes_whose_student_says_nothing(start: Any, peer: Peer, folder: Path) -> None:
+    """With the patience of the default: every image waits, and then for the disk."""
+    node = start(view=0.0, interval=0.05, least_interval=0.0, topics=["image"])
+    camera, _ = Camera(peer), Camera(peer, "/confidence")
+    sent = []
+    for index in range(25):
+        camera.send(index)
+        sent.append(time.monotonic())
+        time.sleep(0.1)
+    killed = time.monotonic()
+    node.process.kill()
+    node.process.wait()
+    (path,) = bags_in(folder)
+    found = images(whole_of(path, lambda bag: [(topic, bytes(raw)) for topic, _, _, raw in bag.messages()]))
+    assert found == camera.sent[: len(found)]
+    assert len(found) == len(sent) or killed - sent[len(found)] < 1.0
 
 
 def test_an_image_that_cannot_be_looked_at_is_told_and_the_node_goes_on(start: Any, peer: Peer, folder: Path) -> None:

@@ -19,7 +19,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
@@ -30,7 +31,7 @@ import cv2
 
 from lix_core import __version__
 from lix_core.bags.index import NO_GEOMETRY, BagIndex, FramePlan, Options
-from lix_core.bags.reader import home_of
+from lix_core.bags.reader import home_of, repaired_of
 from lix_core.bags.sensors import BagFrame, FrameReader, open_frames
 from lix_core.camera import Camera
 from lix_core.errors import DataError, LabelError, LixError, SourceError
@@ -162,7 +163,10 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
 
 @dataclass
 class BagOutcome:
-    """What became of one bag. left_out: stamp of the image [ns] -> why. done: frames made now; before: those that were there."""
+    """What became of one bag. left_out: stamp of the image [ns] -> why. done: frames made now; before: those that were there.
+
+    warnings: what is missing in frames, and why -> in how many, the most first.
+    """
 
     name: str
     path: Path
@@ -171,6 +175,7 @@ class BagOutcome:
     with_depth: int = 0
     with_labels: int = 0
     left_out: dict[int, str] = field(default_factory=dict)
+    warnings: dict[str, int] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
 
@@ -213,21 +218,29 @@ def extract(
     """
     make_folder(out)
     entries = begun(out, options)
-    works, unreadable = [], []
+    given = {expanded(path).resolve() for path in bags}
+    works, others = [], []
     for path in bags:
         try:
-            works.append(prepare(home_of(path).resolve(), out, options, entries))
+            home = home_of(path).resolve()
+            opened = open_frames(home, options)
+            if is_replaced(home, opened[0], given):
+                remarks = [f"left out: it is damaged, and {repaired_of(home).name} is what is whole of it"]
+                others.append(BagOutcome(home.name, home, remarks=remarks))
+            else:
+                works.append(prepare(home, *opened, out, entries))
         except SourceError as error:
-            unreadable.append(BagOutcome(expanded(path).name, expanded(path), faults=[str(error)]))
+            others.append(BagOutcome(expanded(path).name, expanded(path), faults=[str(error)]))
     if not works:
-        raise SourceError("; ".join(fault for outcome in unreadable for fault in outcome.faults) or "no bags are given")
+        raise SourceError("; ".join(fault for outcome in others for fault in outcome.faults) or "no bags are given")
     save_description(out, options, entries)
     on_start(sum(len(work.plans) for work in works), sum(work.outcome.before for work in works))
     make_frames(works, jobs, on_frame)
     for work in works:
         work.outcome.with_depth = sum(bool(row["depth"]) for row in work.rows.values())
         work.outcome.with_labels = sum(bool(row["labels"]) for row in work.rows.values())
-    return [*(work.outcome for work in works), *unreadable]
+        work.outcome.warnings = dict(Counter(text for row in work.rows.values() for text in row.get("warnings", ())).most_common())
+    return [*(work.outcome for work in works), *others]
 
 
 def begun(out: Path, options: Options) -> dict[str, dict[str, Any]]:
@@ -245,23 +258,39 @@ def begun(out: Path, options: Options) -> dict[str, dict[str, Any]]:
     return {entry["name"]: entry for entry in before.bags}
 
 
-def name_of(home: Path, entries: Mapping[str, Mapping[str, Any]]) -> str:
-    """What the bag at `home` is called: as its folder or file, with a number where another is called so already.
+def is_replaced(home: Path, index: BagIndex, given: Collection[Path]) -> bool:
+    """Whether a bag is damaged, and what `lix bag repair` made of it is among those that are given: its frames would be there twice."""
+    return index.salvaged and repaired_of(home) in given
 
-    entries: name -> description, with the `path` of the bag, of those that have names.
+
+def name_of(home: Path, fingerprint: str, entries: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the bag at `home` is called: as it was before it was repaired or moved; else as its folder or file, with a number where another
+    is called so already.
+
+    entries: name -> description, with `path`, `fingerprint` and `faults` of the bag, of those that have names.
     """
-    own = next((name for name, entry in entries.items() if entry["path"] == str(home)), "")
+
+    def was(entry: Mapping[str, Any]) -> bool:
+        path = Path(entry["path"])
+        is_moved = entry["fingerprint"] == fingerprint and not path.exists()
+        return is_moved or (bool(entry.get("faults")) and repaired_of(path) == home)
+
+    known = [name for name, entry in entries.items() if entry["path"] == str(home)] or [name for name in entries if was(entries[name])]
     stem = home.name if home.is_dir() else home.stem
     # masks and pseudo are folders of the extraction itself.
     taken = {*entries, "masks", "pseudo"}
     names = (stem if number == 1 else f"{stem}-{number}" for number in range(1, len(taken) + 2))
-    return own or next(name for name in names if name not in taken)
+    return known[0] if known else next(name for name in names if name not in taken)
 
 
-def prepare(home: Path, out: Path, options: Options, entries: dict[str, dict[str, Any]]) -> Work:
-    """Look at a bag, write what is common to its frames, and take up those that are done. Raises SourceError."""
-    name = name_of(home, entries)
-    index, plans, reader = open_frames(home, options)
+def prepare(
+    home: Path, index: BagIndex, plans: list[FramePlan], reader: FrameReader, out: Path, entries: dict[str, dict[str, Any]]
+) -> Work:
+    """Take up the frames of a bag that are done, and write what is common to all of them. Raises SourceError."""
+    name = name_of(home, index.fingerprint, entries)
+    for other, entry in entries.items():
+        if other != name and entry["fingerprint"] == index.fingerprint:
+            index.remarks.append(f"it looks like a copy of bag {other} ({entry['path']}): all its frames are here twice")
     folder = out / name
     make_folder(folder)
     entry = {
@@ -280,13 +309,16 @@ def prepare(home: Path, out: Path, options: Options, entries: dict[str, dict[str
     wanted = {plan.stamp for plan in plans}
     rows = {stamp: row for stamp, row in rows.items() if stamp in wanted and files_exist(folder, row)}
     entries[name] = entry
+    outcome = BagOutcome(name, index.path, before=len(rows), remarks=index.remarks, faults=index.faults)
+    work = Work(folder, index, plans, reader, outcome, rows)
+    # Before the new fingerprint is: it must never stand beside frames of a bag that changed since.
+    work.save_rows()
     for kind in ("image", "depth", "labels"):
         (folder / kind).mkdir(exist_ok=True)
     save(folder / "camera.json", json.dumps(calibration(index), indent=1).encode())
     if index.labels is not None:
         save(folder / "labels.json", json.dumps(index.labels.to_dict(), indent=1).encode())
-    outcome = BagOutcome(name, index.path, before=len(rows), remarks=index.remarks, faults=index.faults)
-    return Work(folder, index, plans, reader, outcome, rows)
+    return work
 
 
 def files_exist(folder: Path, row: dict[str, Any]) -> bool:

@@ -36,6 +36,9 @@ MARGIN_S = 1.0
 LOOKED_AT = 200
 """Messages that are searched for a calibration of the image's size."""
 NS = 1_000_000_000
+MessageKey = tuple[int, int]
+"""A message among those of its topic: when it was recorded, and the stamp in its header [ns]. Neither tells it from others by itself: the
+time of recording may stand still (simulated), stamps may be missing."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +79,16 @@ class Options:
 
 @dataclass(frozen=True)
 class Stream:
-    """The messages of a topic in time. recorded, stamps: (N,) int64 [ns], in ascending order of stamps, none of them twice."""
+    """The messages of a topic in time. recorded, stamps, headers: (N,) int64 [ns], in ascending order of stamps, none of them twice.
+
+    headers: what their headers say; `stamps` are these, or `recorded` where the time of recording counts.
+    """
 
     topic: str
     type: str
     recorded: np.ndarray
     stamps: np.ndarray
+    headers: np.ndarray
     repeated: int = 0
     """Messages left out because their stamp was there already."""
     backwards: int = 0
@@ -89,6 +96,14 @@ class Stream:
 
     def __len__(self) -> int:
         return len(self.stamps)
+
+    def key(self, place: int) -> MessageKey:
+        """Of the message at a place."""
+        return int(self.recorded[place]), int(self.headers[place])
+
+    def taken(self, places: np.ndarray) -> Stream:
+        """These of the messages."""
+        return replace(self, recorded=self.recorded[places], stamps=self.stamps[places], headers=self.headers[places])
 
 
 @dataclass(frozen=True)
@@ -106,12 +121,12 @@ NO_KEYFRAME = Keyframe((), {})
 class FramePlan:
     """A frame to be made: which messages it takes.
 
-    stamp: of the image [ns]. members: role -> when the message was recorded [ns]. offsets: topic -> how much later than the image its
-    message was taken [ns]. geometry: what its depth is made of; none without depth. reasons: why it was recorded, for keyframes.
+    stamp: of the image [ns]. members: role -> which message of its topic. offsets: topic -> how much later than the image its message was
+    taken [ns]. geometry: what its depth is made of; none without depth. reasons: why it was recorded, for keyframes.
     """
 
     stamp: int
-    members: dict[str, int]
+    members: dict[str, MessageKey]
     offsets: dict[str, int]
     geometry: str
     reasons: tuple[str, ...]
@@ -122,9 +137,9 @@ class BagIndex:
     """What there is in a bag.
 
     start, end: recorded [ns]. camera: of the image as it is on the topic; None where it is not known or cannot be rectified. right_camera:
-    of the other one of the pair. pair_fault: what makes the pair useless, in words. camera_from_lidar: (4, 4). labels: what the ids of the
-    label topic mean. keyframes: stamp -> why a frame was recorded, and with what. size: (height, width) of the first image. remarks: what
-    a user should know. faults: what could not be read.
+    of the other one of the pair. camera_from_lidar: (4, 4). unusable: what cannot be made although its messages are there, a geometry or
+    "labels" -> why, in words. labels: what the ids of the label topic mean. keyframes: stamp -> why a frame was recorded, and with what.
+    size: (height, width) of the first image. remarks: what a user should know. faults: what could not be read.
     """
 
     name: str
@@ -142,7 +157,7 @@ class BagIndex:
     camera: Camera | None = None
     right_camera: Camera | None = None
     camera_from_lidar: np.ndarray | None = None
-    pair_fault: str = ""
+    unusable: dict[str, str] = field(default_factory=dict)
     labels: LabelSet | None = None
     keyframes: dict[int, Keyframe] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
@@ -170,7 +185,7 @@ def scan(bag: Bag, options: Options) -> BagIndex:
     index.streams = read_streams(bag, topics, options.clock, begin - margin, stop + margin, index.remarks)
     if image := index.streams.get("image"):
         inside = (image.recorded >= begin) & (image.recorded < stop)
-        index.streams["image"] = replace(image, recorded=image.recorded[inside], stamps=image.stamps[inside])
+        index.streams["image"] = image.taken(inside)
     look_at_image(bag, index)
     look_at_cameras(bag, index)
     if topics.points and len(index.streams.get("points", ())):
@@ -191,20 +206,22 @@ def fingerprint(bag: Bag) -> str:
 def read_streams(bag: Bag, topics: Topics, clock: str, start: int, stop: int, remarks: list[str]) -> dict[str, Stream]:
     """Role -> stream, of the roles that are paired by time; remarks on their stamps are added."""
     roles = {getattr(topics, role): role for role in TIMED if getattr(topics, role)}
-    rows: dict[str, list[tuple[int, int | None]]] = defaultdict(list)
+    rows: dict[str, list[MessageKey]] = defaultdict(list)
     types: dict[str, str] = {}
     for topic, kind, recorded, raw in bag.messages(roles, max(0, start), stop) if roles else ():
-        rows[topic].append((recorded, header_stamp(raw, bag.is_ros2)))
+        rows[topic].append(key_of(recorded, raw, bag.is_ros2))
         types[topic] = kind
     streams = {}
     for topic, role in roles.items():
-        recorded = np.array([row[0] for row in rows[topic]], np.int64)
-        stamps = np.array([row[1] or 0 for row in rows[topic]], np.int64)
-        if clock == RECORDED:
-            stamps = recorded
-        elif len(stamps) and (stamps <= 0).any():
-            remarks.append(f"{int((stamps <= 0).sum())} of {len(stamps)} messages of {topic} have no stamp: the time of recording counts")
-            stamps = recorded
+        recorded, headers = np.array(rows[topic], np.int64).reshape(-1, 2).T
+        stamped = headers > 0
+        by_recorder = clock == RECORDED or 2 * stamped.sum() < len(stamped)
+        if clock != RECORDED and not stamped.all():
+            cure = "the time of recording counts" if by_recorder else "they are left out"
+            remarks.append(f"{int((~stamped).sum())} of {len(stamped)} messages of {topic} have no stamp: {cure}")
+        if not by_recorder:
+            recorded, headers = recorded[stamped], headers[stamped]
+        stamps = recorded if by_recorder else headers
         backwards = int((np.diff(stamps[np.argsort(recorded, kind="stable")]) < 0).sum())
         unique, first = np.unique(stamps, return_index=True)
         repeated = len(stamps) - len(unique)
@@ -212,8 +229,13 @@ def read_streams(bag: Bag, topics: Topics, clock: str, start: int, stop: int, re
             remarks.append(f"{repeated} messages of {topic} have a stamp that another has too; they are left out")
         if backwards:
             remarks.append(f"the stamps of {topic} go back {backwards} times: its clock was set back, or the bag was played in a loop")
-        streams[role] = Stream(topic, types.get(topic, ""), recorded[first], unique, repeated, backwards)
+        streams[role] = Stream(topic, types.get(topic, ""), recorded[first], unique, headers[first], repeated, backwards)
     return streams
+
+
+def key_of(recorded: int, raw: bytes, is_ros2: bool) -> MessageKey:
+    """Of a message that begins with a header; a stamp of 0 is none."""
+    return recorded, header_stamp(raw, is_ros2) or 0
 
 
 def look_at_image(bag: Bag, index: BagIndex) -> None:
@@ -422,11 +444,11 @@ def obstacle(geometry: str, index: BagIndex, pairs: Mapping[str, np.ndarray]) ->
             pair_geometry(index.camera.rectified(), index.right_camera.rectified())
         except GeometryError as error:
             return str(error)
-        if index.pair_fault:
-            return index.pair_fault
     if geometry == "lidar" and index.camera_from_lidar is None:
         return "where the LiDAR is, is not known"
-    return "" if (pairs[role] >= 0).any() else f"no message of {getattr(index.topics, role)} is near an image in time"
+    if not (pairs[role] >= 0).any():
+        return f"no message of {getattr(index.topics, role)} is near an image in time"
+    return index.unusable.get(geometry, "")
 
 
 def choose_geometry(index: BagIndex, options: Options, pairs: Mapping[str, np.ndarray]) -> str:
@@ -444,18 +466,23 @@ def plan_frames(index: BagIndex, options: Options) -> list[FramePlan]:
     """The frames of a bag, in order of time. Raises SourceError where there is no image, or no depth that was asked for."""
     image = index.streams.get("image")
     if image is None or not len(image):
-        why = "; ".join(index.remarks) or "no image is in the stretch of time asked for"
+        why = "; ".join(index.remarks)
+        if image is not None:  # its topic is there: what else is to remark on the bag is not the reason
+            end = f"{options.end:g} s" if options.end else "its end"
+            length = (index.end - index.start) / NS
+            why = f"no image is in the stretch of time asked for, from {options.begin:g} s to {end}; the bag is {length:.1f} s long"
         raise SourceError(f"bag {index.path} gives no frames: {why}")
     pairs = pairs_of(index, options)
     geometry = choose_geometry(index, options, pairs)
+    wanted = {GEOMETRIES.get(geometry), "labels"} - set(index.unusable)
     plans = []
     for place in range(0, len(image), options.every):
-        stamp, recorded = int(image.stamps[place]), int(image.recorded[place])
-        members, offsets = {"image": recorded}, {}
+        stamp = int(image.stamps[place])
+        members, offsets = {"image": image.key(place)}, {}
         for role, partners in pairs.items():
-            if partners[place] >= 0 and (role == "labels" or role == GEOMETRIES.get(geometry)):
+            if partners[place] >= 0 and role in wanted:
                 stream = index.streams[role]
-                members[role] = int(stream.recorded[partners[place]])
+                members[role] = stream.key(partners[place])
                 offsets[stream.topic] = int(stream.stamps[partners[place]]) - stamp
         has_depth = GEOMETRIES.get(geometry) in members
         reasons = index.keyframes.get(stamp, NO_KEYFRAME).reasons

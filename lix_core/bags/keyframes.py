@@ -23,7 +23,10 @@ THUMBNAIL = (32, 24)
 LEAST_CONTRAST = 4.0
 """Standard deviation of gray values below which a view counts as having no contrast: noise in the dark is no change of view."""
 JUMP_NS = 1_000_000_000
-"""A message this much older than the newest comes from a clock that was set back, not late."""
+"""A message this much older than the newest of its topic comes from a clock that was set back, not late."""
+ALWAYS = 2**63
+"""A stamp that is later than all."""
+OPINIONS = ("uncertainty", "disagreement")
 REMEMBERED = 200
 """Values of uncertainty that wait for an image that comes after them, at most."""
 
@@ -41,7 +44,7 @@ class KeyframeSettings:
     after: float = option(3.0, "what a trigger keeps of the time after it [s]", 0.0)
     buffer: int = option(256_000_000, "bytes held for triggers and partners at most", 1)
     tolerance: float = option(0.05, "largest difference between the stamps of an image and its partner [s]", 0.0)
-    patience: float = option(1.0, "how long an image waits for its uncertainty, and then for its partners [s]", 0.0)
+    patience: float = option(0.5, "how long an image waits for its uncertainty and its partners [s]", 0.0)
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -176,11 +179,10 @@ class RingBuffer:
 
 @dataclass(eq=False)
 class Keyframe:
-    """An image that is kept and still waits for its partners. until: when it stops waiting, by the time of recording [ns]."""
+    """An image that is kept and still waits for its partners."""
 
     stamp: int
     recorded: int
-    until: int
     record: dict[str, Any]
     missing: list[str] = field(default_factory=list)
 
@@ -190,8 +192,13 @@ class KeyframeSelector:
 
     An image is decided as soon as the uncertainty of it, or of a later image, is known, or `patience` is over: it is computed from the
     image, so it comes later, and not for every image. Of an image that is kept, the message of each partner topic with the nearest stamp
-    is kept too, if it is within `tolerance`; it may come later than the image, again by `patience`. Then the record is given out.
+    is kept too, if it is within `tolerance`; it may come later than the image, by `patience` too. Then the record is given out. So nothing
+    that is to be written is held for longer than `patience`, as long as `tick` is called, but for what a trigger calls back.
     Nothing is given out twice, and not in order of time: bags are read by their stamps. Not for several threads at once.
+
+    Stamps of headers may go back while the time of recording does not, topic after topic: a bag that is played in a loop.
+
+    expected: of "uncertainty" and "disagreement", what somebody says at all; images wait for nothing else. To be set at any time.
     """
 
     def __init__(
@@ -224,11 +231,13 @@ class KeyframeSelector:
         self.ring = RingBuffer(max(settings.before, settings.patience) + settings.patience + settings.tolerance, settings.buffer)
         self.images, self.keyframes = 0, 0
         """How many images came and were kept."""
+        self.expected = frozenset(name for name in OPINIONS if getattr(settings, name))
         self._gray = gray
         self._waiting: deque[Message] = deque()
         self._open: list[Keyframe] = []
-        self._said: dict[str, dict[int, float]] = {"uncertainty": {}, "disagreement": {}}
+        self._said: dict[str, dict[int, float]] = {name: {} for name in OPINIONS}
         self._newest: dict[str, int] = {}
+        """Stamps of topics and of opinions."""
         self._now = 0
         self._window = (0, -1)
 
@@ -246,8 +255,11 @@ class KeyframeSelector:
         if topic in self.always:
             return [*kept, (topic, recorded, raw)]
         message = Message(topic, stamp_ns, recorded, raw)
-        self._newest[topic] = max(stamp_ns, self._newest.get(topic, stamp_ns))
+        went_back = self._note_stamp(topic, stamp_ns)
         if topic == self.image:
+            if went_back:
+                kept += self._decide_until(ALWAYS)
+                self._forget_opinions()
             self.images += 1
             message.undecided = True
             self._waiting.append(message)
@@ -305,11 +317,27 @@ class KeyframeSelector:
         """The clock was set back: what was before does not belong to what comes."""
         self.ring.clear()
         self._newest.clear()
-        for said in self._said.values():
-            said.clear()
+        self._forget_opinions()
         self._window = (0, -1)
 
+    def _forget_opinions(self) -> None:
+        for said in self._said.values():
+            said.clear()
+
+    def _note_stamp(self, what: str, stamp: int) -> bool:
+        """Remember how far a topic has come; whether its stamps went back."""
+        newest = self._newest.get(what, stamp)
+        went_back = stamp < newest - JUMP_NS
+        self._newest[what] = stamp if went_back else max(stamp, newest)
+        return went_back
+
+    def _reached(self, what: str) -> int:
+        """The stamp that a topic has reached; -1 for none, as long as it has not gone back as the images have."""
+        newest = self._newest.get(what, -1)
+        return newest if newest <= self._newest.get(self.image, newest) + JUMP_NS else -1
+
     def _learn(self, what: str, stamp: int, value: float) -> list[Kept]:
+        self._note_stamp(what, stamp)
         said = self._said[what]
         said[stamp] = value
         while len(said) > REMEMBERED:
@@ -318,9 +346,8 @@ class KeyframeSelector:
 
     def _decide_known(self) -> list[Kept]:
         """Decide those waiting images of which nothing more will come: values come in the order of their images."""
-        wanted = [self._said[name] for name in self._said if getattr(self.settings, name)]
-        known = min((max(said, default=-1) for said in wanted), default=2**63)
-        return self._decide_until(known)
+        wanted = [name for name in self.expected if getattr(self.settings, name)]
+        return self._decide_until(min(map(self._reached, wanted), default=ALWAYS))
 
     def _decide_until(self, stamp: int) -> list[Kept]:
         kept: list[Kept] = []
@@ -342,8 +369,7 @@ class KeyframeSelector:
         record: dict[str, Any] = {"stamp": image.stamp, "topic": image.topic, "reasons": reasons}
         record.update({name: said[image.stamp] for name, said in self._said.items() if image.stamp in said})
         record["partners"] = {}
-        until = self._now + nanoseconds(self.settings.patience)
-        self._open.append(Keyframe(image.stamp, image.recorded, until, record, list(self.partners)))
+        self._open.append(Keyframe(image.stamp, image.recorded, record, list(self.partners)))
         return self._write(image)
 
     def _write(self, message: Message) -> list[Kept]:
@@ -355,11 +381,12 @@ class KeyframeSelector:
     def _complete(self, give_up: bool = False) -> list[Kept]:
         """Give the keyframes those partners that have come, and give out the records of those that wait for none."""
         kept: list[Kept] = []
+        late = self._now - nanoseconds(self.settings.patience)
         for keyframe in list(self._open):
-            over = give_up or self._now >= keyframe.until
+            over = give_up or keyframe.recorded <= late
             for topic in list(keyframe.missing):
                 # Nothing nearer can come once the topic has reached the image: its messages come in the order of their stamps.
-                if over or self._newest.get(topic, -1) >= keyframe.stamp:
+                if over or self._reached(topic) >= keyframe.stamp:
                     keyframe.missing.remove(topic)
                     if partner := self._nearest(topic, keyframe.stamp):
                         keyframe.record["partners"][topic] = partner.stamp

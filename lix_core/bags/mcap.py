@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import struct
+import zlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,14 +17,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lix_core import __version__
-from lix_core.bags.salvage import CHANNEL, CHUNK, DATA_END, FOOTER, HEAD, MAGIC, MESSAGE, MESSAGE_HEAD, SCHEMA
+from lix_core.bags.salvage import CHANNEL, CHUNK, CHUNK_INDEX, DATA_END, FOOTER, HEAD, MAGIC, MESSAGE, MESSAGE_HEAD, SCHEMA
 
 if TYPE_CHECKING:
     from rosbags.interfaces import Connection
 
-HEADER, MESSAGE_INDEX, CHUNK_INDEX, STATISTICS, METADATA, METADATA_INDEX, SUMMARY_OFFSET = 0x01, 0x07, 0x08, 0x0B, 0x0C, 0x0D, 0x0E
+HEADER, MESSAGE_INDEX, STATISTICS, METADATA, METADATA_INDEX, SUMMARY_OFFSET = 0x01, 0x07, 0x0B, 0x0C, 0x0D, 0x0E
 CHUNK_SIZE = 1 << 20
 """A chunk ends with the message with which it has so many bytes: readers unpack whole chunks."""
+DEFINITIONS_SHARE = 100
+"""Definitions are repeated whenever so many times their size was written, so that they cost a hundredth at most."""
 MOST_PARTS = 1000
 """Pieces of memory that are given to the kernel at once; Linux takes 1024."""
 NEVER = 2**63 - 1
@@ -56,6 +59,9 @@ class McapStorage:
         self._schemas: dict[str, bytes] = {}
         self._channels: list[bytes] = []
         self._chunks: list[ChunkIndex] = []
+        self._repeat_at = 0
+        """Size of the file with which a chunk begins with all definitions again: the first may be damaged, and a killed file has no
+        summary to look them up in."""
         self._put([MAGIC, record(HEADER, text("ros2"), text(f"lix {__version__}"))])
         self._flushed = (self._at, 0)
 
@@ -67,14 +73,14 @@ class McapStorage:
         encoding = "ros2msg" if connection.msgdef.format.name == "MSG" else "ros2idl"
         number = struct.pack("<H", len(self._schemas) + 1)
         self._schemas[connection.msgtype] = record(SCHEMA, number, text(connection.msgtype), text(encoding), text(connection.msgdef.data))
-        self._append(self._schemas[connection.msgtype])
+        self._define(self._schemas[connection.msgtype])
 
     def add_connection(self, connection: Connection, offered_qos_profiles: str) -> None:
         schema = list(self._schemas).index(connection.msgtype) + 1
         told = text("offered_qos_profiles") + text(offered_qos_profiles) + text("topic_type_hash") + text(connection.digest)
         channel = record(CHANNEL, struct.pack("<HH", connection.id, schema), text(connection.topic), text("cdr"), sized(told))
         self._channels.append(channel)
-        self._append(channel)
+        self._define(channel)
 
     def write(self, connection: Connection, timestamp: int, data: bytes | memoryview) -> None:
         channel = connection.id
@@ -113,12 +119,17 @@ class McapStorage:
             (METADATA_INDEX, [record(METADATA_INDEX, metadata_index)]),
             (STATISTICS, [self._statistics()]),
         ]
-        summary_at, offsets = self._at, []
+        summary: list[bytes] = []
+        offsets: list[bytes] = []
+        at = self._at
         for kind, records in groups:
             if records:
-                offsets.append(record(SUMMARY_OFFSET, struct.pack("<BQQ", kind, self._at, sum(map(len, records)))))
-                self._put(records)
-        self._put([*offsets, record(FOOTER, struct.pack("<QQI", summary_at, self._at, 0)), MAGIC])
+                size = sum(map(len, records))
+                offsets.append(record(SUMMARY_OFFSET, struct.pack("<BQQ", kind, at, size)))
+                summary += records
+                at += size
+        footer = record(FOOTER, struct.pack("<QQI", self._at, at, 0))[:-4]
+        self._put([*summary, *offsets, footer, struct.pack("<I", checksum_of([*summary, *offsets, footer])), MAGIC])
         self.abort()
 
     def abort(self) -> None:
@@ -126,6 +137,10 @@ class McapStorage:
         file, self._file = self._file, -1
         if file >= 0:
             os.close(file)
+
+    def _define(self, definition: bytes) -> None:
+        self._append(definition)
+        self._repeat_at = 0  # in the chunk after this
 
     def _append(self, part: bytes) -> None:
         self._parts.append(part)
@@ -138,10 +153,11 @@ class McapStorage:
         stamps = [stamp for entries in self._indexes.values() for stamp, _ in entries]
         start, end, size, compression = min(stamps), max(stamps), self._pending, ""
         parts: list[bytes] = self._parts
+        checksum = checksum_of(parts)
         if self._compresses:
             parts, compression = [compressed(b"".join(parts))], "zstd"
         length = sum(map(len, parts))
-        chunk_head = struct.pack("<QQQI", start, end, size, 0) + text(compression) + struct.pack("<Q", length)
+        chunk_head = struct.pack("<QQQI", start, end, size, checksum) + text(compression) + struct.pack("<Q", length)
         chunk_at, chunk_length = self._at, HEAD.size + len(chunk_head) + length
         indexes, places, at = [], b"", chunk_at + chunk_length
         for channel, entries in self._indexes.items():
@@ -155,6 +171,10 @@ class McapStorage:
         counts = {channel: len(entries) for channel, entries in self._indexes.items()}
         self._chunks.append(ChunkIndex(record(CHUNK_INDEX, where, sizes), counts, start, end))
         self._clear()
+        if self._at >= self._repeat_at:
+            for definition in (*self._schemas.values(), *self._channels):
+                self._append(definition)
+            self._repeat_at = self._at + DEFINITIONS_SHARE * self._pending
 
     def _clear(self) -> None:
         self._parts, self._pending = [], 0
@@ -196,6 +216,13 @@ def sized(content: bytes) -> bytes:
 
 def text(words: str) -> bytes:
     return sized(words.encode())
+
+
+def checksum_of(parts: Sequence[bytes]) -> int:
+    checksum = 0
+    for part in parts:
+        checksum = zlib.crc32(part, checksum)
+    return checksum
 
 
 def compressed(data: bytes) -> bytes:

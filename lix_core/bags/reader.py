@@ -176,16 +176,19 @@ def bags_in(path: str | Path) -> list[Path]:
     path = expanded(path)
     if path.is_dir() and not (path / "metadata.yaml").exists():
         files = salvage.files_of(path)
-        folders = sorted(p for p in path.iterdir() if p.is_dir() and is_bag(p))
-        if folders or len(files) > 1:
-            # Files of one split bag share a stem but for a number; several bags beside each other are folders, or files of their own.
-            return folders or ([path] if one_bag(files) else files)
-        if not files:
-            bags = sorted(p for p in path.glob("*.bag"))
-            if not bags:
-                raise SourceError(f"{path} holds no bag: no folder with metadata.yaml, and no .mcap, .db3 or .bag file")
-            return bags
+        others = sorted(p for p in path.iterdir() if is_bag(p) and p not in files)
+        # Files of one split bag share a stem but for a number; several bags beside each other are folders, or files of their own.
+        together = one_bag(files) if len(files) > 1 else not others
+        found = [*others, *([path] if files and together else files)]
+        if not found:
+            raise SourceError(f"{path} holds no bag: no folder with metadata.yaml, and no .mcap, .db3 or .bag file")
+        return found
     return [home_of(path)]
+
+
+def repaired_of(home: Path) -> Path:
+    """Where `lix bag repair` puts the whole copy of a damaged bag, if it is not told another place."""
+    return home.with_name(f"{home.stem if home.suffix in BAG_SUFFIXES and not home.is_dir() else home.name}_repaired")
 
 
 def one_bag(files: list[Path]) -> bool:

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lix_core.bags.space import OwnBag, delete_bag, free_space, own_bags
-from lix_core.bags.writer import COMPRESSIONS, STORAGES, BagWriter, RosbagsWriter, Topic, known_types
+from lix_core.bags.writer import COMPRESSIONS, STORAGES, BagExists, BagWriter, RosbagsWriter, Topic, known_types, storage_writer
 from lix_core.errors import DataError, SourceError, explain
 from lix_core.files import make_folder
 
 OpenWriter = Callable[[Path, str, str], BagWriter]
-"""Opens a bag: its folder, its storage, its compression."""
+"""Opens a bag: its folder, its storage, its compression. Raises BagExists where there is something already."""
 Report = Callable[[str, str], None]
 """Is told what happens: "info", "warning" or "error", and a sentence. Called in the recording's thread."""
 JUMP_NS = 1_000_000_000
@@ -262,11 +262,14 @@ class Recording:
 
     def _run(self) -> None:
         if self._open_writer is RosbagsWriter:
-            known_types()  # takes a while, which is better now than when the first messages wait
+            # Both take a while, which is better now than when the first messages wait.
+            storage_writer()
+            known_types()
         closing = False
         while not closing:
             with self._changed:
-                self._changed.wait_for(lambda: self._queue or self._closing, timeout=self.settings.flush)
+                due = self._looked_at + self.settings.flush - self._clock()  # not later, or what waits for it is not safe in time
+                self._changed.wait_for(lambda: self._queue or self._closing, timeout=max(due, 0.0))
                 items, self._queue = self._queue, deque()
                 closing = self._closing
             for item in items:
@@ -369,8 +372,7 @@ class Recording:
         if trouble := self._lack_of_room(anew=True):
             self._stop(trouble)
             return False
-        self._bag = self._next_name()
-        self._writer = self._open_writer(self._bag, self.settings.storage, self.settings.compression)
+        self._bag, self._writer = self._open()
         self._bags += 1
         self._bag_began, self._safe = self._clock(), 0
         with self._changed:
@@ -385,14 +387,16 @@ class Recording:
         self._tell_losses()
         return True
 
-    def _next_name(self) -> Path:
+    def _open(self) -> tuple[Path, BagWriter]:
+        """A bag of the next name that is free; another recording may want the same at the same time."""
         if not self._stem:
             self._stem = f"{self.settings.prefix}_{time.strftime('%Y%m%d_%H%M%S', time.localtime(self._wall_clock()))}"
         while True:
             path = self.folder / (f"{self._stem}_{self._number}" if self._number else self._stem)
-            if not path.exists():
-                return path
-            self._number += 1
+            try:
+                return path, self._open_writer(path, self.settings.storage, self.settings.compression)
+            except BagExists:
+                self._number += 1
 
     def _end(self) -> None:
         """End the bag, if there is one."""
@@ -421,11 +425,6 @@ class Recording:
     def _fail(self, error: Exception) -> None:
         """The disk refused something: end the bag where it is safe, and try again later."""
         self._give_up_unsafe()
-        bag = self._bag
-        if self._writer is None and bag:  # it was not even begun
-            self._bag = None
-            with suppress(SourceError):
-                delete_bag(bag)
         self._stop(explain(error))
         self._end()
 

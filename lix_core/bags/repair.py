@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from lix_core.bags.salvage import FOOTER, HEAD, LAST_OPCODE, MAGIC, SCHEMA, SUFFIXES, McapPart, SqlitePart, files_of, read_text
+from lix_core.bags.salvage import SCHEMA, SUFFIXES, McapPart, SqlitePart, files_of, read_text
 from lix_core.bags.space import delete_bag, free_space
 from lix_core.bags.writer import NO_HASH, Qos, RosbagsWriter, Topic, definition_of
 from lix_core.errors import SourceError
@@ -31,8 +31,8 @@ JOURNALS = ("-journal", "-wal", "-shm")
 class RepairReport:
     """bag: the whole one. changed: "nothing", as it was whole; "metadata", which was added; or "new", where bag is beside the damaged one.
 
-    messages, start, end: how many it has, and when the first and last were recorded [ns]. dropped: bytes behind the last whole record
-    of the files. faults: what was damaged, in words.
+    messages, start, end: how many it has, and when the first and last were recorded [ns]. dropped: bytes of damaged
+    records of MCAP files. faults: what was damaged, in words.
     """
 
     bag: Path
@@ -78,7 +78,7 @@ def repair(bag: str | Path, out: str | Path | None = None) -> RepairReport:
             raise SourceError(f"nothing can be recovered of {bag}: " + ("; ".join(faults) or "it holds no whole message"))
         target = expanded(out) if out else bag.with_name(f"{bag.stem if bag.is_file() else bag.name}_repaired")
         _copy(parts, target)
-        return _report(target, "new", parts, sum(_tail(file) for file in files), faults)
+        return _report(target, "new", parts, sum(part.dropped for part in parts), faults)
 
 
 def _report(bag: Path, changed: str, parts: list["Part"], dropped: int, faults: tuple[str, ...]) -> RepairReport:
@@ -124,7 +124,7 @@ class WholeMcap(McapPart):
                 name = read_text(record, 2)
                 encoding_at = 2 + 4 + len(name.encode())
                 encoding = read_text(record, encoding_at)
-                self.texts[name] = read_text(record, encoding_at + 4 + len(encoding.encode()))
+                self.texts.setdefault(name, read_text(record, encoding_at + 4 + len(encoding.encode())))
                 return
             topic = read_text(record, 4)
             at = 4 + 4 + len(topic.encode())
@@ -135,7 +135,7 @@ class WholeMcap(McapPart):
                 value = read_text(record, at)
                 at += 4 + len(value.encode())
                 if name == "offered_qos_profiles":
-                    self.offers[topic] = value
+                    self.offers.setdefault(topic, value)
 
     def whole_messages(self) -> Iterator[tuple[str, str, int, bytes]]:
         yield from self.messages((), 0, 2**63 - 1)
@@ -184,23 +184,6 @@ def _part(file: Path, folder: str | None) -> Part:
             database.execute("PRAGMA journal_mode = DELETE")
         return WholeSqlite(copy)
     return WholeSqlite(file)
-
-
-def _tail(file: Path) -> int:
-    """Bytes of an MCAP file behind its last whole record."""
-    if file.suffix != ".mcap":
-        return 0
-    size, whole = file.stat().st_size, len(MAGIC)
-    with file.open("rb") as stream:
-        while True:
-            stream.seek(whole)
-            head = stream.read(HEAD.size)
-            kind, length = HEAD.unpack(head) if len(head) == HEAD.size else (0, 0)
-            if kind == FOOTER:
-                return 0
-            if not 0 < kind <= LAST_OPCODE or whole + HEAD.size + length > size:
-                return max(0, size - whole)
-            whole += HEAD.size + length
 
 
 def _connections(files: list[Path], bag: Path | None) -> list[Connection] | None:

@@ -1,7 +1,8 @@
 """What is whole of a damaged bag: its files are scanned from their start, without index, summary or metadata.yaml.
 
-MCAP (https://mcap.dev/spec) is a sequence of records of known length; a chunk whose checksum fails is passed over, and a file that ends
-in mid-record ends there. Of sqlite3 the rows are read one after another, and those on damaged pages are leapt over.
+MCAP (https://mcap.dev/spec) is a sequence of records of known length; a chunk whose checksum fails is passed over, damage between chunks
+is leapt over if there is a summary that says where the next one is, and a file that ends in mid-record ends there. Of sqlite3 the rows
+are read one after another, and those on damaged pages are leapt over.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import sqlite3
 import struct
 import zlib
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import closing
@@ -22,11 +24,15 @@ if TYPE_CHECKING:
     from lix_core.bags.reader import TopicInfo
 
 MAGIC = b"\x89MCAP0\r\n"
-SCHEMA, CHANNEL, MESSAGE, CHUNK, DATA_END, FOOTER, LAST_OPCODE = 0x03, 0x04, 0x05, 0x06, 0x0F, 0x02, 0x0F
+SCHEMA, CHANNEL, MESSAGE, CHUNK, CHUNK_INDEX, DATA_END, FOOTER, LAST_OPCODE = 0x03, 0x04, 0x05, 0x06, 0x08, 0x0F, 0x02, 0x0F
 HEAD = struct.Struct("<BQ")
 """Of every record: its kind and its length [bytes]."""
 MESSAGE_HEAD = struct.Struct("<HIQQ")
 """Of a message: channel, sequence number, when it was recorded, when it was sent [ns]."""
+FOOTER_SIZE = HEAD.size + 20 + len(MAGIC)
+"""Of the last record of a file and the magic behind it [bytes]; it says where the summary begins, and the checksum of that."""
+LONGEST_NAME = 16
+"""Of a compression; a longer one is none."""
 SUFFIXES = (".mcap", ".db3")
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 """Begins what is compressed in zstd. Messages themselves begin with a zero byte."""
@@ -40,12 +46,14 @@ def files_of(folder: Path) -> list[Path]:
 
 
 class Part(Protocol):
-    """One file. counts: (topic, type) -> messages. start, end: of its messages [ns]. faults: in words."""
+    """One file. counts: (topic, type) -> messages. start, end: of its messages [ns]. faults: in words. dropped: bytes of damaged records,
+    where they are known."""
 
     counts: Counter[tuple[str, str]]
     start: int
     end: int
     faults: list[str]
+    dropped: int
 
     def messages(self, topics: Collection[str], start: int, stop: int) -> Iterator[tuple[str, str, int, bytes]]: ...
 
@@ -94,15 +102,22 @@ class Run:
     end: int
 
 
+Extent = tuple[int, int, int]
+"""Of the messages of a channel: how many, and when the first and the last were recorded [ns]."""
+
+
 class McapPart:
-    """An MCAP file, up to its damage."""
+    """An MCAP file, but for its damage. dropped: bytes of damaged records."""
 
     def __init__(self, path: Path):
         self._path = path
         self.counts: Counter[tuple[str, str]] = Counter()
         self.faults: list[str] = []
+        self.dropped = 0
         self._schemas: dict[int, str] = {}
-        self._channels: dict[int, tuple[str, str]] = {}
+        self._channels: dict[int, tuple[str, int]] = {}
+        self._found: list[tuple[Run, dict[int, Extent]]] = []
+        """What runs hold, by channel."""
         self._runs: list[Run] = []
         self.start, self.end = 2**63 - 1, 0
         with path.open("rb") as file:
@@ -110,97 +125,161 @@ class McapPart:
                 self.faults.append(f"{path.name} does not begin as an MCAP file does")
                 return
             self._scan(file, path.stat().st_size)
+        self._count()
 
     def _scan(self, file: BinaryIO, size: int) -> None:
+        at, places = len(MAGIC), [*self._read_summary(file, size), size]
         while True:
-            at = file.tell()
+            file.seek(at)
             head = file.read(HEAD.size)
             kind, length = HEAD.unpack(head) if len(head) == HEAD.size else (0, 0)
-            if kind in (DATA_END, FOOTER):
-                return
-            if not 0 < kind <= LAST_OPCODE:
+            is_record, end = 0 < kind <= LAST_OPCODE, at + HEAD.size + length
+            limit = places[min(bisect_right(places, at), len(places) - 1)]
+            is_whole, dropped = is_record and end <= limit, self.dropped
+            if is_whole or kind == CHUNK:
+                self._note(file, kind, at + HEAD.size, min(end, limit))
+            if is_whole:
+                if kind == FOOTER:
+                    return
+                at = end
+                continue
+            self.dropped = dropped + limit - at
+            if limit < size:
+                self.faults.append(f"{self._path.name} is damaged at byte {at}: it is read on from byte {limit}")
+                at = limit
+                continue
+            if is_record:
+                self.faults.append(f"{self._path.name} ends in the middle of a record: {size - at} bytes from byte {at} on are not whole")
+            else:
                 left = f"the last {size - at} bytes are left out" if size > at else "its end is missing"
                 self.faults.append(f"{self._path.name} has no record at byte {at}: {left}")
-                return
-            cut = at + HEAD.size + length > size
-            self._note(file, kind, at + HEAD.size, min(length, size - at - HEAD.size))
-            if cut:
-                self.faults.append(f"{self._path.name} ends in the middle of a record: {size - at} bytes from byte {at} on are not whole")
-                return
-            file.seek(at + HEAD.size + length)
+            return
 
-    def _note(self, file: BinaryIO, kind: int, offset: int, length: int) -> None:
-        """Remember what a record of the file says."""
+    def _read_summary(self, file: BinaryIO, size: int) -> list[int]:
+        """Take note of what the summary at the end defines; where chunks and the summary begin, ascending. Empty where it has none."""
+        file.seek(max(size - FOOTER_SIZE, 0))
+        tail = file.read()
+        if not tail.startswith(HEAD.pack(FOOTER, FOOTER_SIZE - HEAD.size - len(MAGIC))) or not tail.endswith(MAGIC):
+            return []
+        begin, checksum = struct.unpack_from("<Q8xI", tail, HEAD.size)
+        if not begin:
+            return []
+        file.seek(min(begin, size))
+        summary = file.read()[: -len(MAGIC) - 4]
+        if checksum and zlib.crc32(summary) != checksum:
+            self.faults.append(f"the summary of {self._path.name} is damaged")
+            return []
+        places = [begin]
+        for kind, body in records(memoryview(summary)):
+            if kind == CHUNK_INDEX and len(body) > 24:
+                places.append(struct.unpack_from("<16xQ", body)[0])
+            elif kind in (SCHEMA, CHANNEL):
+                self._define(kind, bytes(body))
+        return sorted(place for place in places if place < size)
+
+    def _note(self, file: BinaryIO, kind: int, offset: int, end: int) -> None:
+        """Remember what a record of the file says, whose content is from `offset` to `end`."""
         if kind == CHUNK:
             try:
-                run, checksum = read_chunk_head(file, offset)
-            except (struct.error, UnicodeDecodeError):
-                return
-            self._note_run(file, run, checksum, offset)
+                self._note_run(file, *read_chunk_head(file, offset), end)
+            except Exception as error:  # of whatever library decompresses
+                self.faults.append(f"the chunk at byte {offset} of {self._path.name} is damaged and left out ({first_line(error)})")
+                self.dropped += end - offset
         elif kind == MESSAGE:
-            self._note_run(file, Run(offset - HEAD.size, length + HEAD.size, "", length + HEAD.size, 0, 0), 0, offset)
+            self._note_run(file, Run(offset - HEAD.size, end - offset + HEAD.size, "", end - offset + HEAD.size, 0, 0), 0, end)
         elif kind in (SCHEMA, CHANNEL):
             file.seek(offset)
-            self._define(kind, file.read(length))
+            self._define(kind, file.read(end - offset))
 
-    def _note_run(self, file: BinaryIO, run: Run, checksum: int, at: int) -> None:
-        try:
-            data = read_run(file, run)
-            if checksum and len(data) == run.size and zlib.crc32(data) != checksum:
-                raise ValueError("its checksum is wrong")
-            found = [(channel, stamp) for channel, stamp, _ in self._records(data)]
-        except Exception as error:  # of whatever library decompresses
-            self.faults.append(f"the chunk at byte {at} of {self._path.name} is damaged and left out ({first_line(error)})")
-            return
-        known = [(channel, stamp) for channel, stamp in found if channel in self._channels]
-        if known:
-            stamps = [stamp for _, stamp in known]
-            self.counts.update(self._channels[channel] for channel, _ in known)
-            self._runs.append(replace(run, start=min(stamps), end=max(stamps)))
-            self.start, self.end = min(self.start, *stamps), max(self.end, *stamps)
-
-    def _records(self, data: memoryview) -> Iterator[tuple[int, int, memoryview]]:
-        """(channel, recorded [ns], raw) of whole messages; what defines channels is taken note of."""
-        at = 0
-        while at + HEAD.size <= len(data):
-            kind, length = HEAD.unpack_from(data, at)
-            at += HEAD.size
-            if at + length > len(data):
-                return
-            if kind == MESSAGE and length >= MESSAGE_HEAD.size:
-                channel, _, recorded, _ = MESSAGE_HEAD.unpack_from(data, at)
-                yield channel, recorded, data[at + MESSAGE_HEAD.size : at + length]
+    def _note_run(self, file: BinaryIO, run: Run, checksum: int, end: int) -> None:
+        """Look through a run in a record that goes to `end`, where the file may be cut off. Raises what the decompressor does."""
+        is_cut = run.offset + run.length > end
+        run = replace(run, length=max(0, min(run.length, end - run.offset)))
+        data = read_run(file, run)
+        if checksum and (len(data) == run.size or not is_cut) and zlib.crc32(data) != checksum:
+            raise ValueError("its checksum is wrong")
+        extents: dict[int, Extent] = {}
+        whole = 0
+        for kind, body in records(data):
+            whole += HEAD.size + len(body)
+            if kind == MESSAGE and len(body) >= MESSAGE_HEAD.size:
+                channel, _, recorded, _ = MESSAGE_HEAD.unpack_from(body)
+                count, first, last = extents.get(channel, (0, recorded, recorded))
+                extents[channel] = count + 1, min(first, recorded), max(last, recorded)
             elif kind in (SCHEMA, CHANNEL):
-                self._define(kind, bytes(data[at : at + length]))
-            at += length
+                self._define(kind, bytes(body))
+        if whole < len(data) and not is_cut:
+            self.faults.append(
+                f"the chunk at byte {run.offset} of {self._path.name} is damaged: its last {len(data) - whole} bytes are left out"
+            )
+        self._found.append((run, extents))
+
+    def _count(self) -> None:
+        """Only now, as what defines a channel may stand behind its messages: where the chunk that did so first is damaged."""
+        lost = 0
+        for run, extents in self._found:
+            known = {channel: extent for channel, extent in extents.items() if channel in self._channels}
+            lost += sum(count for channel, (count, _, _) in extents.items() if channel not in known)
+            if known:
+                for channel, (count, _, _) in known.items():
+                    self.counts[self._key(channel)] += count
+                run = replace(run, start=min(first for _, first, _ in known.values()), end=max(last for *_, last in known.values()))
+                self._runs.append(run)
+                self.start, self.end = min(self.start, run.start), max(self.end, run.end)
+        if lost:
+            self.faults.append(f"{lost} messages of {self._path.name} are left out: what says of which topics they are is damaged")
 
     def _define(self, kind: int, record: bytes) -> None:
-        """Take note of a schema (id, name) or a channel (id, schema, topic)."""
+        """Take note of a schema (id, name) or a channel (id, schema, topic). Repetitions are the same, so the first counts."""
         try:
             if kind == SCHEMA:
-                self._schemas[struct.unpack_from("<H", record)[0]] = read_text(record, 2)
+                self._schemas.setdefault(struct.unpack_from("<H", record)[0], read_text(record, 2))
             else:
                 number, schema = struct.unpack_from("<HH", record)
-                self._channels[number] = read_text(record, 4), self._schemas.get(schema, "")
+                self._channels.setdefault(number, (read_text(record, 4), schema))
         except (struct.error, UnicodeDecodeError):
             pass  # its messages are then of an unknown channel
+
+    def _key(self, channel: int) -> tuple[str, str]:
+        """Topic and type of a known channel."""
+        topic, schema = self._channels[channel]
+        return topic, self._schemas.get(schema, "")
 
     def messages(self, topics: Collection[str], start: int, stop: int) -> Iterator[tuple[str, str, int, bytes]]:
         with self._path.open("rb") as file:
             for run in self._runs:
                 if run.start < stop and run.end >= start:
-                    for channel, recorded, raw in self._records(read_run(file, run)):
-                        topic, kind = self._channels.get(channel, ("", ""))
-                        if topic and (not topics or topic in topics) and start <= recorded < stop:
-                            yield topic, kind, recorded, bytes(raw)
+                    for kind, body in records(read_run(file, run)):
+                        if kind != MESSAGE or len(body) < MESSAGE_HEAD.size:
+                            continue
+                        channel, _, recorded, _ = MESSAGE_HEAD.unpack_from(body)
+                        if channel in self._channels and start <= recorded < stop:
+                            topic, message_type = self._key(channel)
+                            if not topics or topic in topics:
+                                yield topic, message_type, recorded, bytes(body[MESSAGE_HEAD.size :])
+
+
+def records(data: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Kind and content of the whole records in memory, until one is not whole."""
+    at = 0
+    while at + HEAD.size <= len(data):
+        kind, length = HEAD.unpack_from(data, at)
+        at += HEAD.size
+        if at + length > len(data):
+            return
+        yield kind, data[at : at + length]
+        at += length
 
 
 def read_chunk_head(file: BinaryIO, offset: int) -> tuple[Run, int]:
-    """Where the records of the chunk at `offset` are, when is not known yet, and their checksum; 0 is none."""
+    """Where the records of the chunk at `offset` are, when is not known yet, and their checksum; 0 is none. Raises ValueError."""
     file.seek(offset)
-    size, checksum, name_length = struct.unpack("<16xQII", file.read(32))
-    compression = file.read(name_length).decode()
-    (length,) = struct.unpack("<Q", file.read(8))
+    try:
+        size, checksum, name_length = struct.unpack("<16xQII", file.read(32))
+        compression = file.read(min(name_length, LONGEST_NAME)).decode()
+        (length,) = struct.unpack("<Q", file.read(8))
+    except struct.error:
+        raise ValueError("its head is not whole") from None
     return Run(file.tell(), length, compression, size, 0, 0), checksum
 
 
@@ -230,6 +309,8 @@ def read_text(record: bytes, offset: int) -> str:
 
 class SqlitePart:
     """An sqlite3 file, but for its damaged pages."""
+
+    dropped = 0
 
     def __init__(self, path: Path):
         self._path = path

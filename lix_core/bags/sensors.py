@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from lix_core.bags.index import BagIndex, FramePlan, Options, plan_frames, scan
+from lix_core.bags.index import GEOMETRIES, BagIndex, FramePlan, MessageKey, Options, key_of, plan_frames, scan
 from lix_core.bags.reader import COMPRESSED_TYPE, Bag, image_of, whole_of
 from lix_core.camera import Camera
 from lix_core.errors import GeometryError, ImageError, LixError, SourceError
@@ -26,7 +27,12 @@ from lix_core.pixels import read_compressed_depth, read_depth, to_rgb
 DEPTH_UNIT = 256.0
 """Depth in files: 16 bits, in so-manieth parts of a metre; 0 is unknown."""
 JPEG = b"\xff\xd8"
-PAIRS_LOOKED_AT = 3
+LOOKED_AT = 3
+"""Frames that are made before all others, to see what can be made of a bag."""
+UNRECTIFIED = "not rectified"
+"""Begins the fault of a pair that gives depth all the same."""
+Messages = dict[tuple[str, MessageKey], tuple[str, bytes]]
+"""Topic and key of messages -> their types and raw bytes."""
 
 
 @dataclass(frozen=True)
@@ -86,19 +92,20 @@ class FrameReader:
             except LixError as error:
                 yield plan, error
 
-    def _fetch(self, plans: Sequence[FramePlan]) -> dict[tuple[str, int], tuple[str, bytes]]:
-        """(topic, recorded) -> (type, raw), of the messages that the frames take; read in one go."""
-        wanted = {(getattr(self._index.topics, role), recorded) for plan in plans for role, recorded in plan.members.items()}
+    def _fetch(self, plans: Sequence[FramePlan]) -> Messages:
+        """The messages that the frames take; read in one go."""
+        wanted = {(getattr(self._index.topics, role), key) for plan in plans for role, key in plan.members.items()}
         if self._bag is None or self._process != os.getpid():  # a forked process would share the file's position with its parent
             self._bag, self._process = Bag(self._index.path, self._index.salvaged), os.getpid()
-        times = [recorded for _, recorded in wanted]
-        found: dict[tuple[str, int], tuple[str, bytes]] = {}
+        times = [recorded for _, (recorded, _) in wanted]
+        found: Messages = {}
         for topic, kind, recorded, raw in self._bag.messages({topic for topic, _ in wanted}, min(times), max(times) + 1):
-            if (topic, recorded) in wanted:
-                found.setdefault((topic, recorded), (kind, raw))
+            message = topic, key_of(recorded, raw, self._index.is_ros2)
+            if message in wanted:
+                found.setdefault(message, (kind, raw))
         return found
 
-    def _make(self, plan: FramePlan, raw: dict[tuple[str, int], tuple[str, bytes]]) -> BagFrame:
+    def _make(self, plan: FramePlan, raw: Messages) -> BagFrame:
         parts = {role: self._message(plan, role, raw) for role in plan.members}
         image, jpeg = self._image(*parts["image"])
         warnings: list[str] = []
@@ -115,12 +122,12 @@ class FrameReader:
                 warnings.append(f"no labels: {error}")
         return BagFrame(image, jpeg, depth, labels, tuple(warnings))
 
-    def _message(self, plan: FramePlan, role: str, raw: dict[tuple[str, int], tuple[str, bytes]]) -> tuple[str, Any]:
+    def _message(self, plan: FramePlan, role: str, raw: Messages) -> tuple[str, Any]:
         """Type and message that a frame takes in a role. Raises SourceError."""
-        topic, recorded = getattr(self._index.topics, role), plan.members[role]
-        if (topic, recorded) not in raw:
-            raise SourceError(f"the message of {topic} recorded at {recorded} cannot be read any more; did the bag change?")
-        kind, data = raw[topic, recorded]
+        topic, key = getattr(self._index.topics, role), plan.members[role]
+        if (topic, key) not in raw:
+            raise SourceError(f"the message of {topic} recorded at {key[0]} cannot be read any more; did the bag change?")
+        kind, data = raw[topic, key]
         return kind, self._bag.decode(data, kind)
 
     def _image(self, kind: str, message: Any) -> tuple[np.ndarray, bytes | None]:
@@ -190,18 +197,42 @@ class FrameReader:
         widest = (self.camera.width - 1) // 16 * 16
         return StereoMatcher(StereoOptions(max_disparity=max(16, min(self._options.max_disparity, widest))))
 
-    def pair_fault(self, plans: Sequence[FramePlan]) -> str:
-        """What is wrong with the stereo pairs, by the majority of a few; "" where they are fine or there are none."""
-        pairs = [plan for plan in plans if "right_image" in plan.members]
+    def faults(self, plans: Sequence[FramePlan]) -> dict[str, str]:
+        """What cannot be made of frames that have all the messages for it, a geometry or "labels" -> why: by a few of them."""
+        found = {"stereo": self._pair_fault(some_of(plans, "right_image"))}
+        for what, role in ({"labels": "labels"} | GEOMETRIES).items():
+            found[what] = found.get(what) or self._fault(some_of(plans, role), role)
+        return {what: why for what, why in found.items() if why}
+
+    def _fault(self, plans: Sequence[FramePlan], role: str) -> str:
+        """Why none of the frames gives depth or labels of the messages in a role; "" where one does, or the images themselves are bad."""
+        what = "labels" if role == "labels" else "depth"
+        reasons = []
+        for plan in plans:
+            ((_, frame),) = self.read([replace(plan, members={name: plan.members[name] for name in ("image", role)})])
+            if isinstance(frame, BagFrame):
+                if getattr(frame, what) is not None:
+                    return ""
+                reasons.append("; ".join(warning.removeprefix(f"no {what}: ") for warning in frame.warnings))
+        return reasons[0] if reasons else ""
+
+    def _pair_fault(self, plans: Sequence[FramePlan]) -> str:
+        """What is wrong with the stereo pairs, by their majority; "" where they are fine or there are none."""
         faults = []
-        for place in np.unique(np.linspace(0, len(pairs) - 1, PAIRS_LOOKED_AT).astype(int)) if pairs else ():
-            raw = self._fetch([pairs[place]])
+        for plan in plans:
+            raw = self._fetch([plan])
             try:
-                left, right = (self._message(pairs[place], role, raw) for role in ("image", "right_image"))
+                left, right = (self._message(plan, role, raw) for role in ("image", "right_image"))
                 faults.append(pair_fault(self._image(*left)[0], self._right(*right), self._pair[1]))
             except LixError:
                 continue  # what is wrong with it is told where its frame is made
         return max(set(faults), key=faults.count) if faults else ""
+
+
+def some_of(plans: Sequence[FramePlan], role: str) -> list[FramePlan]:
+    """A few of the frames that take a message in a role, from all over the bag."""
+    having = [plan for plan in plans if role in plan.members]
+    return [having[place] for place in np.unique(np.linspace(0, len(having) - 1, LOOKED_AT).astype(int))] if having else []
 
 
 def depth_of(kind: str, message: Any) -> np.ndarray:
@@ -226,15 +257,18 @@ def read_ids(kind: str, message: Any) -> np.ndarray:
 def open_frames(path: str | Path, options: Options) -> tuple[BagIndex, list[FramePlan], FrameReader]:
     """What is in a bag, the frames that it gives in order of time, and who makes them. Damaged bags give what is whole of them.
 
+    A few frames are made: what they do not give is planned for no other, and depth is taken from the next sensor.
+
     Raises:
         SourceError: the bag cannot be read, has no images, or does not fit the options.
     """
     index = whole_of(path, lambda bag: scan(bag, options))
     plans, reader = plan_frames(index, options), FrameReader(index, options)
-    fault = reader.pair_fault(plans)
-    if fault:
-        index.remarks.append(f"stereo: {fault}")
-    if fault and not fault.startswith("not rectified"):
-        index.pair_fault = fault
-        plans = plan_frames(index, options)
+    told: dict[str, str] = {}
+    with closing(reader):  # it opens the bag again when it is asked: those of many bags do not stay open
+        while new := {what: why for what, why in reader.faults(plans).items() if what not in told}:
+            told |= new
+            index.unusable |= {what: why for what, why in new.items() if not why.startswith(UNRECTIFIED)}
+            plans = plan_frames(index, options)
+    index.remarks += [f"{what}: {why}" for what, why in told.items()]
     return index, plans, reader

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from lix_core.errors import SourceError
 
 ABANDONED_S = 3600.0
-"""An unfinished bag that nobody has written to for so long was left by a recorder that was killed [s]."""
+"""An unfinished bag that nobody holds and has written to for so long was left by a recorder that was killed [s]."""
 BAG_FILE = re.compile(r"(\.?metadata\.yaml(\.part|\.tmp)?|.*\.(mcap|db3)(\.zstd)?(-journal|-wal|-shm)?)$")
 
 
@@ -54,12 +57,40 @@ def _own_bag(path: Path) -> OwnBag:
     files = {file: file.lstat() for file in path.iterdir()}
     ours = all(BAG_FILE.fullmatch(file.name) and file.is_file() and not file.is_symlink() for file in files)
     idle = time.time() - max((status.st_mtime for status in files.values()), default=path.stat().st_mtime)
-    return OwnBag(path, sum(status.st_size for status in files.values()), ours and (path / "metadata.yaml" in files or idle > ABANDONED_S))
+    finished = path / "metadata.yaml" in files or (idle > ABANDONED_S and not is_held(path))
+    return OwnBag(path, sum(status.st_size for status in files.values()), ours and finished)
+
+
+def hold(bag: Path) -> int:
+    """Mark a bag as being written, for other processes too, until the descriptor that is returned is closed; a killed process holds none.
+
+    Raises OSError.
+    """
+    folder = os.open(bag, os.O_RDONLY)
+    with suppress(OSError):  # a file system without locks: the age of what was written last must do
+        fcntl.flock(folder, fcntl.LOCK_SH)
+    return folder
+
+
+def is_held(bag: Path) -> bool:
+    """Whether somebody is writing a bag, however long ago the last message came. Raises OSError where it is gone."""
+    folder = os.open(bag, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(folder)
+    return False
 
 
 def delete_bag(bag: Path) -> None:
-    """Delete the files of a bag and its folder, which must hold nothing else. Raises SourceError."""
+    """Delete the files of a bag, which nobody must be writing, and its folder, which must hold nothing else. Raises SourceError."""
     try:
+        if is_held(bag):
+            raise SourceError(f"bag {bag} is not deleted: another process is writing it")
         for file in bag.iterdir():
             if BAG_FILE.fullmatch(file.name):
                 file.unlink()

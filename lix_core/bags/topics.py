@@ -103,6 +103,12 @@ def last_name(topic: str) -> str:
     return base_of(topic).rpartition("/")[2]
 
 
+def shows_depth(topic: str) -> bool:
+    """Whether a picture's topic is named after depth: by its last name, or by the one before it if that is no camera's (depth_camera)."""
+    before, last = ["", *base_of(topic).split("/")][-2:]
+    return "depth" in last or ("depth" in before and "cam" not in before)
+
+
 def beside(topic: str, name: str) -> str:
     """The topic `name` in the namespace of another."""
     return f"{base_of(topic).rpartition('/')[0]}/{name}"
@@ -130,7 +136,7 @@ class Search:
         others = [name for name in pictures if name not in self._labels and last_name(name) not in MADE_BY_LIX]
         # Depth recorded raw and compressed is one, and read raw.
         self._depths = [name for name in others if self._is_depth(name) and (pictures[name] == name or pictures[name] not in others)]
-        cameras = [name for name in others if name not in self._depths and "depth" not in name]
+        cameras = [name for name in others if name not in self._depths and not shows_depth(name)]
         # A camera recorded raw and compressed is one camera, and read raw.
         self._cameras = sorted({pictures[name] if pictures[name] in self._types else name for name in cameras})
 

@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from lix_core.bags.space import delete_bag, hold
 from lix_core.errors import SourceError, first_line
 
 if TYPE_CHECKING:
@@ -50,8 +51,14 @@ class Topic:
         return any(qos.durability == "transient_local" for qos in self.qos)
 
 
+class BagExists(SourceError):
+    """Where a bag was to be written there is something already, which is not this writer's."""
+
+
 class BagWriter(Protocol):
     """One bag folder that is being written. Everything may raise, as the disk decides; `close` is then still to be called.
+
+    What opens one makes its folder, which must not exist (BagExists), and leaves nothing behind where that fails.
 
     size: bytes on disk so far, about; other threads read it.
     """
@@ -87,30 +94,42 @@ class RosbagsWriter:
     where the type is installed. When the disk is full, or a write fails for another reason, the bag ends where it was last flushed.
 
     Raises:
-        SourceError: the folder exists already or cannot be made, storage or compression is unknown; from `write` and `flush`, that the
-            disk is full, the bag was removed, and the like.
+        BagExists: the folder exists already. Of several writers that want the same one, it is made by exactly one.
+        SourceError: it cannot be made, storage or compression is unknown; from `write` and `flush`, that the disk is full, the bag was
+            removed, and the like.
     """
 
     def __init__(self, folder: Path, storage: str = "mcap", compression: str = "none"):
-        from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
-
-        from lix_core.bags.mcap import McapStorage
-
-        class StorageWriter(Writer):
-            STORAGE_PLUGINS = {**Writer.STORAGE_PLUGINS, StoragePlugin.MCAP: McapStorage}
+        from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, WriterError
 
         if storage not in STORAGES or compression not in COMPRESSIONS:
             raise SourceError(f"a bag's storage is one of {STORAGES}, its compression one of {COMPRESSIONS}; got {storage}, {compression}")
         self.folder, self._is_mcap = Path(folder), storage == "mcap"
-        if self.folder.exists():
-            raise SourceError(f"{self.folder} exists already and is not written over; name another")
-        self._writer = StorageWriter(self.folder, version=9, storage_plugin=StoragePlugin[storage.upper()])
+        self._connections: dict[str, Connection] = {}
+        self._failed = self._closed = False
+        self._held = -1
+        with self._told():
+            try:
+                self._writer = storage_writer()(self.folder, version=9, storage_plugin=StoragePlugin[storage.upper()])
+                self.folder.mkdir(0o755, parents=True)
+            except (WriterError, FileExistsError):
+                raise BagExists(f"{self.folder} exists already and is not written over; name another") from None
         if compression == "zstd":
             # MCAP compresses its chunks, which every reader undoes; of sqlite3 bags, rosbag2 compresses each message.
             self._writer.set_compression(CompressionMode.STORAGE if self._is_mcap else CompressionMode.MESSAGE, CompressionFormat.ZSTD)
-        self._connections: dict[str, Connection] = {}
-        self._failed = self._closed = False
+        try:
+            self._open()
+        except SourceError:
+            self._writer.abort()
+            self._let_go()
+            with suppress(SourceError):
+                delete_bag(self.folder)
+            raise
+
+    def _open(self) -> None:
+        """Begin the file, in a folder that is this writer's own."""
         with self._told():
+            self._held = hold(self.folder)
             self._writer.open()
             self._storage: Any = self._writer.storage
             if not self._is_mcap:
@@ -163,6 +182,12 @@ class RosbagsWriter:
         finally:
             self._closed = True
             self._storage.abort() if self._is_mcap else self._storage.conn.close()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        held, self._held = self._held, -1
+        if held >= 0:
+            os.close(held)
 
     def _check(self) -> None:
         """Behind half a record nothing may follow."""
@@ -209,6 +234,22 @@ def rosbags_qos(qos: Qos) -> Any:
         for_ever,
         False,
     )
+
+
+@lru_cache(maxsize=1)
+def storage_writer() -> Any:
+    """The Writer of rosbags, with lix's own MCAP files, which `open` begins in a folder that is there. Importing rosbags takes a while."""
+    from rosbags.rosbag2 import StoragePlugin, Writer
+
+    from lix_core.bags.mcap import McapStorage
+
+    class StorageWriter(Writer):
+        STORAGE_PLUGINS = {**Writer.STORAGE_PLUGINS, StoragePlugin.MCAP: McapStorage}
+
+        def open(self) -> None:
+            self.storage = self.STORAGE_PLUGINS[self.storage_plugin](self.path, self.compression_mode)
+
+    return StorageWriter
 
 
 @lru_cache(maxsize=1)

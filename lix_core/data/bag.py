@@ -10,14 +10,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lix_core.bags.extract import KINDS, BagCalibration, Extraction, name_of
+from lix_core.bags.extract import KINDS, BagCalibration, Extraction, is_replaced, name_of
 from lix_core.bags.index import BagIndex, FramePlan, Options
 from lix_core.bags.reader import bags_in
 from lix_core.bags.sensors import FrameReader, open_frames, to_metres
 from lix_core.data.readers import Encoded, FrameSet, check_choice, check_x, read_uint16
 from lix_core.data.sample import Sample
 from lix_core.errors import DataError, ImageError, LixError
-from lix_core.files import expanded, read_mask
+from lix_core.files import read_mask
 from lix_core.geometry.encodings import encode
 from lix_core.labels import STREET, Label, LabelMapping, LabelSet
 from lix_core.pixels import read_compressed, to_rgb
@@ -37,12 +37,12 @@ class BagDataset(FrameSet):
     """Frames of recorded bags.
 
     root: a folder that `lix bag extract` wrote, or a bag, or a folder of bags, of which the same samples are made.
-    split: `val` are blocks of time that are held out, `train` the others but for what is nearest to a held-out one, `all` every frame.
+    split: `val` are blocks of time that are held out, `train` what is in no such block of any bag nor near one, `all` every frame.
     x: a kind of lix_core.geometry.encodings, made of the frame's depth; frames without depth have no X. Where no frame has depth, the data
     set has no X either, as data sets without geometry.
     labels: whose: `masks` (people's), `bag` (the label topic), `pseudo` (a teacher's), `best` (for each frame the first of these that it
     has), `none`. Only frames that have such labels are in the data set; with `none` all are. Straight from bags there are `bag` and `none`.
-    held_out: share of each bag's blocks that are held out, by a hash of the bag's name and the block's number. block: how long one is [s].
+    held_out: share of each bag's blocks that are held out, by a hash of the block's number. block: how long one is [s].
     classes: names of the classes to keep, which become ids 0, 1, ...; needed where label sets of bags or makers differ.
     reading: lix_core.bags.index.Options by name, for bags; an extraction was made with its own.
 
@@ -135,7 +135,11 @@ class BagDataset(FrameSet):
 
 def split_places(keys: Sequence[Key], split: str, held_out: float, block: int) -> list[int]:
     """Places of a split's frames. Blocks of `block` ns are held out whole: of each bag the share with the smallest hashes, and at least
-    one where it has two or more."""
+    one where it has two or more.
+
+    The hash is of the block's number alone, so that bags of one time hold out the same blocks. What one bag holds out, and what is near
+    it, no other is trained on: they may be parts, or copies, of one drive.
+    """
     if split == "all":
         return list(range(len(keys)))
     blocks: dict[str, set[int]] = {}
@@ -143,14 +147,15 @@ def split_places(keys: Sequence[Key], split: str, held_out: float, block: int) -
         blocks.setdefault(bag, set()).add(stamp // block)
     held: dict[str, set[int]] = {}
     for bag, numbers in blocks.items():
-        order = sorted(numbers, key=lambda number: hashlib.sha256(f"{bag}/{number}".encode()).digest())
+        order = sorted(numbers, key=lambda number: hashlib.sha256(str(number).encode()).digest())
         least = 1 if held_out > 0 and len(order) > 1 else 0
         held[bag] = set(order[: max(least, round(held_out * len(order)))])
     if split == "val":
         return [place for place, (bag, stamp) in enumerate(keys) if stamp // block in held[bag]]
     guard = round(GUARD * block)
-    near = ({(stamp - guard) // block, stamp // block, (stamp + guard) // block} & held[bag] for bag, stamp in keys)
-    return [place for place, blocks_near in enumerate(near) if not blocks_near]
+    every = set().union(*held.values())
+    near = ({(stamp - guard) // block, stamp // block, (stamp + guard) // block} for _, stamp in keys)
+    return [place for place, blocks_near in enumerate(near) if not blocks_near & every]
 
 
 class Frames(Protocol):
@@ -214,11 +219,13 @@ class Recorded:
         self.keys: list[Key] = []
         self._calibrations: dict[str, BagCalibration] = {}
         entries: dict[str, dict[str, str]] = {}
-        for path in bags_in(root):
-            home = expanded(path).resolve()
-            name = name_of(home, entries)
-            entries[name] = {"path": str(home)}
+        homes = [path.resolve() for path in bags_in(root)]
+        for home in homes:
             index, plans, reader = open_frames(home, options)
+            if is_replaced(home, index, homes):
+                continue
+            name = name_of(home, index.fingerprint, entries)
+            entries[name] = {"path": str(home), "fingerprint": index.fingerprint}
             self._bags[name] = index, reader
             self._calibrations[name] = BagCalibration(reader.camera, index.baseline, index.frame_id)
             self._plans += plans
