@@ -247,6 +247,25 @@ def test_what_is_exported_comes_back_the_same(extraction, tmp_path, form, labels
         assert (tmp_path / "out" / "images" / frame.bag / frame.image.name).read_bytes() == frame.image.read_bytes()
 
 
+@pytest.mark.parametrize("archived", [False, True])
+def test_images_of_an_export_are_not_taken_for_masks(extraction, tmp_path, archived):
+    masks = masks_of(extraction, len(STREET))
+    export_masks(extraction, tmp_path / "out", "png", STREET, lambda frame, image: masks[frame.name])
+    # An image with a pixel of a class's colour, in a format that masks have.
+    image = np.zeros((*next(iter(masks.values())).shape, 3), np.uint8)
+    image[0, 0] = STREET.labels[3].color[::-1]
+    pictures = sorted(path for path in (tmp_path / "out" / "images").rglob("*") if path.is_file())
+    for path in pictures:
+        path.unlink()
+        cv2.imwrite(str(path.with_suffix(".png")), image)
+    given = tmp_path / "out"
+    if archived:
+        given = Path(shutil.make_archive(str(tmp_path / "export"), "zip", tmp_path / "out"))
+    report = import_masks(extraction, given, form="png")
+    assert len(report.imported) == len(masks) and not report.left_out
+    assert all(np.array_equal(found, masks[name]) for name, found in stored(extraction).items())
+
+
 def test_a_cvat_export_is_an_archive_as_cvat_writes_it(extraction, tmp_path):
     masks = masks_of(extraction, len(STREET))
     labelled = f"drive/{FIRST}"

@@ -26,7 +26,7 @@ from lix_core.geometry.encodings import encode
 from lix_core.geometry.ground import Ground, fit_ground
 from lix_core.labels import STREET, Label, LabelMapping, LabelSet
 from lix_core.runtime.backends import BackendOptions
-from lix_core.runtime.bundle import SizePolicy, XSpec
+from lix_core.runtime.bundle import Bundle, SizePolicy, XSpec
 from lix_core.runtime.segmenter import Segmenter
 
 SCENE = LabelSet("scene", tuple(Label(n, c.color) for n, c in zip(("tree", "car", "sky", "road", "sign"), COLOURS.labels)))
@@ -335,6 +335,22 @@ def test_a_run_that_was_stopped_goes_on_and_another_teacher_is_asked_anew(extrac
     assert len(asked) == 9
     make_pseudo_labels(extraction, camera_bundle(labels=SCENE, stride=4).save(tmp_path / "other.lix"), SURE)
     assert len(asked) == 13
+
+
+def test_labels_of_a_run_that_was_stopped_are_never_read_with_another_label_set(extraction, bundle):
+    make_pseudo_labels(extraction, bundle, SURE)
+    steps = []
+
+    def stop():
+        steps.append(0)
+        if len(steps) == len(STAMPS) + 1:  # the first frame is decided
+            raise KeyboardInterrupt
+
+    turned = LabelSet("turned", tuple(reversed(Bundle.load(bundle).manifest.labels.labels)))
+    with pytest.raises(KeyboardInterrupt):
+        make_pseudo_labels(extraction, bundle, SURE, mapping=lambda source: LabelMapping.by_name(source, turned), on_step=stop)
+    assert extraction.label_set("pseudo", "drive").names == turned.names
+    assert len([frame for frame in extraction.frames if extraction.label_path(frame, "pseudo")]) <= 1
 
 
 def test_frames_that_cannot_be_read_are_left_out_and_their_old_labels_go(extraction, bundle):

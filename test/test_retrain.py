@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -15,20 +17,38 @@ pytest.importorskip("lightning")
 from typer.testing import CliRunner
 
 import tiny_street
+from lix_core.bags.extract import extract
+from lix_core.bags.index import Options
 from lix_core.bags.pseudo import PseudoSettings
 from lix_core.camera import Camera
 from lix_core.cli.main import app
-from lix_core.errors import DataError, TrainingError
+from lix_core.data.bag import BagDataset
+from lix_core.errors import BundleError, DataError, TrainingError
 from lix_core.runtime.bundle import Bundle
 from lix_core.runtime.segmenter import Segmenter
 from lix_core.training import retrain as module
 from lix_core.training.config import Source, from_dict
-from lix_core.training.retrain import NEW, OLD, Comparison, Retraining, note_inputs, retrain, tuned, verdict
+from lix_core.training.retrain import (
+    NEW,
+    OLD,
+    Comparison,
+    Retraining,
+    kind_of_labels,
+    known_judge,
+    note_inputs,
+    old_frames,
+    retrain,
+    tuned,
+    verdict,
+)
 from lix_core.training.run import fit, load_network
 from recorded import PERIOD, START, Recorded, camera_info, image, text, write
 from tiny_street import TINY, TinyStreet
 
 CAMERA = Camera(96, 64, (60.0, 0, 48, 0, 60.0, 32, 0, 0, 1))
+
+
+NEW_FRAMES, VAL_FRAMES = Source("bag", "x", "train"), Source("bag", "x", "val")
 
 
 def old_config(kind: str, steps: int) -> object:
@@ -52,15 +72,15 @@ def old_config(kind: str, steps: int) -> object:
     return from_dict(tree)
 
 
-def write_drive(path: Path, frames: int = 40, labels: bool = True) -> Path:
-    """A bag of the tiny street at night: the colours of the other street, inverted; depth and labels as they were."""
+def write_drive(path: Path, frames: int = 40, labels: bool = True, night: bool = True) -> Path:
+    """A bag of the tiny street, at night with inverted colours; depth and labels as they are by day."""
     street, messages = TinyStreet(split="night", x="depth", count=frames, noise=5), []
     messages.append(Recorded("label_names", START, text(TINY.to_dict())))
     for index in range(frames):
         stamp, sample = START + index * PERIOD, street[index]
         depth = np.where(sample.labels == 1, 30, np.where(sample.labels == 0, 8, np.nan)).astype(np.float32)
         messages += [
-            Recorded("image", stamp, image(stamp, 255 - sample.image, "rgb8")),
+            Recorded("image", stamp, image(stamp, 255 - sample.image if night else sample.image, "rgb8")),
             Recorded("camera_info", stamp, camera_info(stamp, CAMERA)),
             Recorded("depth", stamp, image(stamp, depth, "32FC1")),
             *([Recorded("labels", stamp, image(stamp, sample.labels, "mono8"))] if labels else []),
@@ -146,12 +166,12 @@ def test_pseudo_labels_of_the_old_teacher_do_where_nobody_labelled_and_what_is_n
 
 def test_old_data_keep_their_share_of_every_batch_and_the_schedule_is_the_tasks(old, tmp_path):
     task = task_of(old, tmp_path, share=0.25, lr=0.1, overrides=("optim.ema=0.7",))
-    config = tuned(task, load_network(old / "student")[1].config, Source("bag", "x", "train"), "bag", 7, "student")
+    config = tuned(task, load_network(old / "student")[1].config, NEW_FRAMES, VAL_FRAMES, 7, "student")
     assert [(s.dataset, s.per_batch) for s in config.data.sources] == [("tiny", 0), ("bag", 1)]
     assert (config.optim.steps, config.optim.lr, config.optim.ema, config.distill.method) == (7, pytest.approx(1e-3), 0.7, "lix")
     assert (config.data.val.split, config.data.val.dataset) == ("val", "bag")
-    assert tuned(task, config, Source("bag", "x", "train"), "pseudo", 7, "student").data.val is None
-    alone = tuned(replace(task, share=1.0), config, Source("bag", "x", "train"), "bag", 7, "student")
+    assert tuned(task, config, NEW_FRAMES, None, 7, "student").data.val is None
+    alone = tuned(replace(task, share=1.0), config, NEW_FRAMES, VAL_FRAMES, 7, "student")
     assert [s.dataset for s in alone.data.sources] == ["bag"]
 
 
@@ -171,12 +191,12 @@ def test_a_model_is_taken_where_it_gains_enough_and_forgets_little(tmp_path, aft
 
 
 def test_a_batch_keeps_room_for_old_frames_whatever_its_size(old, tmp_path):
-    config, new = load_network(old / "student")[1].config, Source("bag", "x", "train")
+    config = load_network(old / "student")[1].config
     tasks = [task_of(old, tmp_path, share=share, overrides=(f"data.batch={batch}",)) for share, batch in ((0.5, 2), (0.9, 2), (0.5, 1))]
     for task in tasks[:2]:
-        assert [s.per_batch for s in tuned(task, config, new, "bag", 7, "student").data.sources] == [0, 1]
+        assert [s.per_batch for s in tuned(task, config, NEW_FRAMES, None, 7, "student").data.sources] == [0, 1]
     with pytest.raises(TrainingError, match="a batch of 1 has no room for new frames"):
-        tuned(tasks[2], config, new, "bag", 7, "student")
+        tuned(tasks[2], config, NEW_FRAMES, None, 7, "student")
 
 
 def test_frames_on_which_nothing_is_labelled_make_no_model_better(tmp_path):
@@ -191,6 +211,97 @@ def test_a_folder_is_not_gone_on_with_for_other_bags_or_runs(retrained, old):
     with pytest.raises(TrainingError, match="were trained with other labels, pseudo; name"):
         note_inputs(task_of(old, out), "pseudo")
     note_inputs(task_of(old, out, gain=0.5, pseudo=PseudoSettings(confidence=0.5)), "bag")
+
+
+def test_masks_of_some_frames_and_pseudo_labels_of_the_others_train_together(old, tmp_path):
+    """As docs/retrain.md has it: people label what is held out, which is then what decides; the rest learns from the teacher."""
+    write_drive(tmp_path / "bare", frames=12, labels=False, night=False)
+    task = task_of(old, tmp_path / "out", bags=(tmp_path / "bare",), teacher_steps=0, student_steps=1, held_out=0.4)
+    lix = partial(CliRunner().invoke, app, catch_exceptions=False)
+    assert lix(["bag", "extract", str(tmp_path / "bare"), "--out", str(task.out / "extraction")]).exit_code == 0
+    (tmp_path / "t.json").write_text(TINY.to_json())
+    given = [
+        "bag",
+        "label",
+        str(task.out / "extraction"),
+        "--export",
+        "png",
+        "--out",
+        str(tmp_path / "people"),
+        "--labels",
+        str(tmp_path / "t.json"),
+    ]
+    assert lix([*given, "--held-out", "0.4", "--block", "0.4"]).exit_code == 0
+    held = sorted(int(path.stem) for path in (tmp_path / "people" / "images").rglob("*.png"))
+    street = TinyStreet(split="night", x="depth", count=12, noise=5)
+    for stamp in held:
+        path = tmp_path / "people" / "masks" / "bare" / f"{stamp}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), street[(stamp - START) // PERIOD].labels)
+    assert lix(["bag", "label", str(task.out / "extraction"), "--masks", str(tmp_path / "people")]).exit_code == 0
+    assert kind_of_labels(task) == ("best", True)
+    steps = []
+    found = retrain(task, steps.append, quiet=True)
+    assert steps == ["frames of the bags", "pseudo-labels", "student", "comparison"] and found.kind == "masks"
+    config = load_network(task.out / "student")[1].config
+    train = BagDataset(config.data.sources[1].root, "train", **config.data.sources[1].options)
+    val = BagDataset(config.data.val.root, "val", **config.data.val.options)
+    assert sorted(int(name.split("/")[1]) for name in val.names) == held and 0 < len(train.names) <= 12 - len(held)
+
+
+def test_masks_of_training_frames_alone_leave_the_comparison_to_pseudo_labels(old, tmp_path):
+    task = task_of(old, tmp_path / "out", bags=(write_drive(tmp_path / "bare", 12, labels=False),), held_out=0.4)
+    extract(list(task.bags), task.out / "extraction", Options(), 1)
+    masks = task.out / "extraction" / "masks"
+    first = BagDataset(task.out / "extraction", "train", labels="none", held_out=0.4, block=0.4).names[0]
+    (masks / "bare").mkdir(parents=True)
+    cv2.imwrite(str(masks / f"{first}.png"), TinyStreet(split="night", count=1)[0].labels)
+    (masks / "labels.json").write_text(TINY.to_json())
+    assert kind_of_labels(task) == ("best", True) and known_judge(task, load_network(old / "student")[1]) is None
+
+
+def test_bags_that_are_not_named_and_models_that_do_not_exist_are_refused_first(old, retrained, tmp_path, monkeypatch):
+    out, _ = retrained
+    monkeypatch.setattr("lix_core.training.run.Run.train", lambda *_: pytest.fail("trained"))
+    write_drive(tmp_path / "other", frames=4)
+    with pytest.raises(TrainingError, match="has frames of other bags too .night.: name these as well"):
+        retrain(task_of(old, out, bags=(tmp_path / "other",)), quiet=True)
+    with pytest.raises(BundleError, match="no model"):
+        retrain(task_of(old, tmp_path / "a", current="no model"), quiet=True)
+    assert not (tmp_path / "a").exists()
+
+
+def test_old_frames_are_where_the_options_say(old, tmp_path):
+    task = task_of(old, tmp_path, overrides=("data.val.options={count: 5}", "data.sources.0.root=/moved"))
+    record = load_network(old / "student")[1]
+    assert len(old_frames(task, record)) == 5
+    config = tuned(task, record.config, NEW_FRAMES, VAL_FRAMES, 7, "student")
+    assert [source.root for source in config.data.sources] == ["/moved", "x"] and config.data.val == VAL_FRAMES
+
+
+def test_the_command_reads_bags_as_extract_does(old, tmp_path, monkeypatch):
+    tasks = []
+    monkeypatch.setattr(module, "retrain", lambda task, watch: tasks.append(task) or Comparison("bag", better=True, why="so"))
+    given = [
+        "--image",
+        "/image",
+        "--label-topic",
+        "/labels",
+        "--offset",
+        "0.1",
+        "--from",
+        "1",
+        "--extrinsics",
+        "0 0 0 0 0 0 1",
+        "--every",
+        "2",
+    ]
+    runs = ["--teacher", str(old / "teacher"), "--student", str(old / "student"), "--out", str(tmp_path / "o")]
+    assert CliRunner().invoke(app, ["retrain", str(old / "night"), *runs, *given], catch_exceptions=False).exit_code == 0
+    wanted = Options(
+        topics={"image": "/image", "labels": "/labels"}, offset=0.1, begin=1.0, extrinsics=(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0), every=2
+    )
+    assert tasks[0].extraction == wanted
 
 
 def test_without_labels_the_comparison_goes_by_pseudo_labels(old, tmp_path):

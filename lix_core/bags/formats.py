@@ -224,7 +224,10 @@ class PngMasks:
             raise LabelError(f"{files.path} has no {LABELS_FILE}, so that its ids have no names; give the label set")
         self.classes = list(labels.names)
         self.colours = distinct_colours(labels)
-        self.names = [name for name in files.names if PurePosixPath(name).suffix.lower() in MASK_SUFFIXES]
+        pictures = [name for name in files.names if PurePosixPath(name).suffix.lower() in MASK_SUFFIXES]
+        # An export as a whole has the images beside the masks.
+        masks = [name for name in pictures if "masks" in PurePosixPath(name).parts]
+        self.names = masks or [name for name in pictures if "images" not in PurePosixPath(name).parts]
 
     def read(self, name: str) -> tuple[np.ndarray, str]:
         pixels = decode_mask(self._files.read(name), name)

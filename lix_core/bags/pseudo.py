@@ -177,6 +177,8 @@ def make_pseudo_labels(
                 taught.append(frame)
                 sure += result
         thresholds = thresholds_of(sure, settings)
+        for frame in extraction.frames:  # old masks, whose ids the new label set may not mean
+            (folder / f"{frame.name}.png").unlink(missing_ok=True)
         write_label_set(folder / LABELS_FILE, to.target)
         done = []
         for frame, result in team.each("decide", taught, on_step, thresholds):

@@ -25,6 +25,10 @@ def label(
     pseudo: bool = typer.Option(False, "--pseudo", help="Make pseudo-labels of what --model is sure of."),
     out: Optional[Path] = typer.Option(None, "--out", "-o", help="With --export: folder for images and masks."),
     frames: int = typer.Option(0, min=0, help="With --export: only so many frames, at even distances; 0: all."),
+    held_out: float = typer.Option(
+        0.0, min=0.0, max=1.0, help="With --export: only the frames that `lix retrain` holds out with this --held-out; 0: all."
+    ),
+    block: float = typer.Option(10.0, help="With --held-out: the --block of `lix retrain` [s]."),
     start_from: str = typer.Option(
         "", "--from", help="With --export, what people start from: model, masks, bag or pseudo; empty: nothing."
     ),
@@ -58,10 +62,24 @@ def label(
     if masks:
         import_from(opened, masks, labels, format)
     elif export:
+        if held_out:
+            keep_held_out(opened, held_out, block)
         export_to(opened, out, export, start_from, labels, model, backend, frames)
     else:
         given = {"flip": flip, "confidence": confidence, "share": share, "floor": floor, "geometry": geometry}
         make_pseudo(opened, settings_of(given, scales, flat, standing), model, backend, remap, jobs, rows)
+
+
+def keep_held_out(extraction: Any, share: float, block: float) -> None:
+    """Leave out the frames that a retraining trains on. Raises SourceError where none is left."""
+    from lix_core.data.bag import NS, split_places
+
+    if block <= 0:
+        raise SourceError(f"--block is a time above 0 s, got {block}")
+    places = split_places([(frame.bag, frame.stamp) for frame in extraction.frames], "val", share, round(block * NS))
+    if not places:
+        raise SourceError(f"no frame is held out of blocks of {block:g} s: make --block shorter")
+    extraction.frames = [extraction.frames[place] for place in places]
 
 
 def label_set(text: str) -> Any:

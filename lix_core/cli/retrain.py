@@ -8,7 +8,7 @@ from typing import List, Optional
 import typer
 from rich.console import Console
 
-from lix_core.cli.bag import found_bags
+from lix_core.cli import bag
 from lix_core.runtime.bundle import SUFFIX
 
 STEPS = {
@@ -19,6 +19,11 @@ STEPS = {
     "comparison": "comparison.json",
 }
 """Steps of a retraining -> what each leaves in the folder."""
+READING = (
+    *("image", "camera_info", "right_image", "right_camera_info", "depth", "points", "label_names", "geometry", "every", "begin", "end"),
+    *("slop", "offset", "clock", "extrinsics", "max_disparity"),
+)
+"""Options of `lix bag extract`, by which the bags are read."""
 
 
 def retrain(
@@ -27,8 +32,10 @@ def retrain(
     student: Path = typer.Option(..., help="Run folder of the student that the robot's model is of (lix distill)."),
     out: Path = typer.Option(..., "--out", "-o", help="Folder of the retraining; goes on with one that was stopped."),
     behind: Optional[List[Path]] = typer.Option(None, help="Run folders behind those two, for data and licences."),
-    current: Optional[Path] = typer.Option(None, help="Bundle that the new one must beat; left out, that of the student."),
-    labels: str = typer.Option("auto", help="What trains on the new frames: masks, bag, pseudo, none; auto: the first of these there is."),
+    current: Optional[str] = typer.Option(None, help="Model that the new one must beat, by name or path; left out, that of the student."),
+    labels: str = typer.Option(
+        "auto", help="What trains on the new frames: masks, bag, pseudo or none; auto: for each frame the first of these that it has."
+    ),
     share: float = typer.Option(0.5, help="Of every batch, the share that is new frames; the rest is the runs' old data."),
     teacher_steps: int = typer.Option(600, min=0, help="Optimiser steps of the teacher; 0 keeps it as it is."),
     student_steps: int = typer.Option(1200, min=1, help="Optimiser steps of the student."),
@@ -37,19 +44,34 @@ def retrain(
     block: float = typer.Option(10.0, help="Length of a block of time that is held out or not [s]."),
     gain: float = typer.Option(0.0, help="mIoU by which the new model must be better on held-out frames."),
     forgetting: float = typer.Option(0.03, help="mIoU that it may lose on the old validation frames."),
-    every: int = typer.Option(1, min=1, help="Take every so-manieth image of the bags."),
-    slop: float = typer.Option(0.02, help="Largest difference between the stamps of an image and its partner [s]."),
-    geometry: str = typer.Option("auto", help="What depth is made of: auto, depth, stereo, lidar or none."),
+    image: str = bag.IMAGE,
+    camera_info: str = bag.CAMERA_INFO,
+    right_image: str = bag.RIGHT_IMAGE,
+    right_camera_info: str = bag.RIGHT_CAMERA_INFO,
+    depth: str = bag.DEPTH,
+    points: str = bag.POINTS,
+    label_topic: str = typer.Option("", "--label-topic", help=f"Class ids of the image's pixels (mono8). {bag.TOPIC}"),
+    label_names: str = bag.LABEL_NAMES,
+    geometry: str = bag.GEOMETRY,
+    every: int = bag.EVERY,
+    begin: float = bag.BEGIN,
+    end: float = bag.END,
+    slop: float = bag.SLOP,
+    offset: float = bag.OFFSET,
+    clock: str = bag.CLOCK,
+    extrinsics: str = bag.EXTRINSICS,
+    max_disparity: int = bag.MAX_DISPARITY,
     confidence: float = typer.Option(0.9, help="Pseudo-labels: pixels that are this sure are kept."),
     jobs: int = typer.Option(1, min=1, help="Processes for frames and pseudo-labels."),
     set_: Optional[List[str]] = typer.Option(None, "--set", help="key=value for both runs, such as data.workers=4; may be repeated."),
 ) -> None:
     """Fine-tune teacher and student on recorded bags, compare with the model there is, and write a new one if it is better."""
-    paths = found_bags(bags)
+    given = {name: value for name, value in locals().items() if name in READING}
+    reading = bag.options_of(labels=label_topic, **given)
+    paths = bag.found_bags(bags)
     from lix_core.training.memory import keep_freed_memory
 
     keep_freed_memory()
-    from lix_core.bags.index import Options
     from lix_core.bags.pseudo import PseudoSettings
     from lix_core.training.retrain import Retraining
     from lix_core.training.retrain import retrain as carry_out
@@ -71,7 +93,7 @@ def retrain(
         block=block,
         gain=gain,
         forgetting=forgetting,
-        extraction=Options(geometry=geometry, every=every, slop=slop),
+        extraction=reading,
         pseudo=PseudoSettings(confidence=confidence),
         jobs=jobs,
         overrides=tuple(set_ or ()),

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import json
@@ -27,13 +26,13 @@ import numpy as np
 from lix_core.bags.extract import BagOutcome, Extraction, extract
 from lix_core.bags.index import Options
 from lix_core.bags.pseudo import PseudoSettings, make_pseudo_labels
-from lix_core.data.bag import BagDataset
+from lix_core.data.bag import BEST, BagDataset
 from lix_core.data.registry import open_dataset
 from lix_core.errors import DataError, TrainingError
 from lix_core.files import make_folder, save, save_image
 from lix_core.labels import LabelMapping, LabelSet
 from lix_core.metrics import ConfusionMatrix
-from lix_core.runtime.bundle import SUFFIX, Bundle
+from lix_core.runtime.bundle import SUFFIX, Bundle, find_bundle
 from lix_core.runtime.segmenter import Segmenter
 from lix_core.training.config import Config, Source, from_dict, override, to_dict
 from lix_core.training.provenance import lineage, make_bundle
@@ -44,6 +43,8 @@ from lix_core.viz import colorize, contact_sheet
 Labels = Literal["auto", "masks", "bag", "pseudo", "none"]
 TRUE_KINDS = ("masks", "bag")
 """Labels that somebody knows to be right, the best first; a model may be judged by them."""
+FRAMES = ("data.sources", "data.val", "data.test")
+"""Options that say which frames the old runs had."""
 SHOWN = 6
 """Held-out frames in the picture of the report."""
 
@@ -59,11 +60,12 @@ class Retraining:
     """What is asked for.
 
     bags: paths. out: the folder. teacher, student: folders of the runs that the robot's models come from. behind: folders of the runs
-    behind those, for data and licences. current: the bundle to beat; None: the student's. labels: what the new frames are trained with;
-    auto: people's masks, else the bags' label topic, else pseudo-labels of the teacher. share: of a batch that is new frames.
-    teacher_steps, student_steps: length of the runs; 0 steps of the teacher keep the old one. lr: peak learning rates, as a share of
-    those of the old runs. held_out, block: see BagDataset. gain: mIoU by which the new model must be better. forgetting: mIoU that it may
-    lose on the old validation frames. overrides: `a.b=value` for both runs.
+    behind those, for data and licences. current: the bundle to beat, by name or path; None: the student's. labels: what the new frames are
+    trained with; auto: each with people's masks, else the bags' label topic, else pseudo-labels of the teacher. share: of a batch that is
+    new frames. teacher_steps, student_steps: length of the runs; 0 steps of the teacher keep the old one. lr: peak learning rates, as a
+    share of those of the old runs. held_out, block: see BagDataset. gain: mIoU by which the new model must be better. forgetting: mIoU
+    that it may lose on the old validation frames. extraction, pseudo: how bags are read and pseudo-labels made. jobs: processes for both.
+    overrides: `a.b=value` for both runs.
     """
 
     bags: tuple[Path, ...]
@@ -71,7 +73,7 @@ class Retraining:
     teacher: Path
     student: Path
     behind: tuple[Path, ...] = ()
-    current: Path | None = None
+    current: str | Path | None = None
     labels: Labels = "auto"
     share: float = 0.5
     teacher_steps: int = 600
@@ -123,45 +125,42 @@ def retrain(task: Retraining, watch: Watcher = lambda step: None, quiet: bool = 
             out before anything is trained.
     """
     record = matching_records(task)
+    current = model_to_beat(task, record.labels)
     old = old_frames(task, record)
     make_folder(task.out)
     watch("frames of the bags")
     outcomes = extract(list(task.bags), task.out / "extraction", task.extraction, task.jobs)
-    kind = kind_of_labels(task)
+    refuse_other_bags(task, outcomes)
+    kind, needs_pseudo = kind_of_labels(task)
     note_inputs(task, kind)
     judge = known_judge(task, record)
-    if kind == "pseudo" or judge is None:
+    if needs_pseudo or judge is None:
         watch("pseudo-labels")
         bundle_of(task.teacher, task.out / f"old-teacher{SUFFIX}", task.behind)
         make_pseudo_labels(Extraction.open(task.out / "extraction"), task.out / f"old-teacher{SUFFIX}", task.pseudo, jobs=task.jobs)
-    held = judge or ("pseudo", held_out_frames(task, "pseudo", record))
-    new = Source(
-        "bag",
-        str(task.out / "extraction"),
-        "train",
-        {"labels": kind, "held_out": task.held_out, "block": task.block, "classes": list(record.labels.names)},
-    )
+    held = judge or ("pseudo", frames_of(task, "val", "pseudo", record))
+    frames_of(task, "train", kind, record)  # what is wrong with them is told before anything is trained
+    new = source_of(task, "train", kind, record)
+    val = source_of(task, "val", judge[0], record) if judge else None
     teacher = task.teacher
     if task.teacher_steps:
         watch("teacher")
-        config = tuned(task, load_network(task.teacher)[1].config, new, kind, task.teacher_steps, "teacher")
+        config = tuned(task, load_network(task.teacher)[1].config, new, val, task.teacher_steps, "teacher")
         teacher = Path(fit(config, task.out / "teacher", quiet=quiet, start=task.teacher).folder)
     watch("student")
-    config = tuned(task, record.config, new, kind, task.student_steps, "student")
+    config = tuned(task, record.config, new, val, task.student_steps, "student")
     student = fit(config, task.out / "student", teacher, quiet=quiet, start=task.student)
     watch("comparison")
     behind = dict.fromkeys((*task.behind, task.teacher, task.student, teacher))
     candidate = bundle_of(Path(student.folder), task.out / f"candidate{SUFFIX}", tuple(behind))
-    before = (
-        Bundle.load(task.current) if task.current else bundle_of(task.student, task.out / f"before{SUFFIX}", (*task.behind, task.teacher))
-    )
+    before = current or bundle_of(task.student, task.out / f"before{SUFFIX}", (*task.behind, task.teacher))
     comparison = compare(task, before, candidate, held, old)
     save(task.out / "comparison.json", (json.dumps(dataclasses.asdict(comparison), indent=1) + "\n").encode())
     if comparison.better:
         candidate.save(task.out / f"model{SUFFIX}")
     else:
         (task.out / f"model{SUFFIX}").unlink(missing_ok=True)
-    report(task, outcomes, kind, comparison, held[1], student)
+    report(task, outcomes, kind, comparison, held[1], student, (before, candidate))
     return comparison
 
 
@@ -181,10 +180,21 @@ def matching_records(task: Retraining) -> Record:
     return student
 
 
+def model_to_beat(task: Retraining, labels: LabelSet) -> Bundle | None:
+    """The bundle that was named. Raises BundleError where there is none, TrainingError where it knows none of the runs' classes."""
+    if task.current is None:
+        return None
+    bundle = Bundle.load(find_bundle(str(task.current)))
+    if not set(bundle.manifest.labels.names) & set(labels.names):
+        raise TrainingError(f"{task.current} knows none of the classes {', '.join(labels.names)}: it cannot be compared with")
+    return bundle
+
+
 def old_frames(task: Retraining, record: Record) -> Any | None:
     """The frames on which the old student was validated or tested; None where its run had none, or where no old data is asked for and they
     are gone. Raises DataError."""
-    old = record.config.data.val or record.config.data.test
+    data = overridden(record.config, task.overrides).data
+    old = data.val or data.test
     try:
         return open_dataset(old.dataset, old.root, old.split, **old.options) if old else None
     except DataError:
@@ -196,45 +206,62 @@ def old_frames(task: Retraining, record: Record) -> Any | None:
 def note_inputs(task: Retraining, kind: str) -> None:
     """Keep what the runs in the folder are made of. Raises TrainingError where they were made of something else."""
     found, path = Extraction.open(task.out / "extraction"), task.out / "inputs.json"
-    masks = [mask.read_bytes() for frame in found.frames if kind == "masks" and (mask := found.label_path(frame, "masks"))]
+    masks = [mask.read_bytes() for frame in found.frames if kind in ("masks", BEST) and (mask := found.label_path(frame, "masks"))]
     inputs = {
         "teacher": checksum(task.teacher),
         "student": checksum(task.student),
         "bags": {bag["name"]: bag["fingerprint"] for bag in found.bags},
         "labels": kind,
         "masks": hashlib.sha256(b"".join(masks)).hexdigest() if masks else "",
-        "pseudo": dataclasses.asdict(task.pseudo) if kind == "pseudo" else {},
+        "held out": [task.held_out, task.block],
+        "pseudo": dataclasses.asdict(task.pseudo) if kind in ("pseudo", BEST) else {},
     }
     inputs = json.loads(json.dumps(inputs))
-    begun = any((task.out / run / "config.yaml").exists() for run in ("teacher", "student"))
+    begun = any((task.out / run / "checkpoints").exists() for run in ("teacher", "student"))
     before = json.loads(path.read_text()) if begun and path.exists() else inputs
     if other := [name for name, value in inputs.items() if before.get(name) != value]:
         raise TrainingError(f"the runs in {task.out} were trained with other {', '.join(other)}; name another folder")
     save(path, (json.dumps(inputs, indent=1) + "\n").encode())
 
 
-def held_out_frames(task: Retraining, kind: str, record: Record) -> BagDataset:
-    """The frames that are held out, with labels of a kind. Raises DataError where there are none."""
-    options = {"held_out": task.held_out, "block": task.block, "classes": list(record.labels.names)}
-    return BagDataset(task.out / "extraction", "val", labels=kind, **options)
+def refuse_other_bags(task: Retraining, outcomes: Sequence[BagOutcome]) -> None:
+    """Raises TrainingError where the folder has frames of bags that were not named."""
+    others = {bag["name"] for bag in Extraction.open(task.out / "extraction").bags} - {outcome.name for outcome in outcomes}
+    if others:
+        raise TrainingError(
+            f"{task.out / 'extraction'} has frames of other bags too ({', '.join(sorted(others))}): name these as well, or another folder"
+        )
+
+
+def source_of(task: Retraining, split: str, kind: str, record: Record) -> Source:
+    """The frames of a split with labels of a kind, for a configuration."""
+    options = {"labels": kind, "held_out": task.held_out, "block": task.block, "classes": list(record.labels.names)}
+    return Source("bag", str(task.out / "extraction"), split, options)
+
+
+def frames_of(task: Retraining, split: str, kind: str, record: Record) -> BagDataset:
+    """The same as a data set. Raises DataError where there are none."""
+    source = source_of(task, split, kind, record)
+    return BagDataset(source.root, split, **source.options)
 
 
 def known_judge(task: Retraining, record: Record) -> tuple[str, BagDataset] | None:
     """The held-out frames with the best labels that somebody knows to be right, and their kind; None where there are none."""
     for kind in TRUE_KINDS:
         with suppress(DataError):
-            return kind, held_out_frames(task, kind, record)
+            return kind, frames_of(task, "val", kind, record)
     return None
 
 
-def kind_of_labels(task: Retraining) -> str:
-    """What the new frames are trained with, found out where it is `auto`."""
+def kind_of_labels(task: Retraining) -> tuple[str, bool]:
+    """What the new frames are trained with, one kind where one does for all, and whether pseudo-labels are needed for it."""
     found = Extraction.open(task.out / "extraction")
     if not found.frames:
         raise TrainingError(f"the bags gave no frame; `lix bag check {' '.join(map(str, task.bags))}` says why")
-    if task.labels != "auto":
-        return task.labels
-    return next((kind for kind in TRUE_KINDS if any(found.label_path(frame, kind) for frame in found.frames)), "pseudo")
+    kinds = {task.labels}
+    if task.labels == "auto":
+        kinds = {next((kind for kind in TRUE_KINDS if found.label_path(frame, kind)), "pseudo") for frame in found.frames}
+    return (BEST if len(kinds) > 1 else next(iter(kinds))), "pseudo" in kinds
 
 
 def bundle_of(run: Path, path: Path, behind: Sequence[Path]) -> Bundle:
@@ -248,11 +275,13 @@ def bundle_of(run: Path, path: Path, behind: Sequence[Path]) -> Bundle:
     return Bundle.load(path)
 
 
-def tuned(task: Retraining, old: Config, new: Source, kind: str, steps: int, name: str) -> Config:
-    """The configuration of an old run, for `steps` on its data and on new frames, which have their share of every batch."""
-    config = copy.deepcopy(old)
+def tuned(task: Retraining, old: Config, new: Source, val: Source | None, steps: int, name: str) -> Config:
+    """The configuration of an old run, for `steps` on its data and on new frames, which have their share of every batch. val: what
+    chooses the checkpoint, if anything does.
+    """
+    config = overridden(old, task.overrides)
     config.name, data, optim = f"retrained {name}", config.data, config.optim
-    batch = overridden(config, task.overrides).data.batch
+    batch = data.batch
     places = max(1, round(task.share * batch))
     if task.share < 1:
         places = min(places, batch - 1)
@@ -260,13 +289,13 @@ def tuned(task: Retraining, old: Config, new: Source, kind: str, steps: int, nam
         raise TrainingError(f"a batch of {batch} has no room for new frames beside old ones; set data.batch=2 or more, or share to 1")
     sources = [dataclasses.replace(source, per_batch=0) for source in data.sources] if places < batch else []
     data.sources = [*sources, dataclasses.replace(new, per_batch=places)]
-    data.val = dataclasses.replace(new, split="val", per_batch=0) if kind in TRUE_KINDS else None
-    data.test = None
+    data.val, data.test = val, None
     optim.steps, optim.lr = steps, optim.lr * task.lr
     optim.steps_per_epoch, optim.warmup = min(optim.steps_per_epoch, steps), min(optim.warmup, steps // 10)
     if name == "student" and config.distill.method == "none":
         config.distill.method = "lix"
-    return overridden(config, task.overrides)
+    # Again, for what was set here since; but for the frames, which say what the old ones are.
+    return overridden(config, [change for change in task.overrides if not change.startswith(FRAMES)])
 
 
 def overridden(config: Config, changes: Sequence[str]) -> Config:
@@ -324,8 +353,16 @@ def verdict(task: Retraining, found: Comparison) -> tuple[bool, str]:
 # Report.
 
 
-def report(task: Retraining, outcomes: Sequence[BagOutcome], kind: str, found: Comparison, frames: BagDataset, student: RunResult) -> None:
-    """report.md and report.jpg."""
+def report(
+    task: Retraining,
+    outcomes: Sequence[BagOutcome],
+    kind: str,
+    found: Comparison,
+    frames: BagDataset,
+    student: RunResult,
+    models: tuple[Bundle, Bundle],
+) -> None:
+    """report.md and report.jpg. models: before and after."""
     extraction = Extraction.open(task.out / "extraction")
     reasons = Counter(reason for frame in extraction.frames for reason in frame.reasons)
     taken = (
@@ -352,6 +389,7 @@ def report(task: Retraining, outcomes: Sequence[BagOutcome], kind: str, found: C
         *(f"| {o.name} | {o.done + o.before} | {o.with_depth} | {o.with_labels} | {len(o.left_out)} |" for o in outcomes),
         "",
         *(f"- {outcome.name}: {text}" for outcome in outcomes for text in (*outcome.faults, *outcome.remarks)),
+        *(f"- {outcome.name}: {count} frames: {text}" for outcome in outcomes for text, count in outcome.warnings.items()),
         *([f"- Why frames were recorded: {', '.join(f'{name} {count}' for name, count in reasons.most_common())}."] if reasons else []),
         f"- Trained with labels of kind `{kind}`; {len(frames)} held-out frames judged by `{found.kind}`: {judged}.",
         f"- Student: {student.steps} steps, {student.seconds / 60:.0f} min on {student.device}, {task.share:.0%} of each batch new frames.",
@@ -360,7 +398,7 @@ def report(task: Retraining, outcomes: Sequence[BagOutcome], kind: str, found: C
     for name in found.before:
         lines += [f"## IoU on {name}", "", *table(found.before[name], found.after[name]), ""]
     save(task.out / "report.md", "\n".join(lines).encode())
-    save_image(task.out / "report.jpg", picture(task, frames))
+    save_image(task.out / "report.jpg", picture(models, frames))
 
 
 def table(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
@@ -376,10 +414,9 @@ def shown(value: float | None) -> str:
     return "absent" if value is None else f"{value:.3f}"
 
 
-def picture(task: Retraining, frames: BagDataset) -> np.ndarray:
+def picture(models: tuple[Bundle, Bundle], frames: BagDataset) -> np.ndarray:
     """(H, W, 3) uint8: some held-out frames with their labels, and what the models before and after say and where they err."""
-    before = Segmenter(task.current or task.out / f"before{SUFFIX}")
-    after = Segmenter(task.out / f"candidate{SUFFIX}")
+    before, after = map(Segmenter, models)
     cells = []
     for index in np.unique(np.linspace(0, len(frames) - 1, min(SHOWN, len(frames))).round().astype(int)):
         sample = frames[index]
