@@ -139,7 +139,9 @@ def test_the_gradients_are_finite_differences(controller):
 def test_weights_that_follow_the_student_are_constants_to_its_gradient(controller):
     teacher, student, labels = logits_of(1), logits_of(2).requires_grad_(), labels_of(3)
     if isinstance(controller, LearnedWeights):
-        torch.nn.init.normal_(controller.net[-1].weight, generator=torch.Generator().manual_seed(0))
+        generator = torch.Generator().manual_seed(0)
+        for parameter in controller.parameters():
+            torch.nn.init.normal_(parameter, generator=generator)
     loss = weighed_logit_loss(teacher, student, labels, controller)["logit"]
     alpha, beta = (weight.detach() for weight in controller(teacher, student, labels))
     tcld, ncld = divergences(decouple(teacher, labels, 2.0), decouple(student, labels, 2.0), 2.0)

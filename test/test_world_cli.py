@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -90,7 +91,9 @@ def test_what_was_stopped_and_killed_goes_on_and_ends_as_if_it_had_not(tmp_path:
     out = tmp_path / "w"
     whole = 0
     for number, status in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
-        started = {"stderr": subprocess.PIPE, "env": environment(), "start_new_session": True}
+        # What is started in the background of a shell ignores Ctrl-C, and so would its children.
+        listens = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        started = {"stderr": subprocess.PIPE, "env": environment(), "start_new_session": True, "preexec_fn": listens}
         with subprocess.Popen(command("render", "--out", out, *options, "--jobs", 2), **started) as process:
             end = time.monotonic() + 60
             while marks(out) <= whole:
