@@ -141,7 +141,7 @@ def test_weights_that_follow_the_student_are_constants_to_its_gradient(controlle
     if isinstance(controller, LearnedWeights):
         generator = torch.Generator().manual_seed(0)
         for parameter in controller.parameters():
-            torch.nn.init.normal_(parameter, generator=generator)
+            torch.nn.init.normal_(parameter, std=0.5, generator=generator)
     loss = weighed_logit_loss(teacher, student, labels, controller)["logit"]
     alpha, beta = (weight.detach() for weight in controller(teacher, student, labels))
     tcld, ncld = divergences(decouple(teacher, labels, 2.0), decouple(student, labels, 2.0), 2.0)
