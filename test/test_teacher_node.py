@@ -83,8 +83,13 @@ def test_depth_within_slop_belongs_to_an_image_and_later_depth_to_none(start: An
     start(slop=0.02)
     masks, told, robot = peer.listen(Image, f"{NODE}/mask"), peer.diagnostics("teacher"), Robot(peer)
     answer_to(lambda: robot.send(late=10_000_000), masks)
-    unpaired = {robot.send(late=100_000_000, after=second * 10**9) for second in range(20)}
-    told.wait("% of the images found their depth within 20 ms; see slop and offset", DiagnosticStatus.WARN)
+    unpaired, complaint = set(), "% of the images found their depth within 20 ms; see slop and offset"
+    # The newest message displaces one that a busy node has not taken: some ten must arrive, however many that takes.
+    for second in range(600):
+        unpaired.add(robot.send(late=100_000_000, after=second * 10**9))
+        if told.latest and complaint in told.latest.message:
+            break
+    assert told.wait(complaint, DiagnosticStatus.WARN)
     assert not unpaired & {stamp_ns(mask) for mask in masks}
 
 
