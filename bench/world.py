@@ -1,6 +1,6 @@
 """What a frame of the simulated world costs: every sensor of it, and each alone.
 
-    python bench/world.py [--scenes 8] [--size 640x192] [--out results/world]
+    python bench/world.py [--scenes 8] [--size 640x192] [--out results/world_speed]
 
 A frame is the left and the right image, depth, normals, labels, instances and a LiDAR turn of 64 x 1024 beams. Building a street is
 told apart: it is done once for all frames in it.
@@ -34,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=8, help="streets, of several weathers")
     parser.add_argument("--size", default="640x192", help="WIDTHxHEIGHT of the images")
-    parser.add_argument("--out", type=Path, default=Path("results/world"))
+    parser.add_argument("--out", type=Path, default=Path("results/world_speed"))
     args = parser.parse_args()
     width, height = map(int, args.size.split("x"))
     drive = Drive(1000, Rig(Camera.pinhole(width, height, 370.0 * width / 640)), frames_per_scene=FRAMES_PER_SCENE)

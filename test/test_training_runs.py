@@ -313,6 +313,12 @@ def test_a_folder_of_another_run_is_refused_with_what_differs(student, teacher):
         fit(config, student, teacher)
 
 
+def test_a_teacher_is_the_same_run_however_its_students_are_distilled(teacher):
+    config = from_dict(RunResult.load(teacher).config)
+    config.distill.lix.logit = 0.5
+    assert fit(config, teacher).checkpoint_step == RunResult.load(teacher).checkpoint_step
+
+
 def test_without_resuming_a_run_is_trained_anew_and_other_files_stay(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     first = fit(tiny_config({"optim.steps": 1}), tmp_path, quiet=True)

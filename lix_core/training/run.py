@@ -230,7 +230,10 @@ def refuse_another_run(config: Config, out: Path) -> None:
     old = yaml.safe_load((out / "config.yaml").read_text())
     with suppress(TrainingError):
         old = to_dict(from_dict(old))  # options that came to be since then have their defaults
-    changed = {key: change for key, change in differences(old, to_dict(config)).items() if key not in FREE and not key.endswith(".root")}
+    free = (*FREE, "distill.") if config.model.kind == "teacher" else FREE  # a teacher is not distilled
+    changed = {
+        key: change for key, change in differences(old, to_dict(config)).items() if not key.startswith(free) and not key.endswith(".root")
+    }
     if changed:
         words = "; ".join(f"{key}: {before!r} -> {after!r}" for key, (before, after) in list(changed.items())[:4])
         raise TrainingError(f"{out} holds a run of other settings ({words}); name another folder, or do not resume")
