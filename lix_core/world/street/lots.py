@@ -131,7 +131,7 @@ class Row:
             )
 
     def _mural(self, pose: Pose, length: float) -> None:
-        """Cars and people painted on a wall as large as life; the wall runs along +x from 0. Label: building."""
+        """Cars and people painted on a wall as large as life; the wall runs along +x from 0. Label: building, each a thing."""
         rng, z = self.rng, 0.05
         backdrop = tuple(float(v) for v in rng.choice(((196, 190, 176), (170, 172, 172), (188, 168, 140), (150, 160, 168))))
         pictures = [vehicle_picture(str(rng.choice(("hatchback", "saloon", "estate", "suv", "van"))), paint_for(rng), backdrop)]
@@ -141,7 +141,8 @@ class Row:
             wide, high = pictures[i].size_m
             if at + wide < length - 0.25:
                 shape = quad((at, -0.015, z), (at + wide, -0.015, z), (at + wide, -0.015, z + high), (at, -0.015, z + high))
-                self.stage.add(pose(shape.covered(pictures[i].size_m)), BUILDING, self.stage.material(pictures[i]))
+                picture = self.stage.material(pictures[i])
+                self.stage.add(pose(shape.covered(pictures[i].size_m)), BUILDING, picture, self.stage.thing())
                 at += wide + rng.uniform(0.1, 0.5)
 
     def tree(self, x: float, y: float, reach: float) -> None:
