@@ -118,7 +118,7 @@ def main() -> None:
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     lines += [f"| {name} | " + " | ".join(f"{value:.3f}" for value in row.values()) + " |" for name, row in table.items()]
     print("\n".join(lines))
-    words = "mIoU; on the kerb side the mean of road and pavement, on streets of one surface pavement's IoU, of murals the share seen as building"
+    words = "mIoU; kerb side: mean IoU of road and pavement; one surface: IoU of pavement; murals: share of pixels taken for building"
     args.out.with_suffix(".md").write_text(
         f"# Where models differ\n\n`python bench/where.py`, {scored} frames. {words if street else 'mIoU'}.\n\n" + "\n".join(lines) + "\n"
     )
