@@ -78,7 +78,7 @@ def normals_color(normals: np.ndarray) -> np.ndarray:
     Shape:
         normals (H, W, 3) float, NaN = unknown -> (H, W, 3) uint8 RGB
     """
-    known = np.array(normals, np.float32)
+    known = np.array(normals, np.float32, order="C")
     cv2.patchNaNs(known, 1.0)
     return cv2.convertScaleAbs(known, alpha=-127.5, beta=127.5)
 

@@ -105,6 +105,8 @@ def test_normals_colours_say_where_a_surface_faces():
     normals = np.float32([[(0, 0, -1), (0, -1, 0), (-1, 0, 0), (1, 0, 0), (np.nan, np.nan, np.nan)]])
     expected = [(128, 128, 255), (128, 255, 128), (255, 128, 128), (0, 128, 128), (0, 0, 0)]
     np.testing.assert_array_equal(normals_color(normals)[0], expected)
+    planes = np.ascontiguousarray(normals.transpose(2, 0, 1))  # as networks have them
+    np.testing.assert_array_equal(normals_color(planes.transpose(1, 2, 0))[0], expected)
     assert np.isnan(normals[0, 4]).all(), "the input is not changed"
 
 
