@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import tiny_street
-from lix_core.data.sample import collate
+from lix_core.data.sample import Sample, collate
 from lix_core.distill.config import LIXConfig
 from lix_core.distill.distiller import Lesson
 from lix_core.distill.logit import weighed_logit_loss
@@ -32,7 +32,7 @@ from lix_core.metrics import ConfusionMatrix
 from lix_core.models.networks import Student
 from lix_core.training.callbacks import MovingAverage, WholeFiles, as_csv, readable
 from lix_core.training.config import DataConfig, OptimConfig, Source
-from lix_core.training.data import Batches, Frames, Mixture, TrainingData, Views, training_transform
+from lix_core.training.data import Batches, Frames, Mixture, TrainingData, Views, pasted, training_transform
 from lix_core.training.losses import HardLoss, class_weights, cross_entropy, hard_pixels, soft_dice
 from lix_core.training.module import encoder_depths, learning_rate, parameter_groups
 from lix_core.training.report import columns, error_picture, pictures
@@ -242,6 +242,50 @@ def test_a_view_is_the_same_whoever_draws_it_and_differs_from_place_to_place():
     assert np.array_equal(first.image, second.image) and np.array_equal(first.x, second.x) and first.image.shape == (32, 32, 3)
     moved = views[type(draw)(draw.source, draw.frame, (5, 3))]
     assert not np.array_equal(first.image, moved.image)
+
+
+def flat(value: int, labels: bool = True, x: bool = True) -> Sample:
+    """A view that is all of one value."""
+    plane = np.full((32, 64), value, np.uint8)
+    channels, known = (np.full((2, 32, 64), value, np.float32), plane > 0) if x else (None, None)
+    return Sample(f"flat{value}", plane[..., None].repeat(3, 2), plane if labels else None, channels, known, "two" if x else "")
+
+
+@given(seed=st.integers(0, 2**32))
+def test_a_rectangle_of_half_a_view_is_that_of_another_in_image_labels_and_x(seed):
+    ours, theirs = flat(0), flat(1)
+    both = pasted(ours, theirs, np.random.default_rng(seed))
+    inside = both.labels == 1
+    rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
+    assert inside[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all() and inside.mean() == pytest.approx(0.5, abs=0.03)
+    for plane in (*both.image.transpose(2, 0, 1), *both.x, both.known):
+        np.testing.assert_array_equal(plane, inside)
+    assert both.name == ours.name and not ours.labels.any() and both.image.dtype == both.labels.dtype == np.uint8
+
+
+def test_what_one_of_two_mixed_views_does_not_have_is_unknown_there():
+    both = pasted(flat(1), flat(2, labels=False, x=False), np.random.default_rng(0))
+    theirs = both.image[..., 0] == 2
+    np.testing.assert_array_equal(both.labels, np.where(theirs, UNLABELLED, 1))
+    np.testing.assert_array_equal(both.known, ~theirs)
+    np.testing.assert_array_equal(both.x[0], ~theirs)
+    bare = pasted(flat(1, x=False), flat(2, x=False), np.random.default_rng(0))
+    assert bare.x is None and bare.known is None and bare.x_kind == ""
+
+
+def test_views_are_mixed_with_views_that_have_labels_as_they_have_whoever_draws_them():
+    config = DataConfig(sources=[tiny_source(labelled=0.5)], crop=[32, 64], x="depth")
+    frames, transform = [Frames(config.sources[0], "depth")], training_transform(config)
+    plain, sometimes, always = (Views(frames, transform, 3, cutmix) for cutmix in (0.0, 0.5, 1.0))
+    draws = [draw for number in range(8) for draw in Mixture([12], [0], 4, 3).draws(number)]
+    for draw in draws:
+        mixed = always[draw]
+        assert (mixed.labels is None) == (plain[draw].labels is None) == (not frames[0].labelled[draw.frame])
+        np.testing.assert_array_equal(mixed.image, always[draw].image)
+    changed = [not np.array_equal(sometimes[draw].image, plain[draw].image) for draw in draws]
+    assert 8 <= sum(changed) <= 24
+    for draw, is_mixed in zip(draws, changed):
+        np.testing.assert_array_equal(sometimes[draw].image, (always if is_mixed else plain)[draw].image)
 
 
 # Sources.

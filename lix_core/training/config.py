@@ -60,6 +60,7 @@ class DataConfig:
         0.0, "Probability that a frame of a teacher's training loses X; of 0, it teaches nothing on frames that have none.", 0, 1
     )
     x_holes: float = option(0.0, "Probability that X of a teacher's training, where it is not lost, gets holes.", 0, 1)
+    cutmix: float = option(0.0, "Probability that a rectangle of a view is that of another frame of its source: image, labels and X.", 0, 1)
     batch: int = option(8, "Frames of a training batch, over all processes; their number divides it.", 1)
     workers: int = option(2, "Processes per training process that read and change frames; 0: the training process does.", 0)
 

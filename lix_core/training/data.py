@@ -23,7 +23,7 @@ from lix_core.data.registry import difference, open_dataset
 from lix_core.data.sample import Batch, Sample, collate
 from lix_core.data.transforms import SampleTransform, eval_transform, train_transform
 from lix_core.errors import TrainingError
-from lix_core.labels import LabelSet
+from lix_core.labels import UNLABELLED, LabelSet
 from lix_core.training.config import DataConfig, Source
 
 
@@ -53,6 +53,11 @@ class Frames(Dataset):
         place = int(self.indices[index])
         sample = self.dataset[place]
         return sample if self.labelled[place] else replace(sample, labels=None)
+
+    def alike(self, index: int) -> np.ndarray:
+        """The frames that have labels as that one has, or have none as it has none; itself among them."""
+        labelled = self.labelled[self.indices]
+        return np.flatnonzero(labelled == labelled[index])
 
     def only(self, places: Sequence[int]) -> "Frames":
         """Some of these frames."""
@@ -115,13 +120,50 @@ class Mixture:
 
 
 class Views(Dataset):
-    """What training sees at a `Draw`: the frame, changed by `transform` under a generator of (seed, *key)."""
+    """What training sees at a `Draw`: the frame, changed by `transform` under a generator of (seed, *key).
 
-    def __init__(self, frames: Sequence[Frames], transform: SampleTransform, seed: int):
-        self.frames, self.transform, self.seed = frames, transform, seed
+    cutmix: probability that a rectangle of the view is cut out of a view of another frame of the source; one with labels is mixed with
+    one with labels, one without with one without.
+    """
+
+    def __init__(self, frames: Sequence[Frames], transform: SampleTransform, seed: int, cutmix: float = 0.0):
+        self.frames, self.transform, self.seed, self.cutmix = frames, transform, seed, cutmix
 
     def __getitem__(self, draw: Draw) -> Sample:
-        return self.transform(self.frames[draw.source][draw.frame], seed_of(self.seed, *draw.key))
+        frames = self.frames[draw.source]
+        view = self.transform(frames[draw.frame], seed_of(self.seed, *draw.key))
+        random = np.random.default_rng((self.seed, *draw.key, 1))
+        if random.random() >= self.cutmix:
+            return view
+        other = int(random.choice(frames.alike(draw.frame)))
+        return pasted(view, self.transform(frames[other], seed_of(self.seed, *draw.key, 1)), random)
+
+
+def pasted(view: Sample, other: Sample, random: np.random.Generator) -> Sample:
+    """A view with a rectangle of another of its size in the same place: half of its area, of any shape that fits (CutMix as of French et
+    al., BMVC 2020, arXiv 1906.01916). Image, labels, X and where it is known; the camera is no longer that of every pixel, and left out."""
+    height, width = view.image.shape[:2]
+    tall = np.exp(random.uniform(np.log(0.5), 0))  # the rectangle's height as a share of the view's; 0.5 / tall is its width's
+    rows, columns = round(tall * height), round(0.5 / tall * width)
+    top, left = int(random.integers(height - rows + 1)), int(random.integers(width - columns + 1))
+    inside = np.zeros((height, width), bool)
+    inside[top : top + rows, left : left + columns] = True
+
+    def joined(name: str, empty: np.generic) -> np.ndarray | None:
+        ours, theirs = getattr(view, name), getattr(other, name)
+        if ours is None and theirs is None:
+            return None
+        return np.where(inside, empty if theirs is None else theirs, empty if ours is None else ours)
+
+    return replace(
+        view,
+        image=np.where(inside[..., None], other.image, view.image),
+        labels=joined("labels", np.uint8(UNLABELLED)),
+        x=joined("x", np.float32(0)),
+        known=joined("known", np.False_),
+        x_kind=view.x_kind or other.x_kind,
+        camera=None,
+    )
 
 
 def seed_of(*key: int) -> int:
@@ -195,7 +237,7 @@ class TrainingData(pl.LightningDataModule):
             trainer.world_size,
         )
         return DataLoader(
-            Views(self.frames, training_transform(config), self.seed),
+            Views(self.frames, training_transform(config), self.seed, config.cutmix),
             batch_sampler=batches,
             collate_fn=partial(collate, x_channels=self.x_channels),
             num_workers=config.workers,
