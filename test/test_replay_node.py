@@ -275,7 +275,12 @@ def test_a_world_too_slow_for_its_rate_goes_slower_and_says_so(start: Any, peer:
     images, diagnostics = peer.listen(Image, "/image"), peer.diagnostics("replay")
     start(input="world:5", world_size="320x96", rate=500.0)
     wait_for(lambda: len(images) >= 60, lambda: f"{len(images)} images")
-    status = diagnostics.wait("of 500.0 Hz: a frame takes", DiagnosticStatus.WARN)
-    told, played = float(status.message.split()[1]), 1e9 / np.median(np.diff([stamp_ns(m) for m in images[-20:]]))
-    assert told < 250 and played / 2 < told < 2 * played
+    diagnostics.wait("of 500.0 Hz: a frame takes", DiagnosticStatus.WARN)
+
+    def rates() -> tuple[float, float]:
+        """[Hz] what it says, the mean over its last frames, and what comes; a busy moment is in the one before it is in the other."""
+        said = diagnostics.latest.message.split()
+        return float(said[1]) if said[0] == "plays" else 0.0, 1e9 / np.median(np.diff([stamp_ns(m) for m in images[-20:]]))
+
+    wait_for(lambda: (r := rates())[0] < 250 and r[1] / 2 < r[0] < 2 * r[1], lambda: f"says {rates()[0]:.1f}, plays {rates()[1]:.1f} Hz")
     assert float(diagnostics.value("preparing p50 [ms]")) > 2
