@@ -77,6 +77,12 @@ def test_camvid_says_which_file_is_missing_or_wrong(tmp_path):
         (tmp_path / "train" / kind / "a.png").write_bytes(b"broken")
         with pytest.raises(DataError, match=f"{kind}/a.png cannot be decoded; fetch it again"):
             data[0]
+    with pytest.raises(DataError, match="no kind of X 'foo'"):
+        CamVidDataset(tmp_path, "train", x="foo")
+    write_image(tmp_path / "train/image/a.JPG", np.zeros((*SIZE, 3), np.uint8))
+    with pytest.raises(DataError, match="image has two images named a: remove one"):
+        CamVidDataset(tmp_path, "train")
+    (tmp_path / "train/image/a.JPG").unlink()
     (tmp_path / "train/label/a.png").unlink()
     with pytest.raises(DataError, match="label .*train/label/a.png is missing; get it from https"):
         CamVidDataset(tmp_path, "train")

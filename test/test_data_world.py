@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import cv2
 import numpy as np
 import pytest
 
@@ -95,6 +96,19 @@ def test_classes_and_frames_limit_the_data(root):
         WorldDataset(root, "train", classes=["boat"])
     with pytest.raises(DataError, match="has 3 frames, 4 are asked for"):
         WorldDataset(root, "train", frames=4)
+    for options in ({"frames": "ten"}, {"classes": 5}):
+        with pytest.raises(DataError, match="the data set world does not understand (frames='ten'|classes=5): "):
+            open_dataset("world", root, "train", **options)
+
+
+def test_a_label_out_of_range_names_file_and_id(root):
+    data = WorldDataset(root, "train")
+    path = data._path(1, "labels")
+    damaged = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    damaged[3, 5] = 200
+    cv2.imwrite(str(path), damaged)
+    with pytest.raises(DataError, match=f"label {path} has ids 200; allowed are 0..10, 255"):
+        data[1]
 
 
 def test_two_splits_of_one_seed_are_refused(root):

@@ -36,7 +36,7 @@ def table(**changes) -> Table:
 
 def run(counts, **more):
     plain = {"groups": {}, "seconds": 36, "device": "cpu", "git_revision": "abc", "names": ["road", "pothole"]}
-    return {"counts": counts, "fingerprint": "f", **plain, **more}
+    return {"counts": counts, **plain, **more}
 
 
 def test_a_row_scores_all_folds_of_a_seed_together_and_not_their_mean():
@@ -111,7 +111,7 @@ def test_runs_of_other_settings_stay_in_the_file_and_count_nowhere(tmp_path):
     one = table(seeds=[0])
     record = Record(one, tmp_path)
     for row, right in (("control", 4), ("kd", 8)):
-        record.runs[f"{row}/fold0/seed0"] = {**run([[right, 2], [2, right]]), "fingerprint": row}
+        record.runs[f"{row}/fold0/seed0/{row}"] = run([[right, 2], [2, right]])
     record.write()
     assert set(record.data["rows"]) == {"control", "kd"}
     later = Record(one, tmp_path, ["optim.steps=9"], {"control/fold0/seed0": "other", "kd/fold0/seed0": "kd"})
@@ -134,6 +134,8 @@ def test_mistakes_in_a_table_are_named():
         table(rows={"kd": {"start": "control"}, "control": {}})
     with pytest.raises(TrainingError, match="no row 'kdd' .did you mean kd"):
         table().narrowed(["kdd"])
+    with pytest.raises(TrainingError, match="has seeds 0, 1, not 7"):
+        table().narrowed(seeds=[7])
     with pytest.raises(TrainingError, match="has folds 0, not 4"):
         table().narrowed(folds=[4])
     with pytest.raises(TrainingError, match="no table 'potholes' .did you mean pothole"):
@@ -159,7 +161,7 @@ def test_a_table_goes_on_where_it_was_left(tmp_path, monkeypatch):
     first = reproduce(table(seeds=[0]), tmp_path / "results", tmp_path / "work", ROOTS, report=lambda text, *_: done.append(text))
     assert done[0] == "0 of 3 runs are there" and len(done) == 4
     assert set(first["rows"]) == {"control", "kd", "teacher"} and first["protocol"]["runs"] == 3
-    counts = np.array(first["runs"]["kd/fold0/seed0"]["counts"])
+    counts = np.array(next(run for key, run in first["runs"].items() if key.startswith("kd/fold0/seed0/"))["counts"])
     assert counts.shape == (3, 3) and counts.sum() == 4 * 62 * 96  # every valid pixel of the four frames
     # Only teachers are kept; nothing is trained that is in the file, not even the teacher.
     assert [p.name.split("-")[0] for p in (tmp_path / "work").iterdir()] == ["teacher"]
@@ -194,6 +196,40 @@ def test_a_row_that_starts_from_another_has_its_weights_and_their_fingerprint(tm
     assert [cell.row for cell in cells(narrowed, ROOTS)[0]] == ["teacher", "first", "tuned"]
 
 
+def test_other_options_and_other_processes_leave_each_others_runs_in_the_file(tmp_path, monkeypatch):
+    tiny_street.register()
+    counts = {"control": [[4, 0], [0, 4]], "kd": [[4, 2], [2, 4]], "teacher": [[1, 1], [1, 1]]}
+    monkeypatch.setattr(module, "run_cell", lambda cell, *_: run(counts[cell.row]))
+    plain = reproduce(table(seeds=[0]), tmp_path, tmp_path / "work", ROOTS)
+    tried = reproduce(table(seeds=[0]), tmp_path, tmp_path / "work", ROOTS, ["optim.steps=1"])
+    assert len(tried["runs"]) == 6 and tried["protocol"]["runs"] == 3 and set(plain["runs"]) < set(tried["runs"])
+    assert tried["protocol"]["base"]["optim"]["steps"] == 1 and tried["protocol"]["command"] == "lix reproduce tiny optim.steps=1"
+    again = reproduce(table(seeds=[0]), tmp_path, tmp_path / "work", ROOTS)
+    assert again["rows"] == plain["rows"] and len(again["runs"]) == 6
+    # Two records that were opened before the other had anything.
+    one, other = (Record(table(), tmp_path) for _ in range(2))
+    one.runs["control/fold0/seed1/a"] = other.runs["control/fold0/seed2/b"] = run(counts["control"])
+    one.write()
+    other.write()
+    assert len(other.data["runs"]) == 8 == len(json.loads((tmp_path / "tiny.json").read_text())["runs"])
+
+
+def test_what_cannot_be_scored_is_told_before_anything_is_trained(tmp_path, monkeypatch):
+    tiny_street.register()
+    monkeypatch.setattr(module, "run_cell", lambda *_: pytest.fail("trained"))
+    with pytest.raises(TrainingError, match="'wal', is not miou nor a class .did you mean wall"):
+        reproduce(table(seeds=[0], metric="wal"), tmp_path, tmp_path / "work", ROOTS)
+    data = {**BASE["data"], "test": None}
+    with pytest.raises(TrainingError, match="nothing would be scored in teacher of table tiny: set data.val or data.test"):
+        reproduce(table(base={**BASE, "data": data}), tmp_path, tmp_path / "work", ROOTS)
+
+
+def test_a_class_that_does_not_occur_in_a_seed_has_no_difference():
+    pair = table(metric="pothole")
+    runs = {f"{row}/fold0/seed0": run([[4, 0], [0, 0]]) for row in ("control", "kd")}
+    assert "| kd | - | - | 1 |" in page(pair, summary(pair, runs, []))
+
+
 def test_a_damaged_result_file_is_not_overwritten(tmp_path):
     (tmp_path / "tiny.json").write_text("{}")
     with pytest.raises(DataError, match="not a result of `lix reproduce`"):
@@ -205,6 +241,9 @@ def test_variations_make_one_row_for_each_value(tmp_path):
     config = tmp_path / "c.yaml"
     config.write_text(json.dumps({**BASE, "distill": {"method": "kd"}}))
     made = Table.of_variations("a", str(config), ["distill.kd.tau=1,2", "optim.lr=0.1"], "miou", [0])
+    assert made.base["data"]["test"]["dataset"] == "tiny"
+    config.with_name("v.yaml").write_text(json.dumps({**BASE, "data": {**BASE["data"], "val": BASE["data"]["test"]}}))
+    assert Table.of_variations("a", str(config.with_name("v.yaml")), ["optim.lr=0.1,0.2"], "miou", [0]).base["data"]["test"] is None
     assert [row.name for row in made.rows] == ["control", "distill.kd.tau=1", "distill.kd.tau=2"]
     tau = [cell.config.distill.kd.tau for cell in cells(made, {"tiny": "."})[0]]
     assert tau == [4.0, 1.0, 2.0] and made.base["optim"]["lr"] == 0.1

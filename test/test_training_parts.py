@@ -30,7 +30,7 @@ from lix_core.errors import DataError, TrainingError
 from lix_core.labels import UNLABELLED
 from lix_core.metrics import ConfusionMatrix
 from lix_core.models.networks import Student
-from lix_core.training.callbacks import MovingAverage, WholeFiles, as_csv, readable
+from lix_core.training.callbacks import Board, MovingAverage, WholeFiles, as_csv, readable
 from lix_core.training.config import DataConfig, OptimConfig, Source
 from lix_core.training.data import Batches, Frames, Mixture, TrainingData, Views, pasted, training_transform
 from lix_core.training.losses import HardLoss, class_weights, cross_entropy, hard_pixels, soft_dice
@@ -483,6 +483,18 @@ def test_a_full_disk_leaves_the_checkpoint_before_whole_and_says_so(tmp_path, mo
     with pytest.raises(TrainingError, match="last.ckpt: No space left on device; what was saved before is whole"):
         files.save_checkpoint({"n": 2}, path)
     assert torch.load(path, weights_only=True) == {"n": 1} and [p.name for p in path.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_tensorboard_on_a_full_disk_does_not_hide_the_checkpoints_words(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    board = Board(tmp_path, "tensorboard", "")
+    for name in ("add_scalar", "flush", "close"):
+        monkeypatch.setattr(board.experiment, name, full)
+    board.log_metrics({"loss": 1.0}, 1)
+    board.save()
+    board.finalize("failed")
 
 
 def test_a_disk_that_really_is_full_leaves_the_checkpoint_before_whole(tmp_path):

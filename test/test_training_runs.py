@@ -301,6 +301,12 @@ def test_a_teacher_that_was_never_without_x_teaches_nothing_on_frames_without(te
     assert batch.only(second).names == batch.names[1:] and abs(whole - half) > 1e-3
     lost.known[1] = False
     assert learner._lesson(said, lost)["kd"].item() == 0
+    # Nor does a pixel of them count for the processes beside this one.
+    counted, terms = [], learner.distiller.terms
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(learner.distiller, "terms", lambda s, t, b: counted.append(learner.distiller.lesson(s, t, b)) or terms(s, t, b))
+        learner._lesson(said, lost)
+    assert (counted[0].classes == 255).all()
     # One that was sometimes without X has something to say of every frame.
     learner.teacher_needs_x = False
     assert learner._lesson(said, lost)["kd"].item() > 0
@@ -311,6 +317,25 @@ def test_a_folder_of_another_run_is_refused_with_what_differs(student, teacher):
     config.optim.lr = 0.5
     with pytest.raises(TrainingError, match=r"holds a run of other settings \(optim.lr: 0.005 -> 0.5\)"):
         fit(config, student, teacher)
+
+
+def test_a_mistake_that_was_told_does_not_keep_the_folder(tmp_path):
+    right = tiny_config({"optim.steps": 1})
+    for wrong, words in (
+        (tiny_config({"optim.steps": 1}, crop=[32, 50]), "multiples of 32"),
+        (tiny_config({"optim.steps": 1, "trainer.accelerator": "gppu"}), "trainer.accelerator=gppu, trainer.devices=1 cannot be had here"),
+    ):
+        with pytest.raises(TrainingError, match=words):
+            fit(wrong, tmp_path, quiet=True)
+    assert fit(right, tmp_path, quiet=True).steps == 1
+    (tmp_path / "config.yaml").write_text("{")
+    with pytest.raises(TrainingError, match="holds a run whose config.yaml cannot be read .*; name another folder, or do not resume"):
+        fit(right, tmp_path, quiet=True)
+    (tmp_path / "config.yaml").write_text(to_yaml(right))
+    (tmp_path / "result.json").unlink()
+    (tmp_path / "checkpoints" / "last.ckpt").write_bytes(b"broken")
+    with pytest.raises(TrainingError, match="last.ckpt cannot be read"):
+        fit(right, tmp_path, quiet=True)
 
 
 def test_a_teacher_is_the_same_run_however_its_students_are_distilled(teacher):
@@ -397,6 +422,22 @@ def test_a_teacher_no_better_than_chance_does_not_teach(tmp_path):
         TrainingError, match=r"has mIoU 0\.\d+ on 3 frames, always answering the most frequent class 0\.\d+: it has nothing"
     ):
         fit(tiny_config({"model.kind": "student"}), tmp_path / "student", tmp_path / "teacher", quiet=True)
+
+
+def test_a_teacher_is_checked_on_labelled_frames_that_it_can_see(teacher, tmp_path):
+    fit(tiny_config({"optim": {"steps": 1, "lr": 0.0, "warmup": 0}}), tmp_path / "bad", quiet=True)
+    few = {"sources": [{"dataset": "tiny", "root": ".", "options": {"noise": 5}, "labelled": 0.05}], "val": None}
+    student = {"model.kind": "student", "optim.steps": 1, "trainer.teacher_frames": 1}
+    assert fit(tiny_config(student, **few), tmp_path / "a", teacher, quiet=True).steps == 1  # the one labelled frame is not the first
+    with pytest.raises(TrainingError, match="on 1 frames, always answering the most frequent class .*: it has nothing"):
+        fit(tiny_config(student, **few), tmp_path / "b", tmp_path / "bad", quiet=True)
+    few["sources"][0]["labelled"] = 0.0
+    assert fit(tiny_config({**student, "loss.class_weight_power": 0}, **few), tmp_path / "c", tmp_path / "bad", quiet=True).steps == 1
+
+
+def test_a_student_is_no_teacher(student, tmp_path):
+    with pytest.raises(TrainingError, match="is the run of a student, not of a teacher"):
+        fit(tiny_config({"model.kind": "student"}), tmp_path, student, quiet=True)
 
 
 OTHER_LABELS = {"dataset": "tiny", "root": ".", "options": {"names": ["ground", "wall", "water"]}}

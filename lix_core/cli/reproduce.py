@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Optional
 
@@ -65,7 +67,12 @@ def ablate(
     """Compare values of options: the configuration as it is, and each value of each option alone, over several seeds."""
     from lix_core.training.reproduce import Table
 
+    if Path(name).name != name:
+        raise TrainingError(f"--name is that of a table and of its files in --out, without folders; got {name!r}")
     chosen = Table.of_variations(name, config, variations, metric, numbers(seeds, "--seeds"))
+    taught = ["--teacher", str(teacher)] if teacher else []
+    typed = ["lix", "ablate", config, *variations, *taught, "--name", name, "--metric", metric, "--seeds", seeds]
+    chosen = replace(chosen, command=shlex.join(typed))
     run(chosen, out, work, {}, [], jobs, keep, teacher)
 
 
@@ -111,7 +118,8 @@ def show(result: dict, page: Path) -> None:
     grid = Grid("row", result["protocol"]["metric"], "± over seeds", "seeds")
     for name, row in result["rows"].items():
         found = row[key]
-        grid.add_row(name, f"{found['mean']:.4f}", "-" if found["std"] is None else f"{found['std']:.4f}", str(len(found["per_seed"])))
+        mean, std = ("-" if found[part] is None else f"{found[part]:.4f}" for part in ("mean", "std"))
+        grid.add_row(name, mean, std, str(len(found["per_seed"])))
     Console().print(grid)
     print(page)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
-from lix_core.data.readers import FrameSet, IdMap, read_rgb
+from lix_core.data.readers import FrameSet, IdMap, check_x, read_rgb
 from lix_core.data.sample import Sample
 from lix_core.errors import DataError
 from lix_core.files import expanded
@@ -31,10 +32,14 @@ class CamVidDataset(FrameSet):
     )
 
     def __init__(self, root: str | Path, split: str, x: str = ""):
+        check_x(x)
         folder = expanded(root) / split
-        self.images = sorted(path for path in (folder / "image").glob("*") if path.suffix in (".jpg", ".png"))
+        self.images = sorted(path for path in (folder / "image").glob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
         if not self.images:
             raise DataError(f"no images in {folder / 'image'}; CamVid needs <root>/{split}/image and <root>/{split}/label")
+        stems = Counter(path.stem for path in self.images)
+        if twice := [stem for stem, count in stems.items() if count > 1]:
+            raise DataError(f"{folder / 'image'} has two images named {twice[0]}: remove one, each has the label of that name")
         self.label_paths = [folder / "label" / f"{path.stem}.png" for path in self.images]
         for path in self.label_paths:
             if not path.exists():

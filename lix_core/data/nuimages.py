@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from lix_core.data.readers import FrameSet, check_choice, read_rgb, require
+from lix_core.data.readers import FrameSet, check_choice, check_x, read_rgb, require
 from lix_core.data.sample import Sample
 from lix_core.errors import DataError
 from lix_core.files import expanded
@@ -78,6 +78,7 @@ class NuImagesDataset(FrameSet):
 
     def __init__(self, root: str | Path, split: str, x: str = ""):
         check_choice("split", split, SPLITS)
+        check_x(x)
         self.root, self.tables = expanded(root), expanded(root) / f"v1.0-{split}"
         self.labelled = split != "test"
         cure = f"get it from {self.source}"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lix_core.data.readers import FrameSet
-from lix_core.errors import DataError
+from lix_core.errors import DataError, first_line
 from lix_core.files import expanded
 from lix_core.labels import LabelSet
 
@@ -47,7 +47,11 @@ def open_dataset(name: str, root: str | Path, split: str, x: str = "", **options
             raise DataError(f"the data set {name} has no option {option!r}; it has {', '.join(known) or 'none'}")
     if not expanded(root).is_dir():
         raise DataError(f"there is no folder {root} for the data set {name}; get it from {dataset.source}")
-    return dataset(root, split, x=x, **options)
+    try:
+        return dataset(root, split, x=x, **options)
+    except TypeError as error:
+        given = ", ".join(f"{option}={value!r}" for option, value in options.items())
+        raise DataError(f"the data set {name} does not understand {given}: {first_line(error)}") from None
 
 
 def check_same_labels(datasets: Sequence[FrameSet]) -> LabelSet:

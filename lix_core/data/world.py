@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from lix_core import __version__
-from lix_core.data.readers import Encoded, FrameSet, XCache, check_choice, check_x, subset
+from lix_core.data.readers import Encoded, FrameSet, IdMap, XCache, check_choice, check_x, subset
 from lix_core.data.sample import Sample
 from lix_core.errors import DataError
 from lix_core.files import expanded
@@ -22,6 +22,7 @@ from lix_core.geometry.completion import complete
 from lix_core.geometry.encodings import encode
 from lix_core.geometry.lidar import project_cloud
 from lix_core.geometry.stereo import StereoMatcher, pair_geometry
+from lix_core.labels import UNLABELLED
 
 SPLITS = ("train", "val", "test")
 GEOMETRIES = ("truth", "stereo", "lidar")
@@ -37,7 +38,7 @@ class WorldDataset(FrameSet):
     frames: only the first so many; 0: all. cache: keep encoded X in `<root>/<split>/x/`, rounded to float16; it is slow to make.
 
     Raises:
-        DataError: a file is missing, named; the seeds of two splits agree; from `self[i]`, a damaged file.
+        DataError: a file is missing, named; the seeds of two splits agree; from `self[i]`, a damaged file, or a label out of range.
         LabelError: no such class.
     """
 
@@ -67,7 +68,8 @@ class WorldDataset(FrameSet):
         if not 0 <= frames <= len(self.folder):
             raise DataError(f"{root / split} has {len(self.folder)} frames, {frames} are asked for")
         super().__init__([f"{split}/{index:05d}" for index in range(frames or len(self.folder))], x)
-        self.labels, self._lut = subset(self.folder.labels, classes or self.folder.labels.names)
+        self.labels, ids = subset(self.folder.labels, classes or self.folder.labels.names)
+        self._ids = IdMap({i: int(ids[i]) for i in (*range(len(self.folder.labels)), UNLABELLED)})
         self._homes = homes(self.folder.path, int(self.folder.drive["frames_per_scene"]))
         self._camera = self.folder.camera.rectified()
         # What X is made of, so that another drive's or another version's is not taken for it.
@@ -76,16 +78,21 @@ class WorldDataset(FrameSet):
 
     def read(self, index: int) -> Sample:
         image = self._array(index, "rgb")
-        labels = self._lut[self._array(index, "labels")]
+        labels = self._ids(self._array(index, "labels"), self._path(index, "labels"))
         encoded = self._cache.get(f"{index:05d}", self._camera.shape, lambda: self._encoded(index)) if self.x_kind else None
         return self.sample(index, image, labels, encoded, self._camera)
 
     def _array(self, index: int, name: str) -> np.ndarray:
         """One array of a frame; WorldFolder.frame reads them all, which takes ten times as long."""
-        from lix_core.world.folder import FILES, READERS
+        from lix_core.world.folder import READERS
+
+        return READERS[name](self._path(index, name), self._camera.shape)
+
+    def _path(self, index: int, name: str) -> Path:
+        from lix_core.world.folder import FILES
 
         home, number = self._homes[index]
-        return READERS[name](home / FILES[name].format(number), self._camera.shape)
+        return home / FILES[name].format(number)
 
     def _encoded(self, index: int) -> Encoded:
         """X of a frame, and where it is known."""

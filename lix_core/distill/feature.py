@@ -20,6 +20,10 @@ from lix_core.errors import TrainingError
 FLAT = 1e-10
 """Tokens whose variance is a smaller share of their mean square say nothing but rounding errors."""
 
+SMALLEST_HSIC = 1e-6
+"""Of standardised tokens with themselves. Less is rounding: where none varies, or where a single one stands out, of which the unbiased
+form, without the diagonal of the Gram matrix, sees nothing."""
+
 SMALLEST_SIGMA = 1e-12
 """Where all tokens coincide, so that no gradient overflows."""
 
@@ -136,7 +140,8 @@ def cka(x: Tensor, y: Tensor, kernel: str = "linear", unbiased: bool = False) ->
     """Centred kernel alignment of each image's tokens: HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)).
 
     After Kornblith et al., ICML 2019, arXiv 1905.00414. 1 for tokens that agree up to a rotation and a scale, whatever their
-    widths; 0 (or below, in the unbiased form) for unrelated ones, and where the tokens of an image do not vary.
+    widths; 0 (or below, in the unbiased form) for unrelated ones; 0 without gradient where the tokens of an image do not vary, or, in the
+    unbiased form, all but one are alike.
 
     Args:
         kernel: a key of GRAMS.
@@ -156,8 +161,8 @@ def cka(x: Tensor, y: Tensor, kernel: str = "linear", unbiased: bool = False) ->
     else:
         k, m = (centred_gram(GRAMS[kernel](tokens), unbiased) for tokens in (x, y))
         cross, own_x, own_y = ((a * b).sum((1, 2)) for a, b in ((k, m), (k, k), (m, m)))
-    # Where tokens vary, the products are far above this.
-    return cross / (own_x * own_y).clamp(min=1e-20).sqrt()
+    tell = (own_x > SMALLEST_HSIC) & (own_y > SMALLEST_HSIC)
+    return torch.where(tell, cross, 0.0) / torch.where(tell, own_x * own_y, 1.0).sqrt()
 
 
 def recalibrated_feature_loss(

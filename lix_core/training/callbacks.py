@@ -8,7 +8,8 @@ import io
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from lix_core.cli.progress import progress_bar
 from lix_core.errors import TrainingError
@@ -104,6 +106,25 @@ class Journal(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.rows, self._before, self._since = list(state["rows"]), state["seconds"], time.monotonic()
+
+
+class Board(TensorBoardLogger):
+    """TensorBoard's files. On a full disk they are left as they are: what stops the run is the checkpoint, which says why."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        try:
+            super().log_metrics(metrics, step)
+        except (OSError, ValueError) as error:  # Lightning takes whatever goes wrong for a value that cannot be logged
+            if not isinstance(error.__cause__ or error, OSError):
+                raise
+
+    def save(self) -> None:
+        with suppress(OSError):
+            super().save()
+
+    def finalize(self, status: str) -> None:
+        with suppress(OSError):
+            super().finalize(status)
 
 
 def as_csv(rows: list[dict[str, float]]) -> str:

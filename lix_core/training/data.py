@@ -35,6 +35,12 @@ class Frames(Dataset):
 
     def __init__(self, source: Source, x: str):
         self.source = source
+        try:
+            re.compile(source.groups)
+        except re.error as error:
+            raise TrainingError(
+                f"groups of {source.dataset} {source.split}, {source.groups!r}, is no regular expression: {error}"
+            ) from None
         self.dataset = open_dataset(source.dataset, source.root, source.split, x=x, **source.options)
         count = len(self.dataset)
         order = np.random.default_rng(source.subset_seed).permutation(count)

@@ -6,6 +6,7 @@ Shape letters: B batch, C classes, H W pixels, s output stride.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from lix_core.data.sample import Batch
 from lix_core.errors import TrainingError
+from lix_core.labels import UNLABELLED
 from lix_core.models.networks import Network, Output, Student, Teacher
 from lix_core.training.config import Config, ModelConfig, OptimConfig
 from lix_core.training.data import seed_of
@@ -151,8 +153,10 @@ class Learner(pl.LightningModule):
             return self.distiller(student, self._taught(batch), batch)
         share = float(seen.any())
         if not share:
-            seen[0] = True  # computed all the same, so that every process has the same graph
+            seen[0] = True  # computed all the same, so that every process has the same graph; no pixel of it counts
         batch = batch.only(seen)
+        if not share:
+            batch = replace(batch, labels=torch.full_like(batch.labels, UNLABELLED), labelled=torch.ones_like(batch.labelled))
         return {name: share * term for name, term in self.distiller(student.only(seen), self._taught(batch), batch).items()}
 
     @torch.no_grad()

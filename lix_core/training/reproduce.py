@@ -11,15 +11,18 @@ file goes on where it stops, on any machine, and a cell whose configuration has 
 from __future__ import annotations
 
 import copy
+import fcntl
 import hashlib
 import json
 import math
 import os
 import re
+import shlex
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import resources
@@ -30,6 +33,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from lix_core.data.registry import open_dataset
 from lix_core.errors import DataError, TrainingError
 from lix_core.files import save
 from lix_core.metrics import ConfusionMatrix, rounded
@@ -65,7 +69,8 @@ class Table:
 
     title: of the Markdown page. metric: `miou`, or the name of the class whose IoU counts. base: configuration of every run.
     teachers: name -> overrides of a teacher's run. shown: groups of classes shown apart, name -> class names. folds: values of
-    `{fold}` in the configuration. seeds: of the runs. notes: paragraphs for the page.
+    `{fold}` in the configuration. seeds: of the runs. notes: paragraphs for the page. command: that makes it, without overrides; empty:
+    `lix reproduce` with its name.
     """
 
     name: str
@@ -78,6 +83,7 @@ class Table:
     seeds: tuple[int, ...] = (0, 1, 2)
     shown: dict[str, tuple[str, ...]] = field(default_factory=dict)
     notes: str = ""
+    command: str = ""
     whole: "Table | None" = None
     """Of a part of a table, the table: a result file is always of all of it."""
 
@@ -118,11 +124,14 @@ class Table:
     def of_variations(cls, name: str, config: str | Path, variations: Sequence[str], metric: str, seeds: Sequence[int]) -> "Table":
         """The table of `lix ablate`: a row for the configuration as it is and one for each value of `a.b=v,v`, every option alone.
 
-        `a.b=v` with one value changes all rows. Raises TrainingError on what `load_config` refuses, and where nothing varies.
+        `a.b=v` with one value changes all rows. Options are chosen on validation frames: where the configuration has `data.val`, these are
+        scored and not `data.test`. Raises TrainingError on what `load_config` refuses, and where nothing varies.
         """
         split = [(key, values_of(values)) for key, equals, values in (text.partition("=") for text in variations)]
         fixed = [f"{key}={values[0]}" for key, values in split if len(values) == 1]
         base = to_dict(load_config(config, fixed))
+        if base["data"]["val"]:
+            base["data"]["test"] = None
         rows = [Row(f"{key}={value}", (f"{key}={value}",), "") for key, values in split if len(values) > 1 for value in values]
         if not rows:
             raise TrainingError(f"nothing varies in {' '.join(variations)}: give an option several values, as distill.lix.tau=1,2,4")
@@ -137,15 +146,16 @@ class Table:
     def narrowed(self, rows: Sequence[str] = (), seeds: Sequence[int] = (), folds: Sequence[int] = ()) -> "Table":
         """The same with some of its rows (and the teachers and rows to start from that they need), seeds and folds only.
 
-        Raises TrainingError on a row or fold that it does not have.
+        Raises TrainingError on a row, fold or seed that it does not have.
         """
         names = [row.name for row in self.rows]
         for word in rows:
             if word not in names and word not in self.teachers:
                 raise TrainingError(f"table {self.name} has no row {word!r}{nearest(word, names)}; it has {', '.join(names)}")
-        for fold in folds:
-            if fold not in self.folds:
-                raise TrainingError(f"table {self.name} has folds {', '.join(map(str, self.folds))}, not {fold}")
+        for what, some, every in (("folds", folds, self.folds), ("seeds", seeds, self.seeds)):
+            for number in some:
+                if number not in every:
+                    raise TrainingError(f"table {self.name} has {what} {', '.join(map(str, every))}, not {number}")
         wanted = {*rows, *(row.start for row in self.rows if row.name in rows)}
         kept = tuple(row for row in self.rows if not rows or row.name in wanted)
         taught = {row.teacher for row in kept}
@@ -176,6 +186,11 @@ class Cell:
     @property
     def key(self) -> str:
         return f"{self.row}/fold{self.fold}/seed{self.seed}"
+
+    @property
+    def entry(self) -> str:
+        """Its key among the runs of a result file, which may have runs of other settings."""
+        return f"{self.key}/{self.fingerprint}"
 
     @property
     def is_teacher(self) -> bool:
@@ -226,6 +241,8 @@ def unit_of(table: Table, fold: int, seed: int, roots: Mapping[str, str], overri
         for source in sources_of(tree.get("data", {})):
             source["root"] = source.get("root") or root_of(source["dataset"], roots)
         config = from_dict({**tree, "name": f"{table.name} {name} fold {fold} seed {seed}"})
+        if not (config.data.test or config.data.val):
+            raise TrainingError(f"nothing would be scored in {name} of table {table.name}: set data.val or data.test")
         if config.distill.method == "none":
             teacher, by = None, ""
         return Cell(name, fold, seed, config, tree, teacher, teacher.fingerprint if teacher else by, start)
@@ -295,13 +312,16 @@ def reproduce(
         What the JSON file holds.
 
     Raises:
-        TrainingError, DataError: of the first run that cannot be made; cells that were finished are kept.
+        TrainingError, DataError: a metric that is no class of the data; of the first run that cannot be made; cells that were finished
+            are kept.
     """
     taught_by = digest_of(teacher) if teacher else ""
     units = cells(table, roots, overrides, taught_by)
     whole = cells(table.whole or table, defaultdict(str, roots), overrides, taught_by)  # places are not in fingerprints
     record = Record(table, results, overrides, {cell.key: cell.fingerprint for unit in whole for cell in unit})
     total = sum(map(len, units))
+    if record.done(units) < total:
+        check_metric(table, units[0][-1])
     report(f"{record.done(units)} of {total} runs are there", record.done(units), total)
     for cell, result in finished_cells(units, record, work, jobs, teacher):
         record.add(cell, result)
@@ -310,6 +330,16 @@ def reproduce(
         report(f"{cell.key}: {table.metric} {record.score(result['counts']):.4f}", record.done(units), total)
     record.write()
     return record.data
+
+
+def check_metric(table: Table, cell: Cell) -> None:
+    """Raises TrainingError where the class whose IoU counts is not in the data that the cell is scored on."""
+    source = cell.config.data.test or cell.config.data.val
+    if table.metric != "miou":
+        names = open_dataset(source.dataset, source.root, source.split, **source.options).labels.names
+        if table.metric not in names:
+            near = nearest(table.metric, names)
+            raise TrainingError(f"the metric of table {table.name}, {table.metric!r}, is not miou nor a class{near}: {', '.join(names)}")
 
 
 def finished_cells(
@@ -370,7 +400,8 @@ def digest_of(run: Path) -> str:
 
 
 def run_cell(cell: Cell, work: Path, jobs: int, teacher: Path | None = None) -> dict[str, Any]:
-    """Train one cell and score it on its test frames: confusion matrix (truth in rows) in all and by group, and what it took."""
+    """Train one cell and score it on its test, else validation frames: confusion matrix (truth in rows) in all and by group, and what it
+    took."""
     import torch
 
     from lix_core.training.run import fit
@@ -379,13 +410,14 @@ def run_cell(cell: Cell, work: Path, jobs: int, teacher: Path | None = None) -> 
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // jobs))
     start = folder(work, cell.start) if cell.start else None
     result = fit(cell.config, folder(work, cell), folder(work, cell.teacher) if cell.teacher else teacher, start=start)
+    scored = result.test or result.val
     return {
-        "counts": result.test["counts"],
-        "groups": result.test["groups"],
+        "counts": scored["counts"],
+        "groups": scored.get("groups", {}),
         "seconds": round(result.seconds),
         "device": result.device,
         "git_revision": result.git_revision,
-        "names": list(result.test["iou"]),
+        "names": list(scored["iou"]),
     }
 
 
@@ -395,28 +427,34 @@ def run_cell(cell: Cell, work: Path, jobs: int, teacher: Path | None = None) -> 
 class Record:
     """The result file of a table: the finished cells, and the rows made of them.
 
-    fingerprints: key of each cell -> its fingerprint; cells of others stay in the file and count nowhere. None: all count.
+    Several processes may write to one file, each the runs that it made.
+
+    fingerprints: key of each cell -> its fingerprint; runs of others stay in the file and count nowhere. None: all count.
+    Attributes: runs, by `Cell.entry`. data: what the file holds.
     """
 
     def __init__(self, table: Table, results: Path, overrides: Sequence[str] = (), fingerprints: Mapping[str, str] | None = None):
         self.table, self.path, self.overrides = table.whole or table, results / f"{table.name}.json", list(overrides)
         self.fingerprints = fingerprints
+        self.runs, self.data = self._read(), {}
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        """The runs in the file."""
         try:
-            self.data: dict[str, Any] = json.loads(self.path.read_text())
-            self.runs: dict[str, dict[str, Any]] = self.data["runs"]
+            return dict(json.loads(self.path.read_text())["runs"])
         except FileNotFoundError:
-            self.data, self.runs = {}, {}
+            return {}
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise DataError(f"{self.path} is not a result of `lix reproduce` ({error}); move it away to begin anew") from None
 
     def has(self, cell: Cell) -> bool:
-        return self.runs.get(cell.key, {}).get("fingerprint") == cell.fingerprint
+        return cell.entry in self.runs
 
     def done(self, units: Sequence[Sequence[Cell]]) -> int:
         return sum(self.has(cell) for unit in units for cell in unit)
 
     def add(self, cell: Cell, result: dict[str, Any]) -> None:
-        self.runs[cell.key] = {"fingerprint": cell.fingerprint, **result}
+        self.runs[cell.entry] = result
         self.write()
 
     def score(self, counts: Sequence[Sequence[int]]) -> float:
@@ -427,13 +465,30 @@ class Record:
         return tuple(next(iter(self.runs.values()))["names"]) if self.runs else ()
 
     def write(self) -> None:
-        """Write both files, each whole or not at all."""
+        """Write both files, each whole or not at all, with the runs that others have put there since."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        known = self.fingerprints
-        counted = {key: run for key, run in self.runs.items() if known is None or run["fingerprint"] == known.get(key)}
-        self.data = {**summary(self.table, counted, self.overrides), "runs": dict(sorted(self.runs.items()))}
-        save(self.path, (json.dumps(self.data, indent=1) + "\n").encode())
-        save(self.path.with_suffix(".md"), page(self.table, self.data).encode())
+        with locked(self.path.parent):
+            self.runs = {**self._read(), **self.runs}
+            known, counted = self.fingerprints, {}
+            for entry, run in self.runs.items():
+                key, _, fingerprint = entry.rpartition("/")
+                if known is None or fingerprint == known.get(key):
+                    counted[key] = run
+            self.data = {**summary(self.table, counted, self.overrides), "runs": dict(sorted(self.runs.items()))}
+            save(self.path, (json.dumps(self.data, indent=1) + "\n").encode())
+            save(self.path.with_suffix(".md"), page(self.table, self.data).encode())
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One process after the other."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def score_of(counts: Sequence[Sequence[int]], names: Sequence[str], metric: str) -> float:
@@ -485,9 +540,12 @@ def summary(table: Table, runs: Mapping[str, Mapping[str, Any]], overrides: Sequ
     """What the JSON file holds."""
     names = [row.name for row in table.rows] + list(table.teachers)
     rows = {name: row for name in names if (row := row_of(runs, table, name))}
-    base = {**table.base, "data": {k: v for k, v in table.base.get("data", {}).items() if k != "workers"}}
+    base = copy.deepcopy(table.base)
+    for change in overrides:
+        override(base, change)
+    base.get("data", {}).pop("workers", None)
     protocol = {
-        "command": " ".join(["lix reproduce", table.name, *overrides]),
+        "command": " ".join([table.command or f"lix reproduce {table.name}", *map(shlex.quote, overrides)]),
         "metric": "mIoU" if table.metric == "miou" else f"IoU of {table.metric}",
         "folds": list(table.folds),
         "seeds": list(table.seeds),
@@ -538,5 +596,5 @@ def against(row: Mapping[str, Any], control: Mapping[str, Any] | None, key: str)
     if not control or row is control:
         return "-"
     theirs = dict(zip(control["seeds"], control[key]["per_seed"]))
-    pairs = [(ours, theirs[seed]) for seed, ours in zip(row["seeds"], row[key]["per_seed"]) if seed in theirs]
+    pairs = [(ours, theirs[seed]) for seed, ours in zip(row["seeds"], row[key]["per_seed"]) if None not in (ours, theirs.get(seed))]
     return f"{100 * float(np.mean([a - b for a, b in pairs])):+.1f}" if pairs else "-"

@@ -24,8 +24,8 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 import yaml
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lix_core.data.registry import difference
 from lix_core.distill.objective import build_distiller
@@ -35,7 +35,7 @@ from lix_core.labels import LabelSet
 from lix_core.metrics import ConfusionMatrix
 from lix_core.models.networks import Network
 from lix_core.training import report
-from lix_core.training.callbacks import Checkpoints, Journal, MovingAverage, Progress, WholeFiles
+from lix_core.training.callbacks import Board, Checkpoints, Journal, MovingAverage, Progress, WholeFiles
 from lix_core.training.config import Config, differences, from_dict, to_dict, to_yaml
 from lix_core.training.data import AtSize, Frames, TrainingData, seed_of
 from lix_core.training.losses import HardLoss, class_weights
@@ -203,7 +203,7 @@ def fit(
         make_folder(out)
     if not resume and lead:
         clear(out)
-    if resume and (out / "config.yaml").exists():
+    if resume and any((out / name).exists() for name in ("result.json", "checkpoints/last.ckpt")):
         refuse_another_run(config, out)
         if (out / "result.json").exists():
             refuse_other_weights(out, Path(teacher) if distilled else None, Path(start) if start else None)
@@ -227,7 +227,11 @@ def clear(out: Path) -> None:
 
 def refuse_another_run(config: Config, out: Path) -> None:
     """A TrainingError where the folder holds a run of other settings."""
-    old = yaml.safe_load((out / "config.yaml").read_text())
+    try:
+        old = yaml.safe_load((out / "config.yaml").read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        what = f"{out} holds a run whose config.yaml cannot be read ({first_line(error)})"
+        raise TrainingError(f"{what}; name another folder, or do not resume") from None
     with suppress(TrainingError):
         old = to_dict(from_dict(old))  # options that came to be since then have their defaults
     free = (*FREE, "distill.") if config.model.kind == "teacher" else FREE  # a teacher is not distilled
@@ -260,6 +264,8 @@ class Run:
         self.epochs = math.ceil(optim.steps / optim.steps_per_epoch)
         last = out / "checkpoints" / "last.ckpt"
         self.begun = last if resume and last.exists() else None
+        if self.begun:
+            load_checkpoint(self.begun)  # damaged, it is told here and not inside of Lightning
         data = config.data
         if config.model.kind == "student":  # which never sees X: what is dropped of it would only be missing in the teacher's lesson
             data = dataclasses.replace(data, x_dropout=0.0, x_holes=0.0)
@@ -287,6 +293,8 @@ class Run:
     def _teacher(self, run: Path) -> tuple[Network, str]:
         """The teacher and the hash of its checkpoint, found fit to teach on this data."""
         network, record = load_network(run)
+        if record.config.model.kind != "teacher":
+            raise TrainingError(f"{run} is the run of a {record.config.model.kind}, not of a teacher")
         if record.labels.names != self.labels.names:
             unlike = difference(record.labels, self.labels)
             raise TrainingError(f"the teacher {run} was trained on other labels than this data has: {unlike}")
@@ -322,11 +330,16 @@ class Run:
             raise TrainingError(f"{self.out} was begun {otherwise}; name that one, or do not resume")
 
     def _check_teacher(self, network: Network, run: Path) -> None:
-        """A TrainingError where the teacher is not better than chance on frames spread over the validation (else training) data."""
-        frames = (self.data.val or self.data.frames[0]).spread(self.config.trainer.teacher_frames)
+        """A TrainingError where the teacher is not better than chance on labelled frames spread over the validation data, else over the
+        first source that has any; of data without X only where the teacher can do without."""
+        able = [f for f in (self.data.val, *self.data.frames) if f and (f.dataset.x_kind or not self.teacher_needs_x)]
+        labelled = [frames for frames in (f.only(np.flatnonzero(f.labelled[f.indices])) for f in able) if len(frames)]
+        if not labelled:
+            return  # nothing to be checked against
+        frames = labelled[0].spread(self.config.trainer.teacher_frames)
         matrix = evaluate(network, frames, self.config.trainer.val_batch, self.config.data.eval_size)
         floor = chance(matrix).miou
-        if not matrix.miou > floor:
+        if matrix.truth_pixels.any() and not matrix.miou > floor:
             raise TrainingError(
                 f"the teacher {run} has mIoU {matrix.miou:.3f} on {len(frames)} frames, always answering the most frequent class "
                 f"{floor:.3f}: it has nothing to teach. Train it longer, or look at its data"
@@ -336,7 +349,11 @@ class Run:
         config = self.config
         facts = (config, self.labels, self.data.x_kind, self.data.x_channels, 0, git_revision(), str(torch.__version__))
         record = Record(*facts, self.teacher_hash, start=self.start_hash).to_dict()
-        self.trainer = trainer = self._trainer(record, quiet)
+        try:
+            self.trainer = trainer = self._trainer(record, quiet)
+        except (MisconfigurationException, ValueError) as error:
+            hardware = f"trainer.accelerator={config.trainer.accelerator}, trainer.devices={config.trainer.devices}"
+            raise TrainingError(f"{hardware} cannot be had here: {first_line(error)}") from None
         try:
             trainer.fit(self.learner, datamodule=self.data, ckpt_path=self.begun, weights_only=True)
         except SystemExit:  # Lightning's answer to Ctrl-C, after which it leaves the signal ignored
@@ -369,7 +386,7 @@ class Run:
             use_distributed_sampler=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            logger=TensorBoardLogger(self.out, "tensorboard", ""),
+            logger=Board(self.out, "tensorboard", ""),
             callbacks=[*averaging, self.journal, *progress, Checkpoints(folder, self.journal, record)],
             plugins=[WholeFiles()],
             default_root_dir=self.out,

@@ -85,7 +85,7 @@ class Part:
     """A piece of a scene: triangles of one label, one instance and one material.
 
     triangles: (F, 3, 3) float32 corners [m], world frame. uv: (F, 3, 2) float32 surface coordinates [m]. label: id in STREET.
-    instance: 0 for stuff (road, sky, building walls), a number above 0 for each countable thing.
+    instance: 0 for stuff (road, sky, building walls), a number above 0 for each countable thing, painted ones (label: building) too.
     """
 
     triangles: np.ndarray
