@@ -149,6 +149,12 @@ def test_evaluate_scores_one_confusion_matrix(model: Path, images: Path, tmp_pat
     assert score["miou"] == pytest.approx((hits / total).mean(), abs=1e-4)
 
 
+def test_evaluate_names_a_label_of_another_size(model: Path, images: Path, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "frame0.png"), np.zeros((5, 7), np.uint8))
+    done = lix("evaluate", images, tmp_path, "--model", model)
+    assert done.returncode == 2 and "frame0.png is 7x5, its image " in done.stderr
+
+
 def test_evaluate_refuses_colours_for_labels(model: Path, images: Path) -> None:
     done = lix("evaluate", images, images, "--model", model)
     assert (done.returncode, "ids must be one 8-bit channel" in done.stderr) == (2, True)

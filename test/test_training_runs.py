@@ -542,6 +542,8 @@ def test_train_distill_and_evaluate_by_command(teacher, tmp_path):
     assert done.exit_code == 0, done.output
     score = json.loads((tmp_path / "score.json").read_text())
     assert score["images"] == 3 and score["miou"] == RunResult.load(tmp_path / "kd").val["miou"]
+    done = lix("evaluate", "--run", tmp_path / "kd", "--data", tmp_path / "moved")
+    assert "moved for the data set tiny" in str(done.exception)  # it is looked for there
 
 
 def test_wrong_commands_say_what_is_right(tmp_path):

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lix_core.cli.progress import progress_bar
-from lix_core.errors import SourceError, TrainingError
+from lix_core.errors import DataError, SourceError, TrainingError
 from lix_core.files import make_folder, read_mask, save
 from lix_core.metrics import ConfusionMatrix
 from lix_core.runtime.backends import DEFAULT_BACKEND, BackendOptions
@@ -33,6 +33,7 @@ def evaluate(
     run: Optional[Path] = typer.Option(None, help="Instead of a model and folders: a run folder, scored on the data of its configuration."),
     split: str = typer.Option("val", help="With --run: val or test, as its configuration has them."),
     checkpoint: str = typer.Option("best", help="With --run: best or last."),
+    data: Optional[Path] = typer.Option(None, help="With --run: root of the data set, where it has moved since."),
 ) -> None:
     """Score a model against labelled images, or a training run on its data: one confusion matrix over all pixels."""
     if json_file:
@@ -40,7 +41,7 @@ def evaluate(
     if run is not None:
         if images is not None:
             raise TrainingError("lix evaluate scores a model on folders, or a run on its own data: leave out --run or the folders")
-        summary = of_run(run, split, checkpoint)
+        summary = of_run(run, split, checkpoint, data)
     elif images is None or labels is None:
         raise SourceError("lix evaluate needs a folder of images and one of labels, or --run RUN")
     else:
@@ -56,13 +57,13 @@ def evaluate(
         save(json_file, (json.dumps(summary, indent=1) + "\n").encode())
 
 
-def of_run(run: Path, split: str, checkpoint: str) -> dict[str, Any]:
+def of_run(run: Path, split: str, checkpoint: str, data: Optional[Path]) -> dict[str, Any]:
     """Figures of a run's network on frames of its configuration, at the size they are scored at in training."""
     from lix_core.training.run import evaluate_run
 
     with progress_bar() as progress:
         task = progress.add_task(f"{run} {split}", total=None, note="")
-        matrix, record = evaluate_run(run, split, checkpoint, lambda count: progress.update(task, advance=count))
+        matrix, record = evaluate_run(run, split, checkpoint, lambda count: progress.update(task, advance=count), data or "")
         images = int(progress.tasks[0].completed)
     backend = f"PyTorch f32, step {record.step}"
     return {"images": images, "model": record.config.name, "backend": backend, **matrix.summary(record.labels.names)}
@@ -78,7 +79,11 @@ def of_bundle(images: Path, labels: Path, model: str, backend: str, precision: s
         task = progress.add_task(source.name, total=len(source), note="")
         for frame in source:
             image, order = frame.load()
-            truth = read_mask(labels / f"{frame.stem}.png")
+            path = labels / f"{frame.stem}.png"
+            truth = read_mask(path)
+            if truth.shape != image.shape[:2]:
+                sizes = [f"{shape[1]}x{shape[0]}" for shape in (truth.shape, image.shape)]
+                raise DataError(f"label {path} is {sizes[0]}, its image {sizes[1]}: they must be of one size")
             truth[truth >= len(names)] = 255
             matrix.update(truth, segmenter.segment(image, order).mask)
             progress.update(task, advance=1, note=f"mIoU {matrix.miou:.3f}")

@@ -116,7 +116,7 @@ class TrainerConfig:
     deterministic: bool = option(False, "Only deterministic kernels. CPUs need no asking; on GPUs this is slower.")
     val_every: int = option(1, "Score every so many epochs, and after the last; 0: only after the last.", 0)
     val_batch: int = option(4, "Frames scored at once, where their sizes agree.", 1)
-    teacher_frames: int = option(16, "Validation frames on which a teacher must beat the most frequent class before it teaches.", 1)
+    teacher_frames: int = option(16, "Labelled frames on which a teacher must beat the most frequent class before it teaches.", 1)
     sheet_frames: int = option(4, "Rows of the sheet of pictures; 0: no sheet.", 0)
 
 

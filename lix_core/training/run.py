@@ -150,11 +150,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def evaluate_run(
-    run: str | Path, split: str, which: Which = "best", on_frames: Callable[[int], None] = lambda count: None
+    run: str | Path, split: str, which: Which = "best", on_frames: Callable[[int], None] = lambda count: None, root: str | Path = ""
 ) -> tuple[ConfusionMatrix, Record]:
     """The confusion matrix of a run's network on the `val` or `test` frames of its configuration, as `fit` counts it.
 
-    Raises TrainingError where the run's data has no such frames.
+    root: of the data set, where it has moved since. Raises TrainingError where the run's data has no such frames.
     """
     if which not in get_args(Which):
         raise TrainingError(f"the checkpoint of a run is best or last, got {which!r}")
@@ -166,7 +166,7 @@ def evaluate_run(
     source = getattr(data, split)
     if source is None:
         raise TrainingError(f"the configuration of {run} has no data.{split}")
-    frames = Frames(source, data.x)
+    frames = Frames(dataclasses.replace(source, root=str(root) or source.root), data.x)
     return evaluate(network, frames, trainer.val_batch, data.eval_size, data.workers, on_frames), record
 
 
