@@ -75,6 +75,13 @@ def test_the_page_pairs_rows_with_the_control_seed_by_seed():
     assert "`lix reproduce tiny optim.steps=2`" in text and "3 runs, 0.03 hours on cpu" in text
 
 
+def test_a_teacher_that_is_scored_on_other_frames_is_not_set_against_the_control():
+    runs = {f"{row}/fold0/seed0": run([[4, 0], [0, 4]]) for row in ("control", "teacher")}
+    for changes, difference in (([], "+0.0"), (["data.test={dataset: tiny, split: val}"], "-")):
+        one = table(seeds=[0], teachers={"teacher": changes})
+        assert f"| teacher | 1.000 | {difference} | 1 |" in page(one, summary(one, runs, []))
+
+
 def test_folds_and_seeds_are_filled_in_as_numbers():
     assert filled({"a": ["{fold}", "x{fold}", 1], "b": "{seed}"}, {"fold": 3, "seed": 7}) == {"a": [3, "x{fold}", 1], "b": 7}
 

@@ -561,10 +561,11 @@ def summary(table: Table, runs: Mapping[str, Mapping[str, Any]], overrides: Sequ
 
 
 def page(table: Table, data: Mapping[str, Any]) -> str:
-    """The table as Markdown; differences to the control are paired, seed by seed."""
+    """The table as Markdown; differences to the control are paired, seed by seed. A teacher with test frames of its own has none."""
     key = "miou" if table.metric == "miou" else "iou"
     rows, protocol = data["rows"], data["protocol"]
     controls = {row.name: row.control for row in table.rows}
+    controls |= {name: "" for name, changes in table.teachers.items() if any(change.startswith("data.test") for change in changes)}
     extra = [*table.shown] or sorted({g for row in rows.values() for g in row.get("groups", {})})
     head = ["row", protocol["metric"], "against control", "seeds", *extra]
     lines = [f"# {table.title}", "", "| " + " | ".join(head) + " |", "| " + " | ".join(["---"] * len(head)) + " |"]
