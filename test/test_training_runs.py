@@ -453,6 +453,7 @@ OTHER_LABELS = {"dataset": "tiny", "root": ".", "options": {"names": ["ground", 
         ),
         ({}, {"x": "normals"}, "sees X 'depth', this data gives 'normals': set data.x=depth"),
         ({}, {"crop": [32, 50]}, "data.crop is 32x50: both must be multiples of 32"),
+        ({"distill.class_weights": True}, {}, "takes the weights of L_H, which has none: set loss.class_weight_power above 0"),
         ({"distill.lix.features": ["stage9"], "distill.method": "lix"}, {}, "no feature 'stage9'"),
     ],
 )

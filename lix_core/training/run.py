@@ -279,6 +279,8 @@ class Run:
         weights = class_weights(self.data.count_pixels(), config.loss.class_weight_power) if config.loss.class_weight_power else None
         teacher_network, distiller, self.teacher_hash, self.teacher_needs_x = None, None, "", False
         if teacher is not None:
+            if config.distill.class_weights and weights is None:
+                raise TrainingError("distill.class_weights takes the weights of L_H, which has none: set loss.class_weight_power above 0")
             teacher_network, self.teacher_hash = self._teacher(teacher)
             # After the network, from a seed of its own: the initial weights of a student do not depend on how it is taught.
             torch.manual_seed(seed_of(config.seed, 2))
