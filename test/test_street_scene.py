@@ -109,7 +109,7 @@ def test_the_countable_things_of_a_wall_are_pictures(seed):
         assert 0.2 < width < 8.0 and 1.0 < height < 3.2, (number, width, height)
         flat = np.linalg.svd(corners - corners.mean(0), compute_uv=False)
         assert flat[2] < 1e-4 * flat[0], number
-    assert (0.5 < painted.sum() / 2) == (seed in MURALS)
+    assert painted.any() == (seed in MURALS)
 
 
 @pytest.mark.parametrize("seed", (0, 2, 4))

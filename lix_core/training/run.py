@@ -264,8 +264,7 @@ class Run:
         self.epochs = math.ceil(optim.steps / optim.steps_per_epoch)
         last = out / "checkpoints" / "last.ckpt"
         self.begun = last if resume and last.exists() else None
-        if self.begun:
-            load_checkpoint(self.begun)  # damaged, it is told here and not inside of Lightning
+        self.begun_record = load_checkpoint(self.begun)["record"] if self.begun else {}
         data = config.data
         if config.model.kind == "student":  # which never sees X: what is dropped of it would only be missing in the teacher's lesson
             data = dataclasses.replace(data, x_dropout=0.0, x_holes=0.0)
@@ -328,7 +327,7 @@ class Run:
 
     def _check_begun(self, what: str, digest: str, otherwise: str) -> None:
         """A TrainingError where the run that is gone on with was begun on another checkpoint."""
-        if self.begun and load_checkpoint(self.begun)["record"].get(what, "") != digest:
+        if self.begun and self.begun_record.get(what, "") != digest:
             raise TrainingError(f"{self.out} was begun {otherwise}; name that one, or do not resume")
 
     def _check_teacher(self, network: Network, run: Path) -> None:
