@@ -203,6 +203,13 @@ def test_a_row_that_starts_from_another_has_its_weights_and_their_fingerprint(tm
     assert [cell.row for cell in cells(narrowed, ROOTS)[0]] == ["teacher", "first", "tuned"]
 
 
+def test_overrides_that_several_rows_share_may_be_a_list_in_their_lists():
+    shared = ["optim.steps=30", ["optim.lr=0.5"]]
+    nested = table(teachers={"teacher": [shared, "data.x=normals"]}, rows={"kd": {"set": ["distill.method=kd", shared]}})
+    assert nested.teachers == {"teacher": ("optim.steps=30", "optim.lr=0.5", "data.x=normals")}
+    assert nested.rows[0].overrides == ("distill.method=kd", "optim.steps=30", "optim.lr=0.5")
+
+
 def test_other_options_and_other_processes_leave_each_others_runs_in_the_file(tmp_path, monkeypatch):
     tiny_street.register()
     counts = {"control": [[4, 0], [0, 4]], "kd": [[4, 2], [2, 4]], "teacher": [[1, 1], [1, 1]]}

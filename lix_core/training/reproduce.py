@@ -104,7 +104,7 @@ class Table:
         if unknown or missing:
             wrong = f"unknown key {unknown[0]}{nearest(unknown[0], known)}" if unknown else f"{missing[0]} is missing"
             raise TrainingError(f"table {name}: {wrong}")
-        teachers = {str(key): tuple(value or ()) for key, value in data.get("teachers", {}).items()}
+        teachers = {str(key): flat(value or ()) for key, value in data.get("teachers", {}).items()}
         rows = []
         for key, value in data["rows"].items():
             value = value or {}
@@ -112,7 +112,7 @@ class Table:
             start = value.get("start", "")
             if start and start not in [row.name for row in rows]:
                 raise TrainingError(f"row {key} of table {name} starts from {start!r}, which is no row above it")
-            rows.append(Row(str(key), tuple(value.get("set", ())), teacher, value.get("control", CONTROL), start))
+            rows.append(Row(str(key), flat(value.get("set", ())), teacher, value.get("control", CONTROL), start))
             if rows[-1].teacher and rows[-1].teacher not in teachers:
                 raise TrainingError(f"row {key} of table {name} learns from {rows[-1].teacher!r}; its teachers are {', '.join(teachers)}")
         sequences = {key: tuple(data[key]) for key in ("folds", "seeds") if key in data}
@@ -162,6 +162,11 @@ class Table:
         teachers = {name: changes for name, changes in self.teachers.items() if not rows or name in rows or name in taught}
         some = {"rows": kept, "teachers": teachers, "seeds": tuple(seeds) or self.seeds, "folds": tuple(folds) or self.folds}
         return replace(self, **some, whole=self.whole or self)
+
+
+def flat(overrides: Sequence[Any]) -> tuple[str, ...]:
+    """Overrides out of a list that may hold lists, as YAML's aliases of lists make them."""
+    return tuple(text for part in overrides for text in ([part] if isinstance(part, str) else flat(part)))
 
 
 def table_names() -> list[str]:
