@@ -53,7 +53,7 @@ class Row:
     """One row.
 
     overrides: what sets its configuration apart, as `a.b=value`. teacher: that it learns from, "" for none. control: the row that it is
-    set against. start: the row above whose weights it begins with, "" for those of the configuration.
+    set against, "" for none. start: the row above whose weights it begins with, "" for those of the configuration.
     """
 
     name: str
@@ -115,6 +115,11 @@ class Table:
             rows.append(Row(str(key), flat(value.get("set", ())), teacher, value.get("control", CONTROL), start))
             if rows[-1].teacher and rows[-1].teacher not in teachers:
                 raise TrainingError(f"row {key} of table {name} learns from {rows[-1].teacher!r}; its teachers are {', '.join(teachers)}")
+        names = [row.name for row in rows]
+        for key, value in data["rows"].items():
+            control = (value or {}).get("control", "")
+            if control and control not in names:
+                raise TrainingError(f"row {key} of table {name} is set against {control!r}, which is no row{nearest(control, names)}")
         sequences = {key: tuple(data[key]) for key in ("folds", "seeds") if key in data}
         shown = {str(key): tuple(value) for key, value in data.get("shown", {}).items()}
         texts = {key: str(data[key]) for key in ("title", "metric")} | {"notes": str(data.get("notes", ""))}
