@@ -221,6 +221,7 @@ def test_a_live_world_is_the_drive_of_its_seed_on_every_topic(start: Any, peer: 
         stamps = {stamp_ns(m[number]) for m in received.values()}
         assert len(stamps) == 1
     assert {topic: m[0].header.frame_id for topic, m in received.items()} == {**dict.fromkeys(TOPICS, "front"), "points": "top"}
+    wait_for(lambda: names, "the names of the labels are not latched")
     assert LabelSet.from_dict(json.loads(names[0].data)) == STREET
     assert "extrinsics: [0.0, -0.08, -0.27, " in node.output
 

@@ -224,6 +224,7 @@ def test_a_model_is_swapped_live_between_two_frames(start: Any, peer: Peer, tmp_
     masks, labels = peer.listen(Image, f"{NODE}/mask"), peer.listen(String, f"{NODE}/labels", qos.latched())
     camera = peer.publisher(Image, "/image")
     exchange(camera, masks, image_message(PICTURE, "rgb8"))
+    wait_for(lambda: labels, "no labels")  # a latched topic keeps the last message only: these must come before the next
     assert peer.set_parameter(NODE, "model", str(other)).successful
     exchange(camera, masks, image_message(PICTURE, "rgb8"))
     wait_for(lambda: len(labels) == 2, "the new labels were not published")
@@ -347,7 +348,7 @@ def test_min_confidence_and_class_remap_are_live(start: Any, peer: Peer, tmp_pat
     assert peer.set_parameter(NODE, "class_remap", str(remap)).successful
     mask = pixels_of(exchange(camera, masks, image_message(image, "rgb8")))
     np.testing.assert_array_equal(mask, np.array([255, 0, 0, 0, 1], np.uint8)[full])
-    wait_for(lambda: json.loads(labels[-1].data)["name"] == "bright", "the labels of the remap were not published")
+    wait_for(lambda: labels and json.loads(labels[-1].data)["name"] == "bright", "the labels of the remap were not published")
     remap.write_text("classes: [{name: sea, from: [ocean]}]")
     result = peer.set_parameter(NODE, "class_remap", str(remap))
     assert (result.successful, "ocean" in result.reason) == (False, True)
