@@ -144,6 +144,7 @@ def test_an_uncertain_image_is_kept_with_its_depth_and_a_record_of_why(start: An
     record = keyframe_record(raw)
     assert record["reasons"] == ["uncertain"] and record["stamp"] == camera.start + 4 * SECOND // 10
     assert record["uncertainty"] == pytest.approx(0.6) and record["partners"] == {"/depth": record["stamp"] + 5_000_000}
+    wait_for(lambda: live, "no record on /logger/keyframes")
     assert [json.loads(message.data)["stamp"] for message in live] == [record["stamp"]]
 
 

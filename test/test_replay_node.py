@@ -75,7 +75,7 @@ def test_camera_info_beside_the_images_is_published_with_their_stamps(start: Any
     (folder / "camera_info.yaml").write_text(CALIBRATION)
     images, infos = peer.listen(Image, "/image"), peer.listen(CameraInfo, "/camera_info")
     assert finish(start(input=str(folder))) == 0
-    wait_for(lambda: len(infos) >= 12, f"{len(infos)} of 12 camera_info")
+    wait_for(lambda: min(len(images), len(infos)) >= 12, lambda: f"{len(images)} images and {len(infos)} camera_info of 12")
     assert [stamp_ns(m) for m in infos] == [stamp_ns(m) for m in images]
     assert (list(infos[0].k), list(infos[0].d), infos[0].width) == ([50, 0, 32, 0, 51, 24, 0, 0, 1], [0.1, 0, 0, 0, 0], 64)
 
@@ -113,7 +113,7 @@ def test_a_bag_is_played_with_its_own_calibration_and_timing(start: Any, peer: P
     bag = bags.write_bag(tmp_path / "bag", written)
     images, infos = peer.listen(Image, "/image"), peer.listen(CameraInfo, "/camera_info")
     assert finish(start(input=str(bag), rate=0.0, encoding="rgb8")) == 0
-    wait_for(lambda: len(images) >= 6, f"{len(images)} of 6 images")
+    wait_for(lambda: min(len(images), len(infos)) >= 6, lambda: f"{len(images)} images and {len(infos)} camera_info of 6")
     for message, frame in zip(images, frames, strict=True):
         np.testing.assert_array_equal(pixels_of(message), frame)
     assert [m.k[0] for m in infos] == [70.0] * 6
