@@ -18,6 +18,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import Parameter as ParameterMessage
 from rcl_interfaces.srv import SetParameters
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import Image
@@ -89,10 +90,13 @@ class Peer:
         self._thread.start()
 
     def _spin(self) -> None:
-        try:
-            self._executor.spin()
-        except ExternalShutdownException:
-            pass
+        while True:
+            try:
+                return self._executor.spin()
+            except rclpy_implementation.InvalidHandle:
+                continue  # a test destroyed a publisher that the executor was about to wait on
+            except ExternalShutdownException:
+                return
 
     def close(self) -> None:
         self._executor.shutdown()

@@ -30,6 +30,7 @@ from lix_core.labels import LabelSet  # noqa: E402
 from lix_core.runtime.bundle import SHIPPED  # noqa: E402
 from lix_core.runtime.segmenter import Segmenter  # noqa: E402
 from lix_ros import messages, qos  # noqa: E402
+from lix_ros.stream_node import LOG_PERIOD_S  # noqa: E402
 from ros import ROOT, Peer, exchange, image_message, node_starter, pixels_of, stamp_ns, wait_for  # noqa: E402
 
 NODE = "/segmentation"
@@ -174,15 +175,20 @@ def test_a_fault_that_repeats_is_logged_once_in_a_while(start: Any, peer: Peer) 
     masks = peer.listen(Image, f"{NODE}/mask")
     camera = peer.publisher(Image, "/image")
     exchange(camera, masks, image_message(PICTURE, "rgb8"))
-    end = time.monotonic() + 2
-    while time.monotonic() < end:
+    begin = time.monotonic()
+
+    def failed_often() -> bool:
+        """As many as it takes: of a depth-1 subscription a busy machine takes few."""
         camera.publish(image_message(PICTURE, "rgb8"))
         bad = image_message(PICTURE, "rgb8")
         bad.encoding = f"nv{len(masks)}"  # the words differ each time
         camera.publish(bad)
         time.sleep(0.03)
-    wait_for(lambda: int(diagnostics.value("frames failed") or 0) > 5, lambda: str(diagnostics.latest))
-    assert node.output.count("frame not segmented") == 1, node.output
+        return int(diagnostics.value("frames failed") or 0) > 5
+
+    wait_for(failed_often, lambda: str(diagnostics.latest))
+    periods = (time.monotonic() - begin) // LOG_PERIOD_S
+    assert 1 <= node.output.count("frame not segmented") <= 1 + periods, node.output
 
 
 def test_the_camera_may_change_its_resolution(start: Any, peer: Peer) -> None:
