@@ -137,7 +137,7 @@ def test_mistakes_in_a_table_are_named():
         table(sedes=[1])
     with pytest.raises(TrainingError, match="row kd of table tiny learns from 'techer'"):
         table(rows={"kd": {"teacher": "techer"}})
-    with pytest.raises(TrainingError, match="row kd of table tiny starts from 'control', which is no row above it"):
+    with pytest.raises(TrainingError, match="row kd of table tiny starts from 'control', which is no teacher and no row above it"):
         table(rows={"kd": {"start": "control"}, "control": {}})
     with pytest.raises(TrainingError, match="row kd of table tiny is set against 'contrl', which is no row .did you mean control"):
         table(rows={"kd": {"control": "contrl"}, "control": {}})
@@ -203,6 +203,15 @@ def test_a_row_that_starts_from_another_has_its_weights_and_their_fingerprint(tm
     # Only the one row is asked for: what it starts from is made too.
     narrowed = table(seeds=[0], rows=rows(20)).narrowed(["tuned"])
     assert [cell.row for cell in cells(narrowed, ROOTS)[0]] == ["teacher", "first", "tuned"]
+
+
+def test_a_row_that_starts_from_a_teacher_has_its_weights_even_without_distillation():
+    rows = {"inherited": {"start": "teacher", "set": ["distill.method=none"]}, "control": {"set": ["distill.method=none"]}}
+    narrowed = table(seeds=[0], rows=rows).narrowed(["inherited"])
+    teacher, inherited = cells(narrowed, ROOTS)[0]
+    assert inherited.start is teacher and inherited.teacher is None
+    control = cells(table(seeds=[0], rows=rows), ROOTS)[0][-1]
+    assert control.fingerprint != inherited.fingerprint
 
 
 def test_overrides_that_several_rows_share_may_be_a_list_in_their_lists():

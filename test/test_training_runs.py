@@ -471,9 +471,24 @@ def test_a_run_that_starts_from_another_has_its_weights_and_names_it(student, tm
         assert torch.equal(before, after), name
 
 
+def test_a_student_that_starts_from_a_teacher_is_that_teacher_without_x(teacher, student, tmp_path):
+    still = tiny_config({"model.kind": "student", "distill.method": "none", "optim.lr": 0, "optim.weight_decay": 0, "optim.ema": 0})
+    fit(still, tmp_path / "run", start=teacher, quiet=True)
+    (whole, _), (rgb, record) = load_network(teacher), load_network(tmp_path / "run")
+    assert record.start == hashlib.sha256((teacher / "checkpoints" / "best.ckpt").read_bytes()).hexdigest() and not record.teacher
+    for name in ("encoder", "decoder"):
+        for (key, theirs), ours in zip(getattr(whole, name).named_parameters(), getattr(rgb, name).parameters(), strict=True):
+            assert torch.equal(theirs, ours), key
+    with pytest.raises(TrainingError, match="its kind is 'student', here it is 'teacher'"):  # which has no encoder of X
+        fit(tiny_config(), tmp_path / "other", start=student, quiet=True)
+
+
 def test_a_run_cannot_start_from_another_network(teacher, tmp_path):
     for changes, words in (
-        ({"model.kind": "student", "distill.method": "none"}, "its kind is 'teacher', here it is 'student'"),
+        (
+            {"model.kind": "student", "distill.method": "none", "model.decoder": "upernet"},
+            "its decoder is 'fast_fpn', here it is 'upernet'",
+        ),
         ({"model.encoder": "mobilenetv3_small_075"}, "its encoder is 'mobilenetv3_small_050', here it is 'mobilenetv3_small_075'"),
     ):
         with pytest.raises(TrainingError, match=f"a run cannot start from {re.escape(str(teacher))}: {words}"):

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 CONFIG = typer.Argument(..., help="A YAML file, or the name of a recipe (an unknown one lists them).")
 OVERRIDES = typer.Argument(None, help="key=value for any option, such as optim.steps=2000.", show_default=False)
 OUT = typer.Option(..., "--out", "-o", help="Folder of the run; goes on with one that was stopped.")
-START = typer.Option(None, help="Run folder of the same network: go on from its best weights, with the data and schedule given here.")
+START = typer.Option(
+    None,
+    help="Run folder of the same network, or of a student's teacher: begin with its best weights, with the data and schedule given here.",
+)
 RESUME = typer.Option(True, "--resume/--no-resume", help="Go on with a run in the folder, or train it anew.")
 
 

@@ -38,6 +38,7 @@ from lix_core.errors import DataError, TrainingError
 from lix_core.files import save
 from lix_core.metrics import ConfusionMatrix, rounded
 from lix_core.training.config import Config, TrainerConfig, from_dict, load_config, nearest, override, to_dict
+from lix_core.training.memory import keep_freed_memory
 
 TABLES = resources.files("lix_core.training") / "tables"
 TEACHER, CONTROL = "teacher", "control"
@@ -53,7 +54,7 @@ class Row:
     """One row.
 
     overrides: what sets its configuration apart, as `a.b=value`. teacher: that it learns from, "" for none. control: the row that it is
-    set against, "" for none. start: the row above whose weights it begins with, "" for those of the configuration.
+    set against, "" for none. start: the row above, or the teacher, whose weights it begins with, "" for those of the configuration.
     """
 
     name: str
@@ -110,8 +111,8 @@ class Table:
             value = value or {}
             teacher = value.get("teacher", TEACHER if TEACHER in teachers else "")
             start = value.get("start", "")
-            if start and start not in [row.name for row in rows]:
-                raise TrainingError(f"row {key} of table {name} starts from {start!r}, which is no row above it")
+            if start and start not in [*teachers, *(row.name for row in rows)]:
+                raise TrainingError(f"row {key} of table {name} starts from {start!r}, which is no teacher and no row above it")
             rows.append(Row(str(key), flat(value.get("set", ())), teacher, value.get("control", CONTROL), start))
             if rows[-1].teacher and rows[-1].teacher not in teachers:
                 raise TrainingError(f"row {key} of table {name} learns from {rows[-1].teacher!r}; its teachers are {', '.join(teachers)}")
@@ -163,7 +164,7 @@ class Table:
                     raise TrainingError(f"table {self.name} has {what} {', '.join(map(str, every))}, not {number}")
         wanted = {*rows, *(row.start for row in self.rows if row.name in rows)}
         kept = tuple(row for row in self.rows if not rows or row.name in wanted)
-        taught = {row.teacher for row in kept}
+        taught = {teacher for row in kept for teacher in (row.teacher, row.start)}
         teachers = {name: changes for name, changes in self.teachers.items() if not rows or name in rows or name in taught}
         some = {"rows": kept, "teachers": teachers, "seeds": tuple(seeds) or self.seeds, "folds": tuple(folds) or self.folds}
         return replace(self, **some, whole=self.whole or self)
@@ -260,7 +261,8 @@ def unit_of(table: Table, fold: int, seed: int, roots: Mapping[str, str], overri
     teachers = {name: cell(name, changes, "teacher") for name, changes in table.teachers.items()}
     students: dict[str, Cell] = {}
     for row in table.rows:
-        students[row.name] = cell(row.name, row.overrides, "student", teachers.get(row.teacher), taught_by, students.get(row.start))
+        first = {**teachers, **students}.get(row.start)
+        students[row.name] = cell(row.name, row.overrides, "student", teachers.get(row.teacher), taught_by, first)
     return [*teachers.values(), *students.values()]
 
 
@@ -362,7 +364,7 @@ def finished_cells(
                 yield cell, run_cell(cell, work, 0, teacher)
         return
     # Spawned, because a forked process inherits the threads of the libraries in a state that hangs.
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=keep_freed_memory) as pool:
         queues = [iter(needed(unit, record, work)) for unit in units]
         running: dict[Any, tuple[Cell, Iterator[Cell]]] = {}
 

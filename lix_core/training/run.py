@@ -48,6 +48,8 @@ FREE = ("name", "data.workers", "trainer.val_batch", "trainer.sheet_frames")
 """What may change between the pieces of a run, because no weight depends on it; so may the `root` of a source."""
 SHAPES = ("kind", "encoder", "x_encoder", "fusion", "decoder")
 """What a run and the one that it starts from have in common, of `config.model`."""
+INHERITED = ("encoder", "decoder")
+"""The parts of a teacher that a student which starts from it has too: the teacher without X is that student."""
 Which = Literal["best", "last"]
 
 
@@ -181,8 +183,8 @@ def fit(
     """Train the network of a configuration into the run folder `out`, or go on where a run in it was stopped.
 
     teacher: run folder of the teacher, needed where `distill.method` is not `none`. start: run folder of the same network on the same
-    labels and X, whose best weights are the first ones (fine-tuning). resume: without it, what is in `out` is trained anew. quiet: no
-    progress.
+    labels and X, whose best weights are the first ones (fine-tuning); of a teacher, a student takes its RGB encoder and decoder. resume:
+    without it, what is in `out` is trained anew. quiet: no progress.
 
     A finished run is returned without training. A run that was killed and resumed comes to the same weights as one that was not, on
     CPUs bit by bit.
@@ -312,9 +314,13 @@ class Run:
         return network, digest
 
     def _start(self, run: Path, network: Network) -> str:
-        """Give the network the best weights of a run; the hash of its checkpoint."""
+        """Give the network the best weights of a run, a student those of a teacher's RGB encoder and decoder too; the hash of its
+        checkpoint.
+        """
         weights, record = load_network(run)
-        pairs = [(key, getattr(self.config.model, key), getattr(record.config.model, key)) for key in SHAPES]
+        inherits = self.config.model.kind == "student" and record.config.model.kind == "teacher"
+        same = INHERITED if inherits else SHAPES
+        pairs = [(key, getattr(self.config.model, key), getattr(record.config.model, key)) for key in same]
         pairs += [("labels", self.labels.names, record.labels.names)]
         pairs += [("X", self.data.x_kind, record.x_kind)] if self.config.model.kind == "teacher" else []
         for what, mine, theirs in pairs:
@@ -322,7 +328,10 @@ class Run:
                 raise TrainingError(f"a run cannot start from {run}: its {what} is {theirs!r}, here it is {mine!r}")
         digest = checksum(run)
         self._check_begun("start", digest, f"from other weights than those of {run}")
-        network.load_state_dict(weights.state_dict())
+        for name in INHERITED if inherits else ():
+            getattr(network, name).load_state_dict(getattr(weights, name).state_dict())
+        if not inherits:
+            network.load_state_dict(weights.state_dict())
         return digest
 
     def _check_begun(self, what: str, digest: str, otherwise: str) -> None:
