@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lix_core.distill.feature import cka, laplace_regression, pool_tokens, recalibrated_feature_loss, token_grid
+from lix_core.distill.feature import cka, draw_points, laplace_regression, pool_tokens, recalibrated_feature_loss, token_grid, tokens_at
 from lix_core.errors import TrainingError
+from lix_core.labels import UNLABELLED
 
 FORMS = [(kernel, unbiased) for kernel in ("linear", "rbf") for unbiased in (False, True)]
 
@@ -229,7 +230,63 @@ def test_tokens_are_averages_of_cells_row_by_row():
     assert pool_tokens(feature, (4, 6)).flatten().tolist() == list(range(24))
 
 
+def cells_of(points: torch.Tensor, height: int, width: int) -> list[list[tuple[int, int]]]:
+    """(row, column) of each point, image by image."""
+    columns, rows = ((points[..., axis] + 1) * size / 2 - 0.5 for axis, size in ((0, width), (1, height)))
+    assert (columns - columns.round()).abs().max() < 1e-4 and (rows - rows.round()).abs().max() < 1e-4  # centres of cells
+    return [list(zip(r.round().int().tolist(), c.round().int().tolist())) for r, c in zip(rows, columns)]
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 7), st.integers(1, 7), st.integers(1, 60), st.booleans(), st.integers(0, 10**6))
+def test_points_are_different_cells_and_those_that_do_not_count_come_last(height, width, count, balanced, seed):
+    torch.manual_seed(seed)
+    classes = torch.randint(0, 4, (3, height, width))
+    classes[classes == 3] = UNLABELLED
+    drawn = cells_of(draw_points(classes, count, balanced), height, width)
+    for image, cells in zip(classes, drawn, strict=True):
+        assert len(cells) == len(set(cells)) == min(count, height * width)
+        valid = int((image != UNLABELLED).sum())
+        assert sum(image[cell].item() != UNLABELLED for cell in cells) == min(valid, len(cells))
+
+
+def test_balanced_points_show_a_class_whatever_its_area():
+    torch.manual_seed(0)
+    classes = torch.zeros(200, 30, 40, dtype=torch.long)
+    classes[:, :2, :20] = 5  # 40 of 1200 cells
+    shares = []
+    for balanced in (False, True):
+        drawn = cells_of(draw_points(classes, 20, balanced), 30, 40)
+        shares.append(sum(row < 2 and column < 20 for cells in drawn for row, column in cells) / (200 * 20))
+    # The last few of the small class are harder to find, because cells are not put back: 0.44 by a simulation of the draw.
+    assert shares[0] == pytest.approx(40 / 1200, abs=0.01) and 0.4 < shares[1] < 0.5
+
+
+def test_tokens_at_points_are_the_cells_there_and_straight_lines_between_them():
+    torch.manual_seed(0)
+    feature, points = feature_of(3, 4, 5, 6), draw_points(torch.zeros(2, 5, 6, dtype=torch.long), 9, False).double()
+    found = tokens_at(feature, points)
+    for image, tokens, cells in zip(feature, found, cells_of(points, 5, 6)):
+        torch.testing.assert_close(tokens, torch.stack([image[:, row, column] for row, column in cells]), atol=1e-5, rtol=0)
+    # A feature of a quarter of the size, linear in the place: away from its border it is read without error.
+    rows, columns = torch.meshgrid(torch.arange(8.0), torch.arange(12.0), indexing="ij")
+    coarse = torch.stack([2 * columns - rows, 3 * rows])[None]
+    points = torch.tensor([[[-0.5, 0.25], [0.3, -0.7]]])
+    x, y = ((points[0] + 1) * torch.tensor([6.0, 4.0]) - 0.5).T
+    torch.testing.assert_close(tokens_at(coarse, points)[0], torch.stack([2 * x - y, 3 * y], 1))
+
+
 # The loss.
+
+
+def test_the_loss_at_points_is_that_of_the_tokens_there():
+    torch.manual_seed(0)
+    student, teacher = feature_of(1, 4, 4, 6).requires_grad_(), feature_of(2, 3, 2, 3)
+    points = draw_points(torch.zeros(2, 4, 6, dtype=torch.long), 7, False).double()
+    regressed = [torch.stack([plain_regression(image) for image in tokens_at(f, points)]) for f in (student.detach(), teacher)]
+    expected = 1 - sum(plain_cka(*regressed, "linear", False)) / 2
+    assert recalibrated_feature_loss(student, teacher, points=points).item() == pytest.approx(expected, abs=1e-9)
+    assert torch.autograd.gradcheck(lambda s: recalibrated_feature_loss(s, teacher, points=points), student)
 
 
 @pytest.mark.parametrize("kernel, unbiased", FORMS)

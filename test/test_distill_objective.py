@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 from lix_core.data.sample import Batch
 from lix_core.distill.config import DistillConfig, DKDConfig, LIXConfig, MGDConfig, PseudoConfig
 from lix_core.distill.distiller import at_cells, away_from_edges, lesson_of, sure_classes
-from lix_core.distill.feature import recalibrated_feature_loss
+from lix_core.distill.feature import draw_points, recalibrated_feature_loss
 from lix_core.distill.logit import weighed_logit_loss
 from lix_core.distill.objective import METHODS, build_controller, build_distiller
 from lix_core.errors import TrainingError
@@ -176,6 +176,19 @@ def test_lix_is_the_weighted_sum_of_its_parts():
     pairs = [(student.features[name], teacher.features[name]) for name in config.features]
     expected = sum(recalibrated_feature_loss(s, t, 12, "none", "rbf", True) for s, t in pairs)
     torch.testing.assert_close(terms["feature"], 3 * expected / 2)
+
+
+@pytest.mark.parametrize("sampling", ["points", "balanced"])
+def test_features_may_be_compared_at_points_of_the_classes_that_are_taught(sampling):
+    student, teacher, batch = output_of(1, STUDENT), output_of(20, TEACHER), batch_of()
+    config = LIXConfig(logit=0, features=["stage2", "decoder"], tokens=7, sampling=sampling)
+    distiller = distiller_of("lix", config)
+    torch.manual_seed(4)
+    terms = distiller(student, teacher, batch)
+    torch.manual_seed(4)
+    points = draw_points(lesson_of(student, teacher, batch).classes, 7, sampling == "balanced")
+    losses = [recalibrated_feature_loss(student.features[name], teacher.features[name], points=points) for name in config.features]
+    torch.testing.assert_close(terms["feature"], sum(losses) / 2)
 
 
 @pytest.mark.parametrize("off", ["logit", "feature", "x"])

@@ -100,6 +100,10 @@ def test_a_fingerprint_is_of_what_decides_the_numbers():
     for override in ("distill.class_weights=true", "distill.edge=2"):
         other = prints(overrides=[override])
         assert {key.split("/")[0] for key in plain if other[key] != plain[key]} == {"kd"}
+    # An option that came later is in no fingerprint while it is what it was, so that results stay results.
+    lix = prints(overrides=["distill.method=lix"])
+    assert prints(overrides=["distill.method=lix", "distill.lix.sampling=pooled"]) == lix
+    assert prints(overrides=["distill.method=lix", "distill.lix.sampling=points"])["kd/fold0/seed0"] != lix["kd/fold0/seed0"]
     # A teacher that learns otherwise makes another student, but not another control.
     taught = prints(teachers={"teacher": ["optim.lr=0.5"]})
     assert taught["kd/fold0/seed0"] != plain["kd/fold0/seed0"] and taught["control/fold0/seed0"] == plain["control/fold0/seed0"]

@@ -132,7 +132,11 @@ class LIXConfig(Checked):
     features: list[str] = option(
         ["stage2", "stage3", "stage4", "decoder"], "Features compared in L_F, which both networks need; `logits` are compared as one more."
     )
-    tokens: int = option(256, "Most tokens of an image and feature, after average pooling.", 4)
+    tokens: int = option(256, "Most tokens of an image and feature.", 4)
+    sampling: Literal["pooled", "points", "balanced"] = option(
+        "pooled",
+        "What tokens are: averages over a grid; single points drawn anew each step; such points, of every class alike many in an image.",
+    )
     kernel: Literal["laplace", "none"] = option("laplace", "Kernel of the regression that recalibrates tokens; none: tokens as they are.")
     cka: Literal["linear", "rbf"] = option("linear", "Kernel of the alignment.")
     unbiased: bool = option(False, "Whether HSIC is estimated without bias (Song et al. 2012).")

@@ -10,12 +10,14 @@ Shape letters: B batch, D E channels, H W cells of a feature, N tokens of an ima
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lix_core.errors import TrainingError
+from lix_core.labels import UNLABELLED
 
 FLAT = 1e-10
 """Tokens whose variance is a smaller share of their mean square say nothing but rounding errors."""
@@ -44,6 +46,32 @@ def pool_tokens(feature: Tensor, grid: tuple[int, int]) -> Tensor:
     """(B, D, H, W) -> (B, N, D): averages over a grid of N cells, row by row."""
     pooled = feature if feature.shape[-2:] == grid else F.adaptive_avg_pool2d(feature, grid)
     return pooled.flatten(2).transpose(1, 2)
+
+
+def draw_points(classes: Tensor, count: int, balanced: bool) -> Tensor:
+    """Cells drawn from each image without replacement; with `balanced` every class of an image is as likely as any other.
+
+    Cells of class 255 come last: only where an image has fewer than `count` others. Weighted as of Efraimidis and Spirakis (Information
+    Processing Letters 97, 2006). From torch's global generator.
+
+    Shape:
+        classes (B, H, W) int64 -> (B, N, 2): x and y of the cells' centres, -1 to 1 from edge to edge; N = min(count, H W)
+    """
+    height, width = classes.shape[1:]
+    flat = classes.flatten(1)
+    weights = (flat != UNLABELLED).float()
+    if balanced:
+        areas = torch.zeros(len(flat), UNLABELLED + 1, device=flat.device).scatter_add_(1, flat, torch.ones_like(weights))
+        weights = weights / areas.gather(1, flat)
+    arrival = torch.empty_like(weights).exponential_() / weights  # infinite where the weight is 0
+    cells = arrival.topk(min(count, height * width), largest=False).indices
+    rows, columns = cells.div(width, rounding_mode="floor"), cells % width
+    return torch.stack([(2 * columns + 1) / width, (2 * rows + 1) / height], 2) - 1
+
+
+def tokens_at(feature: Tensor, points: Tensor) -> Tensor:
+    """A feature at points, interpolated bilinearly: (B, D, H, W) and (B, N, 2) as `draw_points` gives them -> (B, N, D)."""
+    return F.grid_sample(feature, points[:, :, None].to(feature.dtype), padding_mode="border", align_corners=False)[..., 0].transpose(1, 2)
 
 
 def laplace_regression(tokens: Tensor) -> Tensor:
@@ -166,24 +194,36 @@ def cka(x: Tensor, y: Tensor, kernel: str = "linear", unbiased: bool = False) ->
 
 
 def recalibrated_feature_loss(
-    student: Tensor, teacher: Tensor, tokens: int = 256, kernel: str = "laplace", alignment: str = "linear", unbiased: bool = False
+    student: Tensor,
+    teacher: Tensor,
+    tokens: int = 256,
+    kernel: str = "laplace",
+    alignment: str = "linear",
+    unbiased: bool = False,
+    points: Tensor | None = None,
 ) -> Tensor:
     """1 - CKA of the recalibrated tokens of one feature, the mean over the images; gradients reach the student only.
 
-    Widths and grids may differ: both are pooled to the same grid. Images in which the teacher's tokens do not vary do not count.
+    Widths and grids may differ: both are pooled to the same grid, or read at the same points. Images in which the teacher's tokens do not
+    vary do not count.
 
     Args:
-        tokens: at most so many of each image. kernel: a key of RECALIBRATIONS. alignment, unbiased: see `cka`.
+        tokens: at most so many of each image, where they are pooled. kernel: a key of RECALIBRATIONS. alignment, unbiased: see `cka`.
+        points: where the tokens are read, as `draw_points` gives them; None: they are pooled.
 
     Shape:
-        student (B, D, H, W), teacher (B, E, H', W') -> scalar
+        student (B, D, H, W), teacher (B, E, H', W'), points (B, N, 2) -> scalar
     """
-    height, width = (min(sizes) for sizes in zip(student.shape[-2:], teacher.shape[-2:]))
-    grid, recalibrate = token_grid(height, width, tokens), RECALIBRATIONS[kernel]
+    recalibrate = RECALIBRATIONS[kernel]
+    if points is None:
+        height, width = (min(sizes) for sizes in zip(student.shape[-2:], teacher.shape[-2:]))
+        read = partial(pool_tokens, grid=token_grid(height, width, tokens))
+    else:
+        read = partial(tokens_at, points=points)
     # Standardised first: regressed tokens lie close together, and beside a mean far from 0 they would seem not to vary at all.
     with torch.no_grad():
-        taught = recalibrate(standardised(pool_tokens(teacher, grid)))
+        taught = recalibrate(standardised(read(teacher)))
         counted = varies(taught)
-    learned = recalibrate(standardised(pool_tokens(student, grid)))
+    learned = recalibrate(standardised(read(student)))
     loss = 1 - cka(learned, taught, alignment, unbiased)
     return torch.where(counted, loss, 0.0).sum() / counted.sum().clamp(min=1)

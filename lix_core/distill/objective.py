@@ -12,8 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lix_core.distill.config import DistillConfig, LIXConfig
-from lix_core.distill.distiller import Distiller, Networks, NoDistiller, at_cells, detached, full_precision, weighted_mean
-from lix_core.distill.feature import recalibrated_feature_loss
+from lix_core.distill.distiller import (
+    Distiller,
+    Networks,
+    NoDistiller,
+    at_cells,
+    detached,
+    full_precision,
+    lesson_of,
+    weighted_mean,
+)
+from lix_core.distill.feature import draw_points, recalibrated_feature_loss
 from lix_core.distill.logit import (
     Controller,
     CoupledWeights,
@@ -78,16 +87,19 @@ class LIX(Distiller):
             parts = weighed_logit_loss(*self.lesson(student, teacher, batch, config.gate), self.controller, self.class_weights)
             terms |= {name: config.logit * part for name, part in parts.items()}
         if config.feature:
-            losses = [self._feature_loss(feature_of(student, name), feature_of(teacher, name)) for name in config.features]
+            points = None
+            if config.sampling != "pooled":
+                points = draw_points(lesson_of(student, teacher, batch).classes, config.tokens, config.sampling == "balanced")
+            losses = [self._feature_loss(feature_of(student, name), feature_of(teacher, name), points) for name in config.features]
             terms["feature"] = config.feature * sum(losses) / len(losses)
         if self.x_head is not None:
             terms["x"] = config.x * self._x_loss(student.features[config.x_feature], batch)
         return terms
 
-    def _feature_loss(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def _feature_loss(self, student: Tensor, teacher: Tensor, points: Tensor | None) -> Tensor:
         config = self.config
         return recalibrated_feature_loss(
-            full_precision(student), full_precision(teacher), config.tokens, config.kernel, config.cka, config.unbiased
+            full_precision(student), full_precision(teacher), config.tokens, config.kernel, config.cka, config.unbiased, points
         )
 
     def _x_loss(self, feature: Tensor, batch: Batch) -> Tensor:

@@ -45,6 +45,9 @@ TEACHER, CONTROL = "teacher", "control"
 """Names of the teacher that rows learn from, and of the row that they are set against, where a table does not say otherwise."""
 
 
+LATER = {"lix": {"sampling": "pooled"}}
+"""Options of methods that came when there were results, and what these were made with: such a value is in no fingerprint."""
+
 WORLD_FRAMES = {"train": (480, 101), "val": (60, 102), "test": (160, 103)}
 """Frames and seed of each split of the simulated street that the tables are of, the other options of `lix world render` as they are."""
 
@@ -221,6 +224,7 @@ class Cell:
         distill = self.config.distill
         method = distill.method
         options = {} if self.is_teacher else to_dict(self.config)["distill"].get(method, {})
+        options = {key: value for key, value in options.items() if value != LATER.get(method, {}).get(key)}
         if distill.class_weights and method != "none" and not self.is_teacher:
             options["class_weights"] = True
         if distill.edge and method != "none" and not self.is_teacher:
