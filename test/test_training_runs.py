@@ -33,7 +33,10 @@ from lix_core.data.registry import open_dataset
 from lix_core.distill.config import DistillConfig, LIXConfig
 from lix_core.distill.objective import build_distiller
 from lix_core.errors import TrainingError
+from lix_core.labels import Label, LabelSet
 from lix_core.training import report
+from lix_core.training import run as run_module
+from lix_core.training.compare import compare, short_names
 from lix_core.training.config import Config, from_dict, to_dict, to_yaml
 from lix_core.training.run import Run, RunResult, evaluate, evaluate_run, fit, load_network
 from tiny_street import TINY
@@ -462,6 +465,23 @@ def test_a_teacher_and_data_that_do_not_fit_are_refused(teacher, tmp_path, chang
         fit(tiny_config({"model.kind": "student", **changes}, **data), tmp_path, teacher, quiet=True)
 
 
+def test_the_revision_of_a_run_is_that_of_the_sources(tmp_path, monkeypatch):
+    sources, results = tmp_path / "lix_core" / "training" / "run.py", tmp_path / "results" / "table.json"
+    monkeypatch.setattr(run_module, "__file__", str(sources))
+    for path in (sources, results):
+        path.parent.mkdir(parents=True)
+        path.write_text("1")
+    assert run_module.git_revision() == "unknown"
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.invalid"]
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "one"]):
+        subprocess.run([*git, *words], check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    results.write_text("2")
+    assert run_module.git_revision() == commit
+    sources.write_text("2")
+    assert run_module.git_revision() == f"{commit}-dirty"
+
+
 def test_a_run_that_starts_from_another_has_its_weights_and_names_it(student, tmp_path):
     still = tiny_config({"model.kind": "student", "distill.method": "none", "optim.lr": 0, "optim.weight_decay": 0, "optim.ema": 0})
     fit(still, tmp_path / "tuned", start=student, quiet=True)
@@ -542,6 +562,56 @@ def test_the_best_checkpoint_is_that_of_the_highest_score(tmp_path, monkeypatch)
 
 def lix(*arguments: object):
     return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def test_runs_are_compared_on_the_same_frames(teacher, student, tmp_path):
+    found = compare([teacher, student], "val")
+    for name, run in (("teacher", teacher), ("student", student)):
+        assert (found.scores[name].counts == evaluate_run(run, "val")[0].counts).all()
+    found.draw(tmp_path / "sheet.png", 2)
+    sheet = cv2.imread(str(tmp_path / "sheet.png"))
+    assert sheet.shape[1] == 5 * (320 + 4)  # RGB, X, truth and two answers
+    compare([student], "val").draw(tmp_path / "one.png", 9)
+    assert cv2.imread(str(tmp_path / "one.png")).shape[1] == 3 * (320 + 4)
+    picture = tmp_path / "by" / "command.jpg"
+    done = CliRunner().invoke(app, ["compare", str(student), str(teacher), "--split", "val", "--out", str(picture), "--frames", "1"])
+    assert done.exit_code == 0 and f"{found.scores['student'].miou:.4f}" in done.output and picture.is_file()
+
+
+def test_runs_that_cannot_be_compared_are_named(teacher, student, tmp_path):
+    for runs, split, words in (
+        ([], "val", "there is no run to compare"),
+        ([student, teacher, student], "val", f"the run {student} is named twice"),
+        ([student, tmp_path / "none"], "val", "there is no .*none/checkpoints/best.ckpt"),
+        ([student], "train", "a run is scored on val or test, got 'train'"),
+        ([teacher, student], "test", f"the configuration of {re.escape(str(teacher))} has no data.test"),
+    ):
+        with pytest.raises(TrainingError, match=words):
+            compare(runs, split)
+    with pytest.raises(TrainingError, match="the checkpoint of a run is best or last, got 'first'"):
+        compare([student], "val", "first")
+    done = CliRunner().invoke(app, ["compare", str(student), "--out", str(tmp_path / "sheet.gif")])
+    assert isinstance(done.exception, TrainingError) and "PNG or JPEG" in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"labels": LabelSet("two", (Label("a", (0, 0, 0)), Label("b", (9, 9, 9))))}, "the runs teacher and other have different labels"),
+        ({"x_kind": "normals"}, "the teachers see different X .teacher: depth, other: normals."),
+    ],
+)
+def test_runs_of_other_labels_and_teachers_of_other_x_are_not_compared(teacher, monkeypatch, change, words):
+    network, record = load_network(teacher)
+    runs = {"teacher": (network, record), "other": (network, dataclasses.replace(record, **change))}
+    monkeypatch.setattr("lix_core.training.compare.load_network", lambda run, *_: runs[Path(run).name])
+    with pytest.raises(TrainingError, match=words):
+        compare([teacher, teacher.parent / "other"], "val")
+
+
+def test_names_of_compared_runs_are_as_short_as_they_can_be():
+    assert short_names(["a/control", "a/lix"]) == ["control", "lix"]
+    assert short_names(["a/lix", "b/lix", "b/kd"]) == ["a/lix", "b/lix", "b/kd"]
 
 
 def test_train_distill_and_evaluate_by_command(teacher, tmp_path):

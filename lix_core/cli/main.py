@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from lix_core import __version__
-from lix_core.cli import bag, doctor, evaluate, export, models, predict, reproduce, retrain, train, world
+from lix_core.cli import bag, compare, doctor, evaluate, export, models, predict, reproduce, retrain, train, world
 from lix_core.errors import LixError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command()(models.models)
 app.command()(evaluate.evaluate)
 app.command()(train.train)
 app.command()(train.distill)
+app.command()(compare.compare)
 app.command()(export.export)
 app.command()(retrain.retrain)
 app.command()(reproduce.ablate)

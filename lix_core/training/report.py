@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -64,17 +64,34 @@ def sheet(network: Network, teacher: Network | None, samples: Sequence[Sample], 
 
 def pictures(network: Network, teacher: Network | None, sample: Sample, labels: LabelSet) -> dict[str, np.ndarray]:
     """Pictures of one frame by caption, each (H, W, 3) uint8 RGB."""
-    truth = np.full(sample.image.shape[:2], UNLABELLED, np.uint8) if sample.labels is None else sample.labels
     said = answer(network, sample)
-    row = {"RGB": sample.image}
-    if getattr(network, "x_channels", 0) or getattr(teacher, "x_channels", 0):
-        row["X"] = x_picture(sample)
-    row["truth"] = colorize(truth, labels)
+    row = given(sample, labels, bool(getattr(network, "x_channels", 0) or getattr(teacher, "x_channels", 0)))
     if teacher is not None:
         row["teacher"] = colorize(answer(teacher, sample), labels)
     row["student" if not getattr(network, "x_channels", 0) else "teacher"] = colorize(said, labels)
-    row["errors"] = error_picture(sample.image, truth, said)
+    row["errors"] = error_picture(sample.image, truth_of(sample), said)
     return row
+
+
+def comparison(networks: Mapping[str, Network], samples: Sequence[Sample], labels: LabelSet, path: Path) -> None:
+    """A row for each frame: RGB, X where a network sees it, truth, and the answer of each network under its name."""
+    with_x = any(getattr(network, "x_channels", 0) for network in networks.values())
+    rows = [
+        {**given(sample, labels, with_x), **{name: colorize(answer(network, sample), labels) for name, network in networks.items()}}
+        for sample in samples
+    ]
+    cells = [captioned(picture, caption) for row in rows for caption, picture in row.items()]
+    save_image(path, contact_sheet(cells, labels, columns=len(cells) // len(samples), cell_width=CELL))
+
+
+def given(sample: Sample, labels: LabelSet, with_x: bool) -> dict[str, np.ndarray]:
+    """Pictures of what a data set gives of a frame, by caption: RGB, X and truth."""
+    return {"RGB": sample.image, **({"X": x_picture(sample)} if with_x else {}), "truth": colorize(truth_of(sample), labels)}
+
+
+def truth_of(sample: Sample) -> np.ndarray:
+    """(H, W) uint8 labels of a frame, unlabelled everywhere where it has none."""
+    return np.full(sample.image.shape[:2], UNLABELLED, np.uint8) if sample.labels is None else sample.labels
 
 
 @torch.inference_mode()

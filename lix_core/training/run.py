@@ -130,6 +130,8 @@ def load_network(run: str | Path, which: Which = "best", device: str | torch.dev
 
     Raises TrainingError where the checkpoint is missing or damaged.
     """
+    if which not in get_args(Which):
+        raise TrainingError(f"the checkpoint of a run is best or last, got {which!r}")
     path = Path(run) / "checkpoints" / f"{which}.ckpt"
     saved = load_checkpoint(path)
     record = Record.from_dict(saved["record"])
@@ -158,18 +160,21 @@ def evaluate_run(
 
     root: of the data set, where it has moved since. Raises TrainingError where the run's data has no such frames.
     """
-    if which not in get_args(Which):
-        raise TrainingError(f"the checkpoint of a run is best or last, got {which!r}")
-    if split not in ("val", "test"):
-        raise TrainingError(f"a run is scored on val or test, got {split!r}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network, record = load_network(run, which, device)
     data, trainer = record.config.data, record.config.trainer
-    source = getattr(data, split)
+    frames = frames_of(run, record, split, root, data.x)
+    return evaluate(network, frames, trainer.val_batch, data.eval_size, data.workers, on_frames), record
+
+
+def frames_of(run: str | Path, record: Record, split: str, root: str | Path, x: str) -> Frames:
+    """The `val` or `test` frames of a run's configuration, with X of the kind `x`. See `evaluate_run`."""
+    if split not in ("val", "test"):
+        raise TrainingError(f"a run is scored on val or test, got {split!r}")
+    source = getattr(record.config.data, split)
     if source is None:
         raise TrainingError(f"the configuration of {run} has no data.{split}")
-    frames = Frames(dataclasses.replace(source, root=str(root) or source.root), data.x)
-    return evaluate(network, frames, trainer.val_batch, data.eval_size, data.workers, on_frames), record
+    return Frames(dataclasses.replace(source, root=str(root) or source.root), x)
 
 
 def fit(
@@ -477,7 +482,10 @@ def own_words(error: LixError) -> str:
 
 
 def git_revision() -> str:
-    """The commit of the sources, with `-dirty` where they were changed since; `unknown` outside of a repository."""
+    """The commit of the sources, with `-dirty` where `lix_core` was changed since; `unknown` outside of a repository.
+
+    Result files that a table writes into its own repository do not count.
+    """
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:
@@ -488,7 +496,7 @@ def git_revision() -> str:
         return done.stdout.strip() if done.returncode == 0 else ""
 
     commit = git("rev-parse", "HEAD")
-    return commit + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "") if commit else "unknown"
+    return commit + ("-dirty" if git("status", "--porcelain", "--untracked-files=no", "--", "..") else "") if commit else "unknown"
 
 
 def device_name(device: torch.device) -> str:

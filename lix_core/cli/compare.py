@@ -1,0 +1,38 @@
+"""`lix compare`: training runs on the same frames, as figures and as pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Optional
+
+import typer
+from rich.console import Console
+
+from lix_core.cli.progress import progress_bar
+from lix_core.cli.train import score_table
+from lix_core.errors import TrainingError
+from lix_core.files import make_folder
+
+
+def compare(
+    runs: list[Path] = typer.Argument(..., help="Run folders of one label set, students and teachers."),
+    out: Path = typer.Option(Path("compare.png"), "--out", "-o", help="The sheet of pictures, PNG or JPEG."),
+    frames: int = typer.Option(4, min=0, help="Frames on the sheet, spread over all; 0: no sheet."),
+    split: str = typer.Option("test", help="val or test, as the configuration of the first run has them."),
+    checkpoint: str = typer.Option("best", help="best or last."),
+    data: Optional[Path] = typer.Option(None, help="Root of the data set, where it has moved since."),
+) -> None:
+    """Score training runs on the same frames, and draw what each makes of some of them."""
+    from lix_core.training.compare import compare as of_runs
+
+    if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise TrainingError(f"the sheet is a PNG or JPEG, got --out {out}")
+    make_folder(out.parent)
+    with progress_bar() as progress:
+        task = progress.add_task(f"{len(runs)} runs", total=None, note="")
+        found = of_runs(runs, split, checkpoint, data or "", lambda count: progress.update(task, advance=count))
+    console = Console()
+    console.print(score_table({name: matrix.summary(found.labels.names) for name, matrix in found.scores.items()}))
+    if frames:
+        found.draw(out, frames)
+        console.print(f"{len(found.frames)} frames of {split}; {out}", highlight=False, soft_wrap=True, markup=False)

@@ -1,0 +1,90 @@
+"""Runs side by side: each scored on the same frames, and pictures of what each makes of some of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lix_core.data.registry import difference
+from lix_core.errors import TrainingError
+from lix_core.labels import LabelSet
+from lix_core.metrics import ConfusionMatrix
+from lix_core.models.networks import Network
+from lix_core.training import report
+from lix_core.training.data import AtSize, Frames
+from lix_core.training.run import Which, evaluate, frames_of, load_network
+
+
+@dataclass
+class Comparison:
+    """Networks and their scores by the names of their runs, on the same frames.
+
+    size: height and width at which the frames are scored; None: their own.
+    """
+
+    frames: Frames
+    size: Sequence[int] | None
+    networks: dict[str, Network]
+    scores: dict[str, ConfusionMatrix]
+
+    @property
+    def labels(self) -> LabelSet:
+        return self.frames.labels
+
+    def draw(self, path: Path, count: int) -> None:
+        """A sheet of at most `count` frames, spread over all, a row for each: RGB, X where a run sees it, truth, and each run's answer."""
+        some = AtSize(self.frames.spread(count), self.size)
+        captions = {name: f"{name}: mIoU {matrix.miou:.3f}" for name, matrix in self.scores.items()}
+        networks = {captions[name]: network for name, network in self.networks.items()}
+        report.comparison(networks, [some[i] for i in range(len(some))], self.labels, path)
+
+
+def compare(
+    runs: Sequence[str | Path],
+    split: str = "test",
+    which: Which = "best",
+    root: str | Path = "",
+    on_frames: Callable[[int], None] = lambda count: None,
+) -> Comparison:
+    """Score runs, students and teachers, on the `val` or `test` frames of the first one's configuration, at its size.
+
+    root: of the data set, where it has moved since. on_frames: told how many frames were just done.
+
+    Raises:
+        TrainingError: runs of different label sets, teachers that see different X, a run without a checkpoint, no such frames.
+        DataError: what the data set finds.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    loaded = {name: load_network(run, which, device) for name, run in zip(short_names(runs), runs, strict=True)}
+    records = {name: record for name, (_, record) in loaded.items()}
+    (first, reference), *others = records.items()
+    for name, record in others:
+        if record.labels.names != reference.labels.names:
+            raise TrainingError(f"the runs {first} and {name} have different labels: {difference(reference.labels, record.labels)}")
+    seen = {name: record.x_kind for name, record in records.items() if record.config.model.kind == "teacher"}
+    if len(set(seen.values())) > 1:
+        raise TrainingError(f"the teachers see different X ({', '.join(f'{name}: {x}' for name, x in seen.items())}): compare them apart")
+    x = next((record.config.data.x for name, record in records.items() if name in seen), reference.config.data.x)
+    frames, data, trainer = frames_of(runs[0], reference, split, root, x), reference.config.data, reference.config.trainer
+    networks = {name: network for name, (network, _) in loaded.items()}
+    scores = {
+        name: evaluate(network, frames, trainer.val_batch, data.eval_size, data.workers, on_frames) for name, network in networks.items()
+    }
+    return Comparison(frames, data.eval_size, networks, scores)
+
+
+def short_names(runs: Sequence[str | Path]) -> list[str]:
+    """The shortest ends of the runs' paths by which all differ. Raises TrainingError where a run is named twice, or none is."""
+    paths = [Path(run).resolve() for run in runs]
+    if not paths:
+        raise TrainingError("there is no run to compare: name run folders")
+    twice = next((str(run) for i, run in enumerate(runs) if paths[i] in paths[:i]), None)
+    if twice:
+        raise TrainingError(f"the run {twice} is named twice")
+    parts = 1
+    while len({path.parts[-parts:] for path in paths}) < len(paths):
+        parts += 1
+    return ["/".join(path.parts[-parts:]) for path in paths]
