@@ -224,7 +224,7 @@ class Cell:
         distill = self.config.distill
         method = distill.method
         options = {} if self.is_teacher else to_dict(self.config)["distill"].get(method, {})
-        options = {key: value for key, value in options.items() if value != LATER.get(method, {}).get(key)}
+        options = {key: value for key, value in options.items() if (key, value) not in LATER.get(method, {}).items()}
         if distill.class_weights and method != "none" and not self.is_teacher:
             options["class_weights"] = True
         if distill.edge and method != "none" and not self.is_teacher:
