@@ -15,7 +15,7 @@ from lix_core.metrics import ConfusionMatrix
 from lix_core.models.networks import Network
 from lix_core.training import report
 from lix_core.training.data import AtSize, Frames
-from lix_core.training.run import Which, evaluate, frames_of, load_network
+from lix_core.training.run import Which, check_split, evaluate, frames_of, load_network
 
 
 @dataclass
@@ -57,6 +57,7 @@ def compare(
         TrainingError: runs of different label sets, teachers that see different X, a run without a checkpoint, no such frames.
         DataError: what the data set finds.
     """
+    check_split(split)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded = {name: load_network(run, which, device) for name, run in zip(short_names(runs), runs, strict=True)}
     records = {name: record for name, (_, record) in loaded.items()}

@@ -160,6 +160,7 @@ def evaluate_run(
 
     root: of the data set, where it has moved since. Raises TrainingError where the run's data has no such frames.
     """
+    check_split(split)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network, record = load_network(run, which, device)
     data, trainer = record.config.data, record.config.trainer
@@ -167,10 +168,14 @@ def evaluate_run(
     return evaluate(network, frames, trainer.val_batch, data.eval_size, data.workers, on_frames), record
 
 
-def frames_of(run: str | Path, record: Record, split: str, root: str | Path, x: str) -> Frames:
-    """The `val` or `test` frames of a run's configuration, with X of the kind `x`. See `evaluate_run`."""
+def check_split(split: str) -> None:
+    """Raises TrainingError: before anything is loaded."""
     if split not in ("val", "test"):
         raise TrainingError(f"a run is scored on val or test, got {split!r}")
+
+
+def frames_of(run: str | Path, record: Record, split: str, root: str | Path, x: str) -> Frames:
+    """The `val` or `test` frames of a run's configuration, with X of the kind `x`. See `evaluate_run`."""
     source = getattr(record.config.data, split)
     if source is None:
         raise TrainingError(f"the configuration of {run} has no data.{split}")
