@@ -135,6 +135,12 @@ def test_bags_without_depth_have_no_x_and_no_pair_has_no_disparity(tmp_path):
         BagDataset(path, "all", x="disparity")
 
 
+def test_a_kind_of_x_that_another_data_set_has_alone_is_not_there(places):
+    for root in ("bag", "depth"):
+        data = BagDataset(places / root, "all", x="transformed_disparity")
+        assert (data.x_kind, data.x_channels, data[0].x) == ("", 0, None)
+
+
 def test_a_folder_of_bags_is_one_data_set(tmp_path):
     for number, name in enumerate(("a", "b")):
         write(tmp_path / "bags" / name, drive(2, start=START + number * 100 * NS))
@@ -161,6 +167,17 @@ def test_damaged_files_of_an_extraction_are_named(labelled):
     cv2.imwrite(str(labelled / f"bag/depth/{START + PERIOD}.png"), np.zeros((64, 160), np.uint8))
     with pytest.raises(DataError, match="one 16-bit channel is expected"):
         data[1]
+    cv2.imwrite(str(labelled / f"bag/depth/{START + PERIOD}.png"), np.zeros((64, 161), np.uint16))
+    with pytest.raises(DataError, match=f"depth/{START + PERIOD}.png is 161x64, its image 160x64"):
+        data[1]
+
+
+@pytest.mark.parametrize("lost", ["frames.jsonl", *(f"{kind}/{START + PERIOD}.png" for kind in ("image", "depth", "labels"))])
+def test_an_extraction_that_is_half_there_names_the_first_missing_file(labelled, lost):
+    (labelled / "bag" / lost).unlink()
+    for options in ({"labels": "none"}, {"labels": "masks", "x": "depth"}):
+        with pytest.raises(DataError, match=f"bag/{lost} is missing; extract the bag again"):
+            BagDataset(labelled, "all", **options)
 
 
 @pytest.mark.parametrize(
@@ -170,6 +187,7 @@ def test_damaged_files_of_an_extraction_are_named(labelled):
         ({"labels": "mine"}, "there is no kind of labels 'mine'"),
         ({"x": "hha"}, "there is no kind of X 'hha'"),
         ({"held_out": 1.5}, "held_out is a share from 0 to 1"),
+        *(({"block": block}, "block a finite time of at least 1e-09 s") for block in (0.0, 1e-10, 1e300, float("inf"), float("nan"))),
         ({"split": "val"}, "split 'val' of .* has none of its 3 frames: 20 % of the blocks of 10.0 s are held out; make block shorter"),
         ({"reading": {"evry": 2}}, "options of reading bags: .*evry"),
     ],

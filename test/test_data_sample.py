@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -9,7 +14,7 @@ torch = pytest.importorskip("torch")
 
 from lix_core.camera import Camera
 from lix_core.data.readers import FrameSet, IdMap, XCache, pairs, spans, subset
-from lix_core.data.registry import DATASETS, check_same_labels, open_dataset
+from lix_core.data.registry import DATASETS, difference, open_dataset
 from lix_core.data.sample import Sample, collate
 from lix_core.errors import DataError, LabelError
 from lix_core.labels import STREET, Label, LabelSet
@@ -122,20 +127,37 @@ def test_a_data_set_is_a_sequence(tmp_path):
         data[2]
 
 
-class Named(FrameSet):
-    def __init__(self, *names: str, title: str = "set"):
-        super().__init__([])
-        self.labels = LabelSet(title, tuple(Label(name, (0, 0, 0)) for name in names))
-
-
 def test_label_sets_that_differ_say_in_what():
-    assert check_same_labels([Named("a", "b"), Named("a", "b", title="other")]).names == ("a", "b")
-    with pytest.raises(DataError, match="only 'set' has b; only 'x' has c, d; sources that are mixed need one"):
-        check_same_labels([Named("a", "b"), Named("a", "b"), Named("a", "c", "d", title="x")])
-    with pytest.raises(DataError, match="a is 0 in 'set' and 1 in 'x'"):
-        check_same_labels([Named("a", "b"), Named("b", "a", title="x")])
-    with pytest.raises(DataError, match="no data sets"):
-        check_same_labels([])
+    ab, acd, ba = (
+        LabelSet(title, tuple(Label(name, (0, 0, 0)) for name in names)) for title, names in (("set", "ab"), ("x", "acd"), ("y", "ba"))
+    )
+    assert difference(ab, acd) == "only 'set' has b; only 'x' has c, d"
+    assert difference(ab, ba) == "a is 0 in 'set' and 1 in 'y'"
+
+
+class Empty(FrameSet):
+    source = "https://example.org"
+
+
+def test_a_data_set_without_frames_is_refused():
+    with pytest.raises(DataError, match="there are no frames: its options leave none, .* get them from https://example.org"):
+        Empty([])
+
+
+def test_the_data_set_of_the_documentation_reads_pairs_and_names_what_is_missing(tmp_path):
+    text = (Path(__file__).resolve().parents[1] / "docs" / "data.md").read_text()
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "class MineDataset" in block)
+    exec(code, names := {})
+    for kind in ("image", "label"):
+        for stem in "ab":
+            write_image(tmp_path / "val" / kind / f"{stem}.png", np.full((H, W), 2, np.uint8))
+    data = names["MineDataset"](tmp_path, "val")
+    assert data.names == ["a", "b"] and (data[1].labels == 1).all() and (data[1].image == 2).all()
+    for kind in ("label", "image"):
+        (tmp_path / "val" / kind / "a.png").rename(tmp_path / "a.png")
+        with pytest.raises(DataError, match=f"val/{kind}/a.png is missing; get it from https://example.org/mine"):
+            names["MineDataset"](tmp_path, "val")
+        (tmp_path / "a.png").rename(tmp_path / "val" / kind / "a.png")
 
 
 # Readers.
@@ -183,13 +205,37 @@ def test_kept_x_is_what_was_given_first_and_a_damaged_file_is_made_again(tmp_pat
         calls.append(1)
         return np.where(known, x, 0).astype(np.float32), known
 
-    cache = XCache(tmp_path / "x")
-    first, again = cache.get("a", (H, W), make), XCache(tmp_path / "x").get("a", (H, W), make)
+    shape, kept = (3, H, W), tmp_path / "x" / "a.npy"
+    first, again = (XCache(tmp_path / "x").get("a", shape, make) for _ in range(2))
     assert len(calls) == 1 and np.array_equal(first[0], again[0]) and np.array_equal(first[1], again[1])
     assert np.array_equal(first[1], known) and np.allclose(first[0], np.where(known, x, 0), rtol=2**-10) and first[0].dtype == np.float32
-    (tmp_path / "x" / "a.npy").write_bytes(b"\x93NUMPY")
-    assert np.array_equal(XCache(tmp_path / "x").get("a", (H, W), make)[0], first[0]) and len(calls) == 2
-    bare = XCache(None).get("a", (H, W), make)
-    assert np.array_equal(bare[0], first[0]) and np.array_equal(bare[1], known) and len(calls) == 3
+    bare = XCache(None).get("a", shape, make)
+    assert np.array_equal(bare[0], first[0]) and np.array_equal(bare[1], known) and len(calls) == 2
     (tmp_path / "file").write_text("")
-    assert np.array_equal(XCache(tmp_path / "file" / "x").get("a", (H, W), make)[0], first[0])
+    assert np.array_equal(XCache(tmp_path / "file" / "x").get("a", shape, make)[0], first[0])
+    whole = kept.read_bytes()
+    for damage in (b"", b"\x93NUMPY", whole[:-5], b"PK\x03\x04" + whole, np.zeros((1, H, W), np.float16), np.zeros((3, H), np.float16)):
+        calls.clear()
+        kept.write_bytes(damage) if isinstance(damage, bytes) else np.save(kept, damage)
+        assert np.array_equal(XCache(tmp_path / "x").get("a", shape, make)[0], first[0]) and calls == [1] and kept.read_bytes() == whole
+
+
+def test_processes_that_keep_one_file_at_a_time_and_a_folder_that_goes_do_not_end_the_keeping(tmp_path, monkeypatch):
+    x, known = np.ones((1, H, W), np.float32), np.ones((H, W), bool)
+    caches, replace, pid = [XCache(tmp_path / "x") for _ in range(2)], os.replace, os.getpid()
+
+    def late(source, target):
+        """Between this process's writing and its renaming, another one does both."""
+        monkeypatch.setattr(os, "replace", replace)
+        monkeypatch.setattr(os, "getpid", lambda: pid + 1)
+        caches[1].get("a", x.shape, lambda: (x, known))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", late)
+    for _ in range(2):
+        assert caches[0].get("a", x.shape, lambda: (x, known))[1].all() and all(cache.folder for cache in caches)
+    assert [path.name for path in (tmp_path / "x").iterdir()] == ["a.npy"]
+    shutil.rmtree(tmp_path / "x")
+    assert caches[0].get("a", x.shape, lambda: (x, known))[1].all() and caches[0].folder
+    (tmp_path / "x").write_text("")
+    assert caches[0].get("a", x.shape, lambda: (x, known))[1].all() and caches[0].folder is None

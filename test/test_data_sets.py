@@ -20,14 +20,17 @@ from lix_core.data.cityscapes import CITYSCAPES, CityscapesDataset
 from lix_core.data.kitti import SPLITS as KITTI_SPLITS
 from lix_core.data.kitti import KittiDataset
 from lix_core.data.nuimages import NUIMAGES, NuImagesDataset, decode_mask
-from lix_core.data.pothole import PotholeDataset, names_of
+from lix_core.data.pothole import X_KIND, PotholeDataset, names_of
 from lix_core.data.registry import open_dataset
 from lix_core.data.vkitti2 import Vkitti2Dataset
 from lix_core.errors import DataError
 from lix_core.geometry.encodings import ENCODINGS, encode
 from lix_core.labels import STREET
 from trees import (
+    CITYSCAPES_CAMERA,
+    KITTI_CALIBRATION,
     SIZE,
+    annotation,
     camvid_tree,
     cityscapes_tree,
     colours,
@@ -84,8 +87,23 @@ def test_camvid_says_which_file_is_missing_or_wrong(tmp_path):
         CamVidDataset(tmp_path, "train")
     (tmp_path / "train/image/a.JPG").unlink()
     (tmp_path / "train/label/a.png").unlink()
-    with pytest.raises(DataError, match="label .*train/label/a.png is missing; get it from https"):
+    with pytest.raises(DataError, match="train/label/a.png is missing; get it from https"):
         CamVidDataset(tmp_path, "train")
+    camvid_tree(tmp_path)
+    (tmp_path / "train/image/b.png").unlink()
+    with pytest.raises(DataError, match="train/image/b.png is missing; get it from https"):
+        CamVidDataset(tmp_path, "train")
+
+
+def test_data_sets_without_x_take_every_kind_there_is_and_those_that_make_x_only_theirs(tmp_path):
+    camvid_tree(tmp_path)
+    nuimages_tree(tmp_path)
+    for kind in (*ENCODINGS, X_KIND):
+        for data in (CamVidDataset(tmp_path, "train", x=kind), NuImagesDataset(tmp_path, "mini", x=kind)):
+            assert (data.x_kind, data.x_channels, data[0].x) == ("", 0, None)
+    for name in ("cityscapes", "kitti", "vkitti2", "world"):
+        with pytest.raises(DataError, match=f"there is no kind of X '{X_KIND}'; there are '', 'normals'"):
+            open_dataset(name, tmp_path, "val", x=X_KIND)
 
 
 # Cityscapes.
@@ -138,9 +156,16 @@ def test_cityscapes_with_wrong_files_says_which(tmp_path):
     write_image(data.path("disparity", 0), np.zeros(SIZE, np.uint8))
     with pytest.raises(DataError, match="_disparity.png has shape .* of uint8; one 16-bit channel is expected"):
         data[0]
-    data.path("camera", 0).write_text('{"intrinsic": {"fx": 1}}')
-    with pytest.raises(DataError, match="_camera.json is no camera file of Cityscapes .KeyError: 'extrinsic'.; fetch it again"):
+    write_image(data.path("disparity", 0), np.zeros((24, 41), np.uint16))
+    with pytest.raises(DataError, match="_disparity.png is 41x24, its image 40x24; fetch it again"):
         data[0]
+    for content, words in (
+        ({"intrinsic": {"fx": 1}}, "KeyError: 'extrinsic'"),
+        (CITYSCAPES_CAMERA | {"extrinsic": {"baseline": 0}}, "ValueError: its baseline is 0.0 m"),
+    ):
+        data.path("camera", 0).write_text(json.dumps(content))
+        with pytest.raises(DataError, match=f"_camera.json is no camera file of Cityscapes .{words}.; fetch it again"):
+            data[0]
     write_image(data.path("gtFine", 0), np.full(SIZE, 34, np.uint8))
     with pytest.raises(DataError, match="_labelIds.png has ids 34; allowed are 0..33"):
         data[0]
@@ -209,12 +234,17 @@ def test_kitti_half_downloaded_names_the_missing_file(tmp_path, lost):
         KittiDataset(tmp_path, "val", x="normals")
 
 
-def test_kitti_with_a_calibration_that_is_none_says_so(tmp_path):
+def test_kitti_with_geometry_that_cannot_be_says_in_which_file(tmp_path):
     kitti_tree(tmp_path, KITTI_SPLITS["val"])
     data = KittiDataset(tmp_path, "val", x="depth")
-    data.path("calib_cam_to_cam", 0).write_text("P0: 1 2 3\n")
-    with pytest.raises(DataError, match="000030.txt is no calib_cam_to_cam file of KITTI .*P_rect_02.*; fetch it again"):
-        data[0]
+    for part, geometry in (("disp_occ_0", "truth"), ("disp_occ_0", "completed"), ("image_3", "stereo")):
+        write_image(data.path(part, 0), np.zeros((24, 41), np.uint16 if part == "disp_occ_0" else np.uint8))
+        with pytest.raises(DataError, match=f"{part}/000030_10.png is 41x24, its image 40x24; fetch it again"):
+            KittiDataset(tmp_path, "val", x="depth", geometry=geometry)[0]
+    for content, words in (("P0: 1 2 3\n", "P_rect_02"), (KITTI_CALIBRATION.replace("-4.4", "0.6"), "p.3. of .* is 0")):
+        data.path("calib_cam_to_cam", 0).write_text(content)
+        with pytest.raises(DataError, match=f"000030.txt is no calib_cam_to_cam file of KITTI .*{words}.*; fetch it again"):
+            data[0]
     with pytest.raises(DataError, match="there is no geometry 'lidar'; there are 'completed', 'truth', 'stereo'"):
         KittiDataset(tmp_path, "val", geometry="lidar")
 
@@ -241,6 +271,12 @@ def test_vkitti2s_disparity_follows_from_depth_and_the_baseline_of_its_extrinsic
     sample = Vkitti2Dataset(tmp_path, "val", x="disparity")[0]
     near = cycle([0, 0, 1]) > 0
     assert np.allclose(ENCODINGS["disparity"].decode(sample.x, sample.known)[near], 100 * 0.532725 / 10, rtol=1e-4)
+    extrinsic = tmp_path / "Scene06/clone/extrinsic.txt"
+    extrinsic.write_text(extrinsic.read_text().replace(str(7 - 0.532725), "7.0"))
+    with pytest.raises(
+        DataError, match="extrinsic.txt: camera 1 should be to the right of camera 0, the baseline is 0.0 m; fetch it again"
+    ):
+        Vkitti2Dataset(tmp_path, "val", x="disparity")
     (tmp_path / "Scene06/clone/extrinsic.txt").unlink()
     with pytest.raises(DataError, match="extrinsic.txt is no text file of Virtual KITTI 2"):
         Vkitti2Dataset(tmp_path, "val", x="disparity")
@@ -259,6 +295,8 @@ def test_vkitti2_splits_by_scene_and_chooses_variations_cameras_and_frames(tmp_p
         Vkitti2Dataset(tmp_path, "val", variations="snow")
     with pytest.raises(DataError, match="no camera 'left'; there are 'Camera_0', 'Camera_1'"):
         Vkitti2Dataset(tmp_path, "val", cameras="left")
+    with pytest.raises(DataError, match="there are no frames: its options leave none"):
+        Vkitti2Dataset(tmp_path, "val", cameras=[])
 
 
 @pytest.mark.parametrize(
@@ -276,6 +314,14 @@ def test_vkitti2_half_downloaded_names_the_missing_file(tmp_path, lost):
     (tmp_path / "Scene06/clone" / lost).unlink()
     with pytest.raises(DataError, match=f"Scene06/clone/{lost} is missing; get it from https://europe.naverlabs.com"):
         Vkitti2Dataset(tmp_path, "val", x="depth")
+
+
+def test_vkitti2_names_depth_of_another_size(tmp_path):
+    vkitti2_tree(tmp_path)
+    data = Vkitti2Dataset(tmp_path, "val", x="depth")
+    write_image(data.path("depth", 0), np.zeros((24, 41), np.uint16))
+    with pytest.raises(DataError, match="depth_00000.png is 41x24, its image 40x24; fetch it again"):
+        data[0]
 
 
 def test_vkitti2_names_colours_that_are_no_class(tmp_path):
@@ -306,6 +352,11 @@ def test_the_reader_of_vkitti2_reads_what_lix_world_render_writes(tmp_path):
         Vkitti2Dataset(tmp_path, "train")
     with pytest.raises(DataError, match=r"has no frames of \['snow'\]; it has fog"):
         Vkitti2Dataset(tmp_path, "all", variations="snow")
+    with pytest.raises(DataError, match="there is no camera 'Camera_1'; there are 'Camera_0'"):
+        Vkitti2Dataset(tmp_path, "all", cameras="Camera_1")
+    shutil.rmtree(tmp_path / "Scene01")
+    with pytest.raises(DataError, match="Scene01/.*meta_00000.json is missing; `lix world render` with the same options goes on"):
+        Vkitti2Dataset(tmp_path, "all")
 
 
 def open_world(path):
@@ -371,7 +422,7 @@ def test_nuimages_half_downloaded_names_the_missing_file(tmp_path, lost):
         NuImagesDataset(tmp_path, "mini")
 
 
-def test_nuimages_with_damaged_tables_or_masks_says_which(tmp_path):
+def test_nuimages_with_damaged_masks_says_of_which_frame(tmp_path):
     nuimages_tree(tmp_path)
     table = tmp_path / "v1.0-mini/object_ann.json"
     rows = json.loads(table.read_text())
@@ -386,11 +437,29 @@ def test_nuimages_with_damaged_tables_or_masks_says_which(tmp_path):
         table.write_text(json.dumps([{**rows[0], "mask": mask}]))
         with pytest.raises(DataError, match=message):
             NuImagesDataset(tmp_path, "mini")[0]
-    table.write_text('[{"token": "1"}]')
-    with pytest.raises(DataError, match="a table of .*v1.0-mini lacks 'sample_data_token'; fetch it again"):
-        NuImagesDataset(tmp_path, "mini")
-    table.write_text("[")
-    with pytest.raises(DataError, match="object_ann.json is damaged .*; fetch it again"):
+
+
+@pytest.mark.parametrize(
+    ("table", "content", "words"),
+    [
+        ("object_ann", "[", "is damaged .*Expecting value"),
+        ("object_ann", '[{"token": "1"}]', "is damaged .KeyError.'sample_data_token'"),
+        (
+            "object_ann",
+            json.dumps([{**annotation("1", "car", np.zeros((1, 1), bool)), "token": None}]),
+            "is damaged .* of a row are .None, 'key'",
+        ),
+        ("category", "{}", "has no row 'c-flat.driveable_surface', which another table names"),
+        ("category", '[{"token": ["c"], "name": "car"}]', "is damaged .*token, name of a row are"),
+        ("sample", "[]", "has no rows"),
+        ("sample", "[[]]", "is damaged .TypeError"),
+        ("sample_data", '[{"token": "sweep", "filename": "b.png"}]', "has no row 'key', which another table names"),
+    ],
+)
+def test_nuimages_with_a_damaged_table_says_which(tmp_path, table, content, words):
+    nuimages_tree(tmp_path)
+    (tmp_path / f"v1.0-mini/{table}.json").write_text(content)
+    with pytest.raises(DataError, match=f"v1.0-mini/{table}.json {words}.*; fetch it again"):
         NuImagesDataset(tmp_path, "mini")
 
 

@@ -117,6 +117,13 @@ def test_two_splits_of_one_seed_are_refused(root):
         WorldDataset(root, "val")
 
 
+@pytest.mark.parametrize("content", ["[]", '{"drive": null}', '{"frames": 1, "drive": null}', "{"])
+def test_a_description_of_another_shape_in_any_split_names_its_file(root, content):
+    (root / "val" / "world.json").write_text(content)
+    with pytest.raises(DataError, match="val/world.json is (not of a folder that `lix world render` wrote|damaged)"):
+        WorldDataset(root, "train")
+
+
 def test_splits_that_are_missing_or_not_whole_name_the_file(root):
     with pytest.raises(DataError, match="world/test/world.json is missing; make it with `lix world render --out ROOT/train --seed 1"):
         WorldDataset(root, "test")

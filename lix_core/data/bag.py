@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +15,7 @@ from lix_core.bags.extract import KINDS, BagCalibration, Extraction, is_replaced
 from lix_core.bags.index import BagIndex, FramePlan, Options
 from lix_core.bags.reader import bags_in
 from lix_core.bags.sensors import FrameReader, open_frames, to_metres
-from lix_core.data.readers import Encoded, FrameSet, check_choice, check_x, read_uint16
+from lix_core.data.readers import OWN_KINDS, Encoded, FrameSet, check_choice, check_x, read_uint16, require
 from lix_core.data.sample import Sample
 from lix_core.errors import DataError, ImageError, LixError
 from lix_core.files import read_mask
@@ -38,8 +39,8 @@ class BagDataset(FrameSet):
 
     root: a folder that `lix bag extract` wrote, or a bag, or a folder of bags, of which the same samples are made.
     split: `val` are blocks of time that are held out, `train` what is in no such block of any bag nor near one, `all` every frame.
-    x: a kind of lix_core.geometry.encodings, made of the frame's depth; frames without depth have no X. Where no frame has depth, the data
-    set has no X either, as data sets without geometry.
+    x: a kind of lix_core.geometry.encodings, made of the frame's depth; frames without depth have no X. Where no frame has depth, or the
+    kind is another data set's own, the data set has no X either, as data sets without geometry.
     labels: whose: `masks` (people's), `bag` (the label topic), `pseudo` (a teacher's), `best` (for each frame the first of these that it
     has), `none`. Only frames that have such labels are in the data set; with `none` all are. Straight from bags there are `bag` and `none`.
     held_out: share of each bag's blocks that are held out, by a hash of the block's number. block: how long one is [s].
@@ -67,9 +68,9 @@ class BagDataset(FrameSet):
     ):
         check_choice("split", split, SPLITS)
         check_choice("kind of labels", labels, (*KINDS, BEST, NO_LABELS))
-        check_x(x)
-        if not (0 <= held_out <= 1 and block > 0):
-            raise DataError(f"held_out is a share from 0 to 1 and block a time above 0 s, got {held_out} and {block}")
+        check_x(x, OWN_KINDS)
+        if not (0 <= held_out <= 1 and 1 <= block * NS < math.inf):
+            raise DataError(f"held_out is a share from 0 to 1 and block a finite time of at least {1 / NS} s, got {held_out} and {block}")
         self._frames: Frames = Extracted(root) if Extraction.is_one(root) else Recorded(root, reading or {})
         kinds = {NO_LABELS: ("",), BEST: KINDS}.get(labels, (labels,))
         every = range(len(self._frames.keys))
@@ -84,8 +85,8 @@ class BagDataset(FrameSet):
                 "held out; make block shorter, or take another share"
             )
         self._kinds = [chosen[place] for place in self._places]
-        with_depth = any(map(self._frames.has_depth, every))
-        super().__init__(["{}/{}".format(*self._frames.keys[place]) for place in self._places], x if with_depth else "")
+        with_x = x not in OWN_KINDS and any(map(self._frames.has_depth, every))
+        super().__init__(["{}/{}".format(*self._frames.keys[place]) for place in self._places], x if with_x else "")
         self._check_x()
         self.labels, self._tables = self._label_sets(list(classes))
 
@@ -176,10 +177,13 @@ class Frames(Protocol):
 
 
 class Extracted:
-    """The frames of an extraction."""
+    """The frames of an extraction whose files are all there; DataError names the first that is not."""
 
     def __init__(self, root: str | Path):
         self._extraction = Extraction.open(root)
+        cure = "extract the bag again"
+        require((self._extraction.root / bag["name"] / "frames.jsonl" for bag in self._extraction.bags), cure)
+        require((path for frame in self._extraction.frames for path in (frame.image, frame.depth, frame.labels) if path), cure)
         self.keys = [(frame.bag, frame.stamp) for frame in self._extraction.frames]
         self._calibrations = {bag["name"]: self._extraction.calibration(bag["name"]) for bag in self._extraction.bags}
 
@@ -203,7 +207,7 @@ class Extracted:
         except (OSError, ImageError) as error:
             raise DataError(f"{frame.image} cannot be read ({error}); extract the bag again") from None
         labels = self._extraction.label_path(frame, kind) if kind else None
-        return image, read_uint16(frame.depth) if depth and frame.depth else None, read_mask(labels) if labels else None
+        return image, read_uint16(frame.depth, image.shape[:2]) if depth and frame.depth else None, read_mask(labels) if labels else None
 
 
 class Recorded:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from lix_core.data.readers import FrameSet, IdMap, check_x, read_rgb
+from lix_core.data.readers import OWN_KINDS, FrameSet, IdMap, check_x, read_rgb, require
 from lix_core.data.sample import Sample
 from lix_core.errors import DataError
 from lix_core.files import expanded
@@ -22,7 +22,7 @@ class CamVidDataset(FrameSet):
     root: the folder with train/, val/ (and test/). x: accepted and not there, so that CamVid mixes with data that have X.
 
     Raises:
-        DataError: no images, a label file is missing; from `self[i]`, a file that cannot be decoded, or unknown ids.
+        DataError: no images, an image or a label file is missing, named; from `self[i]`, a file that cannot be decoded, or unknown ids.
     """
 
     labels = STREET
@@ -32,7 +32,7 @@ class CamVidDataset(FrameSet):
     )
 
     def __init__(self, root: str | Path, split: str, x: str = ""):
-        check_x(x)
+        check_x(x, OWN_KINDS)
         folder = expanded(root) / split
         self.images = sorted(path for path in (folder / "image").glob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
         if not self.images:
@@ -41,9 +41,9 @@ class CamVidDataset(FrameSet):
         if twice := [stem for stem, count in stems.items() if count > 1]:
             raise DataError(f"{folder / 'image'} has two images named {twice[0]}: remove one, each has the label of that name")
         self.label_paths = [folder / "label" / f"{path.stem}.png" for path in self.images]
-        for path in self.label_paths:
-            if not path.exists():
-                raise DataError(f"label {path} is missing; get it from {self.source}")
+        labels = sorted((folder / "label").glob("*.png"))
+        without_image = (folder / "image" / path.name for path in labels if path.stem not in stems)
+        require((*self.label_paths, *without_image), f"get it from {self.source}")
         super().__init__([path.stem for path in self.images])
 
     def read(self, index: int) -> Sample:

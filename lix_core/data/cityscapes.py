@@ -86,14 +86,13 @@ disparity_trainvaltest.zip and camera_trainvaltest.zip, unpacked into one folder
         if not self.x_kind:
             return self.sample(index, image, labels)
         camera, baseline = read_camera(self.path("camera", index), image.shape[:2])
-        disparity = read_disparity(self.path("disparity", index))
-        camera.check_size(disparity, str(self.path("disparity", index)))
+        disparity = read_disparity(self.path("disparity", index), camera.shape)
         return self.sample(index, image, labels, encode(self.x_kind, disparity=disparity, camera=camera, baseline=baseline), camera)
 
 
-def read_disparity(path: Path) -> np.ndarray:
+def read_disparity(path: Path, shape: tuple[int, int]) -> np.ndarray:
     """(H, W) float32 disparity [pixels], NaN where it is unknown: (p - 1) / 256 of the 16-bit p, 0 = unknown. Raises DataError."""
-    codes = read_uint16(path).astype(np.float32)
+    codes = read_uint16(path, shape).astype(np.float32)
     return np.where(codes > 0, (codes - 1) / 256, np.float32(np.nan))
 
 
@@ -102,6 +101,8 @@ def read_camera(path: Path, shape: tuple[int, int]) -> tuple[Camera, float]:
     try:
         data = json.loads(path.read_text())
         k, baseline = data["intrinsic"], float(data["extrinsic"]["baseline"])
+        if not 0 < baseline < np.inf:
+            raise ValueError(f"its baseline is {baseline} m")
         return Camera.pinhole(shape[1], shape[0], k["fx"], k["fy"], k["u0"], k["v0"]), baseline
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} is no camera file of Cityscapes ({type(error).__name__}: {error}); fetch it again") from None

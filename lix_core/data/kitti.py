@@ -78,7 +78,7 @@ eval_scene_flow.php?benchmark=stereo (data_scene_flow.zip and data_scene_flow_ca
         def make() -> Encoded:
             return self.encoded(index, image, camera, left, right)
 
-        encoded = self.cache.get(self.names[index], camera.shape, make) if self.cache else make()
+        encoded = self.cache.get(self.names[index], (self.x_channels, *camera.shape), make) if self.cache else make()
         return self.sample(index, image, labels, encoded, camera)
 
     def encoded(self, index: int, image: np.ndarray, camera: Camera, left: Camera, right: Camera) -> Encoded:
@@ -86,19 +86,18 @@ eval_scene_flow.php?benchmark=stereo (data_scene_flow.zip and data_scene_flow_ca
         baseline, infinity = pair_geometry(left, right)
         if self.geometry == "stereo":
             matcher = StereoMatcher(StereoOptions(max_disparity=MAX_DISPARITY))
-            disparity = matcher.match(image, read_rgb(self.path("image_3", index)), infinity)
+            disparity = matcher.match(image, read_rgb(self.path("image_3", index), camera.shape), infinity)
             return encode(self.x_kind, disparity=disparity, camera=camera, baseline=baseline)
-        disparity = read_disparity(self.path("disp_occ_0", index))
-        camera.check_size(disparity, str(self.path("disp_occ_0", index)))
+        disparity = read_disparity(self.path("disp_occ_0", index), camera.shape)
         if self.geometry == "truth":
             return encode(self.x_kind, disparity=disparity, camera=camera, baseline=baseline)
         depth = complete(disparity_to_depth(disparity, camera.fx, baseline)).depth
         return encode(self.x_kind, depth=depth, camera=camera, baseline=baseline)
 
 
-def read_disparity(path: Path) -> np.ndarray:
+def read_disparity(path: Path, shape: tuple[int, int]) -> np.ndarray:
     """(H, W) float32 disparity [pixels], NaN where it is unknown: p / 256 of the 16-bit p, 0 = unknown. Raises DataError."""
-    codes = read_uint16(path).astype(np.float32)
+    codes = read_uint16(path, shape).astype(np.float32)
     return np.where(codes > 0, codes / 256, np.float32(np.nan))
 
 
@@ -110,6 +109,7 @@ def read_pair(path: Path, shape: tuple[int, int]) -> tuple[Camera, Camera]:
         for name in ("P_rect_02", "P_rect_03"):
             p = np.array(rows[name].split(), float).reshape(3, 4)
             cameras.append(Camera(shape[1], shape[0], tuple(p[:, :3].ravel()), p=tuple(p.ravel())))
+        pair_geometry(*cameras)  # refuses two that are no pair
         return cameras[0], cameras[1]
     except (OSError, KeyError, ValueError) as error:
         raise DataError(f"{path} is no calib_cam_to_cam file of KITTI ({type(error).__name__}: {error}); fetch it again") from None

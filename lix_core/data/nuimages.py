@@ -10,12 +10,14 @@ import base64
 import binascii
 import json
 from collections import defaultdict
+from collections.abc import Iterable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lix_core.data.readers import FrameSet, check_choice, check_x, read_rgb, require
+from lix_core.data.readers import OWN_KINDS, FrameSet, check_choice, check_x, read_rgb, require
 from lix_core.data.sample import Sample
 from lix_core.errors import DataError
 from lix_core.files import expanded
@@ -78,38 +80,49 @@ class NuImagesDataset(FrameSet):
 
     def __init__(self, root: str | Path, split: str, x: str = ""):
         check_choice("split", split, SPLITS)
-        check_x(x)
+        check_x(x, OWN_KINDS)
         self.root, self.tables = expanded(root), expanded(root) / f"v1.0-{split}"
         self.labelled = split != "test"
         cure = f"get it from {self.source}"
         needed = ["sample", "sample_data", *(["category", "object_ann", "surface_ann"] if self.labelled else [])]
         require((self.tables / f"{name}.json" for name in needed), cure)
-        try:
-            keys = {row["key_camera_token"] for row in self._table("sample")}
-            frames = sorted((row["filename"], row["token"]) for row in self._table("sample_data") if row["token"] in keys)
-            self._masks = self._annotations({token for _, token in frames}) if self.labelled else {}
-        except (KeyError, TypeError) as error:
-            raise DataError(f"a table of {self.tables} lacks {error}; fetch it again") from None
+        keys = {key for (key,) in self._table("sample", "key_camera_token")}
+        if not keys:
+            raise DataError(f"{self.tables / 'sample.json'} has no rows; fetch it again")
+        frames = sorted((filename, token) for filename, token in self._table("sample_data", "filename", "token") if token in keys)
+        self._check_tokens("sample_data", keys, {token for _, token in frames})
+        self._masks = self._annotations(keys) if self.labelled else {}
         super().__init__([filename for filename, _ in frames])
         self._tokens = [token for _, token in frames]
         require((self.root / name for name in self.names), cure)
 
-    def _table(self, name: str) -> list[dict[str, Any]]:
+    def _table(self, name: str, *keys: str) -> list[list[Any]]:
+        """What the rows of a table have under these keys: text, but for masks. Raises DataError."""
         path = self.tables / f"{name}.json"
         try:
-            return json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path} is damaged ({error}); fetch it again") from None
+            rows = [[row[key] for key in keys] for row in json.loads(path.read_text())]
+            if wrong := [row for row in rows if not all(isinstance(v, str) for key, v in zip(keys, row) if key != "mask")]:
+                raise TypeError(f"{', '.join(keys)} of a row are {wrong[0]}")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path} is damaged ({error!r}); fetch it again") from None
+        return rows
+
+    def _check_tokens(self, name: str, wanted: set[str], found: Iterable[str]) -> None:
+        """Raises DataError where a table lacks a row that another one names."""
+        if lost := wanted.difference(found):
+            raise DataError(f"{self.tables / f'{name}.json'} has no row {min(lost)!r}, which another table names; fetch it again")
 
     def _annotations(self, tokens: set[str]) -> dict[str, list[tuple[int, dict[str, Any]]]]:
         """Token of a frame -> (train id, mask) of its annotations, in the order in which they are drawn."""
-        ids = {row["token"]: category_id(row["name"]) for row in self._table("category")}
+        ids = {token: category_id(name) for token, name in self._table("category", "token", "name")}
         masks = defaultdict(list)
         for table in ("surface_ann", "object_ann"):
-            for row in sorted(self._table(table), key=lambda row: row["token"]):
+            rows = self._table(table, "token", "sample_data_token", "category_token", "mask")
+            self._check_tokens("category", {category for _, _, category, _ in rows}, ids)
+            for _, token, category, mask in sorted(rows, key=itemgetter(0)):
                 # Some objects have no mask: they are hidden.
-                if row["sample_data_token"] in tokens and row["mask"] is not None:
-                    masks[row["sample_data_token"]].append((ids[row["category_token"]], row["mask"]))
+                if token in tokens and mask is not None:
+                    masks[token].append((ids[category], mask))
         return dict(masks)
 
     def read(self, index: int) -> Sample:

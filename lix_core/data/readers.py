@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import io
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -12,19 +13,21 @@ import numpy as np
 from lix_core.camera import Camera
 from lix_core.data.sample import Sample
 from lix_core.errors import DataError, SourceError
-from lix_core.files import make_folder, read_mask, save
+from lix_core.files import make_folder, read_mask
 from lix_core.geometry.encodings import ENCODINGS
 from lix_core.labels import UNLABELLED, LabelSet
 
 Encoded = tuple[np.ndarray, np.ndarray]
 """X (Cx, H, W) float32, 0 where unknown, and where it is known (H, W) bool."""
+OWN_KINDS = ("transformed_disparity",)
+"""Kinds of X that one data set has alone (pothole). Those without X go along with them, those that make X of geometry cannot."""
 
 
 class FrameSet:
     """Base of the data sets: `len(self)` frames, `self[i]` a Sample; files are read when a frame is asked for.
 
     A subclass gives `labels`, `licence`, `source` (where to get it) and `read(index)`, and calls this constructor with the frames' names,
-    which are unique, and the kind of X that its samples carry ("" for none).
+    which are unique, and the kind of X that its samples carry ("" for none). Without any frame it raises DataError.
     """
 
     labels: LabelSet
@@ -33,6 +36,8 @@ class FrameSet:
 
     def __init__(self, names: Sequence[str], x_kind: str = "", x_channels: int | None = None):
         self.names = list(names)
+        if not self.names:
+            raise DataError(f"there are no frames: its options leave none, or its files are not there; get them from {self.source}")
         self.x_kind = x_kind
         self.x_channels = x_channels if x_channels is not None else (ENCODINGS[x_kind].channels if x_kind else 0)
 
@@ -62,9 +67,9 @@ def check_choice(what: str, value: str, choices: Iterable[str]) -> None:
         raise DataError(f"there is no {what} {value!r}; there are {', '.join(repr(choice) for choice in choices)}")
 
 
-def check_x(x: str) -> None:
-    """Raises DataError where `x` is neither a kind of lix_core.geometry.encodings nor empty."""
-    check_choice("kind of X", x, ("", *ENCODINGS))
+def check_x(x: str, others: Iterable[str] = ()) -> None:
+    """Raises DataError where `x` is no kind of lix_core.geometry.encodings, none of the others, and not empty."""
+    check_choice("kind of X", x, ("", *ENCODINGS, *others))
 
 
 def require(paths: Iterable[Path], cure: str) -> None:
@@ -96,8 +101,8 @@ def pairs(folders: Mapping[Path, str], cure: str) -> list[str]:
     return stems
 
 
-def decode(path: Path, flags: int) -> np.ndarray:
-    """The pixels in a file, as OpenCV has them. Raises DataError where it is missing or no image."""
+def decode(path: Path, flags: int, shape: tuple[int, int] | None = None) -> np.ndarray:
+    """The pixels in a file, as OpenCV has them. Raises DataError where it is missing, no image, or not of (height, width) `shape`."""
     try:
         content = np.fromfile(path, np.uint8)
     except OSError as error:
@@ -105,17 +110,19 @@ def decode(path: Path, flags: int) -> np.ndarray:
     image = cv2.imdecode(content, flags) if content.size else None
     if image is None:
         raise DataError(f"{path} cannot be decoded; fetch it again")
+    if shape not in (None, image.shape[:2]):
+        raise DataError(f"{path} is {image.shape[1]}x{image.shape[0]}, its image {shape[1]}x{shape[0]}; fetch it again")
     return image
 
 
-def read_rgb(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB. Raises DataError."""
-    return cv2.cvtColor(decode(path, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+def read_rgb(path: Path, shape: tuple[int, int] | None = None) -> np.ndarray:
+    """(H, W, 3) uint8 RGB, of `shape` if that is given. Raises DataError."""
+    return cv2.cvtColor(decode(path, cv2.IMREAD_COLOR, shape), cv2.COLOR_BGR2RGB)
 
 
-def read_uint16(path: Path) -> np.ndarray:
-    """(H, W) uint16 of a PNG. Raises DataError where it is missing or of another depth."""
-    plane = decode(path, cv2.IMREAD_UNCHANGED)
+def read_uint16(path: Path, shape: tuple[int, int] | None = None) -> np.ndarray:
+    """(H, W) uint16 of a PNG, of `shape` if that is given. Raises DataError where it is missing or of another depth."""
+    plane = decode(path, cv2.IMREAD_UNCHANGED, shape)
     if plane.ndim != 2 or plane.dtype != np.uint16:
         raise DataError(f"{path} has shape {plane.shape} of {plane.dtype}; one 16-bit channel is expected")
     return plane
@@ -178,30 +185,43 @@ class XCache:
             except SourceError:
                 self.folder = None
 
-    def get(self, name: str, shape: tuple[int, int], make: Callable[[], Encoded]) -> Encoded:
-        """X of the frame `name`, whose image is `shape`: out of its file, or made and kept there.
+    def get(self, name: str, shape: tuple[int, int, int], make: Callable[[], Encoded]) -> Encoded:
+        """X of the frame `name`, (Cx, H, W) `shape`: out of its file, or made and kept there. A damaged or outdated file is made again.
 
         Rounded to float16 either way (2^-11 of the value), so that a frame is the same before and after it is kept.
         """
         path = self.folder / f"{name}.npy" if self.folder is not None else None
-        if path is not None and path.exists():
-            try:
-                half = np.load(path)
-            except (OSError, ValueError):
-                half = None
-            # A damaged or outdated file is made again.
-            if half is not None and half.dtype == np.float16 and half.shape[1:] == shape:
-                return unpack(half)
-        x, known = make()
-        half = np.where(known, x, np.float32(np.nan)).astype(np.float16)
-        if path is not None:
-            content = io.BytesIO()
-            np.save(content, half)
-            try:
-                save(path, content.getvalue())
-            except SourceError:
-                self.folder = None
+        half = read_half(path) if path is not None else None
+        if half is None or half.shape != shape:
+            x, known = make()
+            half = np.where(known, x, np.float32(np.nan)).astype(np.float16)
+            if path is not None:
+                self._keep(path, half)
         return unpack(half)
+
+    def _keep(self, path: Path, half: np.ndarray) -> None:
+        # Several processes may make one file at a time: each has a name of its own for it until it is whole.
+        own = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            with own.open("wb") as file:
+                np.save(file, half)
+            os.replace(own, path)
+        except FileNotFoundError:  # the folder was deleted meanwhile, as it may be
+            pass
+        except OSError:
+            self.folder = None
+            with suppress(OSError):
+                own.unlink()
+
+
+def read_half(path: Path) -> np.ndarray | None:
+    """The float16 array in a file; None where there is none."""
+    try:
+        with path.open("rb") as file:
+            half = np.lib.format.read_array(file)
+    except Exception:  # NumPy's parser fails in many ways on a damaged file
+        return None
+    return half if half.dtype == np.float16 else None
 
 
 def unpack(half: np.ndarray) -> Encoded:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -52,21 +51,6 @@ def open_dataset(name: str, root: str | Path, split: str, x: str = "", **options
     except TypeError as error:
         given = ", ".join(f"{option}={value!r}" for option, value in options.items())
         raise DataError(f"the data set {name} does not understand {given}: {first_line(error)}") from None
-
-
-def check_same_labels(datasets: Sequence[FrameSet]) -> LabelSet:
-    """The label set that data sets share, by names and their order; colours do not matter.
-
-    Raises:
-        DataError: none are given, or two differ; says in what.
-    """
-    if not datasets:
-        raise DataError("no data sets are given")
-    first = datasets[0].labels
-    for other in (dataset.labels for dataset in datasets[1:]):
-        if other.names != first.names:
-            raise DataError(f"label sets differ: {difference(first, other)}; sources that are mixed need one")
-    return first
 
 
 def difference(first: LabelSet, other: LabelSet) -> str:

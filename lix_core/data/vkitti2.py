@@ -69,7 +69,7 @@ class Vkitti2Dataset(FrameSet):
 
     split: train, val, test or all; see SPLITS. Of a folder of `lix world render`, all. x: a kind of lix_core.geometry.encodings, from the
     exact depth; the sky is unknown. variations: of VARIATIONS; left out, `clone` (all that are there in a folder of `lix world render`).
-    cameras: of CAMERAS. step: every so many frames.
+    cameras: of CAMERAS (a folder of `lix world render` has the first). step: every so many frames.
 
     Raises:
         DataError: a file is missing, named; from `self[i]`, a file that is no such file, or colours that colors.txt does not have.
@@ -91,13 +91,15 @@ vkitti_2.0.3_classSegmentation.tar, vkitti_2.0.3_textgt.tar.gz; for X also vkitt
         check_choice("split", split, SPLITS)
         check_x(x)
         cameras = [cameras] if isinstance(cameras, str) else list(cameras)
+        self.root = expanded(root)
+        self.rendered = (self.root / "world.json").exists()
         for camera in cameras:
-            check_choice("camera", camera, CAMERAS)
+            check_choice("camera", camera, CAMERAS[:1] if self.rendered else CAMERAS)
         if step < 1:
             raise DataError(f"step must be 1 or more frames, got {step}")
-        self.root, self.cure = expanded(root), f"get it from {self.source}"
+        cure = "`lix world render` with the same options makes it again" if self.rendered else f"get it from {self.source}"
         sequences = self._sequences(split, [variations] if isinstance(variations, str) else list(variations))
-        require((self.root / sequence / text for sequence in sequences for text in ("intrinsic.txt", "colors.txt")), self.cure)
+        require((self.root / sequence / text for sequence in sequences for text in ("intrinsic.txt", "colors.txt")), cure)
         self._frames, self._baselines = [], {}
         for sequence in sequences:
             intrinsics = read_rows(self.root / sequence / "intrinsic.txt", 4)
@@ -108,17 +110,20 @@ vkitti_2.0.3_classSegmentation.tar, vkitti_2.0.3_textgt.tar.gz; for X also vkitt
                     self._frames.append((sequence, CAMERAS[number], f"{frame:05d}", values))
         super().__init__([f"{sequence}/{camera}/{frame}" for sequence, camera, frame, _ in self._frames], x)
         parts = ("rgb", "classSegmentation", *(["depth"] if x else []))
-        require((self.path(part, i) for i in range(len(self)) for part in parts), self.cure)
+        require((self.path(part, i) for i in range(len(self)) for part in parts), cure)
         self.labels, self._lut = read_colours(self.root / sequences[0] / "colors.txt")
 
     def _sequences(self, split: str, variations: list[str]) -> list[str]:
         """The folders <scene>/<variation> of the split."""
-        if not (self.root / "world.json").exists():
+        if not self.rendered:
             for variation in variations:
                 check_choice("variation", variation, VARIATIONS)
             return [f"{scene}/{variation}" for scene in SPLITS[split] for variation in variations or ("clone",)]
         if split != "all":
             raise DataError(f"{self.root} is of `lix world render`, which has no {split}: take split 'all', or the data set world")
+        from lix_core.world.folder import WorldFolder
+
+        WorldFolder.open(self.root)  # refuses one that is not whole
         found = sorted(path.parent.relative_to(self.root).as_posix() for path in self.root.glob("Scene*/*/frames"))
         chosen = [sequence for sequence in found if not variations or sequence.split("/")[1] in variations]
         if not chosen:
@@ -137,8 +142,7 @@ vkitti_2.0.3_classSegmentation.tar, vkitti_2.0.3_textgt.tar.gz; for X also vkitt
         camera = Camera.pinhole(width, height, *values)
         if not self.x_kind:
             return self.sample(index, image, labels, camera=camera)
-        depth = read_depth(self.path("depth", index))
-        camera.check_size(depth, str(self.path("depth", index)))
+        depth = read_depth(self.path("depth", index), camera.shape)
         encoded = encode(self.x_kind, depth=depth, camera=camera, baseline=self._baselines.get(sequence, 0.0))
         return self.sample(index, image, labels, encoded, camera)
 
@@ -151,9 +155,9 @@ vkitti_2.0.3_classSegmentation.tar, vkitti_2.0.3_textgt.tar.gz; for X also vkitt
         return labels
 
 
-def read_depth(path: Path) -> np.ndarray:
+def read_depth(path: Path, shape: tuple[int, int]) -> np.ndarray:
     """(H, W) float32 depth [m], NaN in the sky: centimetres in 16 bits. Raises DataError."""
-    codes = read_uint16(path)
+    codes = read_uint16(path, shape)
     return np.where(codes < FAR_CM, codes.astype(np.float32) / 100, np.float32(np.nan))
 
 
@@ -175,9 +179,12 @@ def read_baseline(path: Path) -> float:
     frame = next(frame for frame, _ in rows)
     try:
         # Camera 1 is to the right: the same point has a smaller x in it.
-        return rows[frame, 0][3] - rows[frame, 1][3]
+        baseline = rows[frame, 0][3] - rows[frame, 1][3]
     except KeyError:
         raise DataError(f"{path} has only one camera for frame {frame}, disparity needs both; fetch it again") from None
+    if not 0 < baseline < np.inf:
+        raise DataError(f"{path}: camera 1 should be to the right of camera 0, the baseline is {baseline} m; fetch it again")
+    return baseline
 
 
 def read_colours(path: Path) -> tuple[LabelSet, np.ndarray]:

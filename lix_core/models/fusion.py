@@ -149,8 +149,8 @@ class LateFusion(Fusion):
     """Fusion at the end: a whole network for each of RGB and X, whose logits are joined with a weight per pixel.
 
     The weight is learned from what both heads see and the share of known pixels; it is 0 where nothing is known. Stages are RGB's beside
-    X's (0 where nothing is known), and the decoder's features both decoders', each times its weight: of these the logits are
-    a linear function.
+    X's (0 where nothing is known), and the decoder's features both decoders', each times its weight: of these the logits are a linear
+    function, up to the heads' biases, which are weighted alike.
     """
 
     def __init__(self, rgb: Pyramid, x: Pyramid, decoder: Decoder):

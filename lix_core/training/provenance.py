@@ -19,7 +19,7 @@ from lix_core import __version__
 from lix_core.data.registry import DATASETS
 from lix_core.errors import TrainingError
 from lix_core.export import OUTPUTS, Agreement, agreement, export_network
-from lix_core.models.encoders import PYPI_WEIGHTS
+from lix_core.models.encoders import pypi_package
 from lix_core.models.networks import Network, Teacher, parameter_counts
 from lix_core.runtime.bundle import Bundle, InputSpec, Manifest, SizePolicy, XSpec
 from lix_core.runtime.segmenter import Segmenter
@@ -162,9 +162,9 @@ def source_entry(source: Source, use: str) -> dict[str, str]:
 
 def weights_entry(encoder: str, model: ModelConfig, use: str) -> dict[str, str]:
     """Pretrained weights as `lix_core.models.encoders.build_encoder` takes them: from a PyPI package, or from timm."""
-    if model.weights == "pypi" or model.weights == "auto" and encoder in PYPI_WEIGHTS:
+    if model.weights == "pypi" or model.weights == "auto" and pypi_package(encoder):
         licence = "Apache-2.0; images under ImageNet's terms of access"
-        source = f"PyPI package {PYPI_WEIGHTS[encoder][0].replace('_', '-')}"
+        source = f"PyPI package {pypi_package(encoder)[0].replace('_', '-')}"
     else:
         weights = timm.get_pretrained_cfg(encoder)
         licence = f"{weights.license or 'unknown'}; images under the terms of their data set"
@@ -216,10 +216,13 @@ def cost_of(result: RunResult | None) -> dict[str, Any]:
 
 
 def metrics_of(record: Record, result: RunResult | None) -> dict[str, Any]:
-    """Figures of this very checkpoint, each under the split it was measured on."""
+    """Figures of this very checkpoint, each under the split it was measured on; of two data sets of one name, the test has that word."""
     data, metrics = record.config.data, {}
     if data.val and record.val_counts is not None:
         metrics[f"{data.val.dataset} {data.val.split}"] = matrix_of(record.val_counts).summary(record.labels.names)
     if data.test and result and result.test and result.checkpoint_step == record.step:
-        metrics[f"{data.test.dataset} {data.test.split}"] = {k: v for k, v in result.test.items() if k != "counts"}
+        name = f"{data.test.dataset} {data.test.split}"
+        metrics[f"{name} (test)" if name in metrics and data.test != data.val else name] = {
+            k: v for k, v in result.test.items() if k != "counts"
+        }
     return metrics
