@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from dataclasses import field
 from typing import Any
 
@@ -12,3 +14,9 @@ def option(default: Any, meaning: str, least: float | None = None, most: float |
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def nearest(word: object, known: Iterable[object], path: str = "") -> str:
+    """` (did you mean b?)`, or nothing where no known word is near; `a.b` of those below the path `a`."""
+    found = difflib.get_close_matches(str(word), list(map(str, known)), 1)
+    return f" (did you mean {path + '.' if path else ''}{found[0]}?)" if found else ""

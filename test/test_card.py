@@ -221,6 +221,10 @@ def test_the_figures_are_those_of_the_exported_checkpoint(tmp_path):
     best = described(run).metrics
     assert set(best) == {"open val", "open test"} and "counts" not in best["open test"]
     assert best["open val"]["iou"] == {"road": 0.9, "sky": 0.8333, "kerb": None} and best["open test"]["miou"] == 1.0
+    other = dataclasses.replace(configuration().data.test, split="val", root=f"{HERE}/test")  # another place with a split of that name
+    config = dataclasses.replace(configuration(), data=dataclasses.replace(configuration().data, test=other))
+    both = described(make_run(tmp_path / "both", config)).metrics
+    assert both["open val"] == best["open val"] and both["open val (test)"]["miou"] == 1.0
     network, record = load_network(run, "last")
     assert manifest_of("x", network, Lineage(record), RunResult.load(run)).metrics == {}
 

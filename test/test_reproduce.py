@@ -62,8 +62,11 @@ def test_groups_and_classes_are_shown_apart():
     many = table(seeds=[0], shown={"thin": ["pole", "sign"]})
     runs = {"control/fold0/seed0": run([[4, 0, 0], [1, 1, 0], [0, 0, 3]], names=["road", "pole", "sign"])}
     row = summary(many, runs, [])["rows"]["control"]
-    assert row["shown"]["thin"]["mean"] == 0.75 and row["iou"]["pole"]["mean"] == 0.5
+    assert row["shown"]["thin"]["mean"] == 0.75 and row["classes"]["pole"]["mean"] == 0.5
     assert row["miou"]["mean"] == pytest.approx((0.8 + 0.5 + 1) / 3, abs=1e-4)
+    one = table(metric="sign", seeds=[0])  # a class of three
+    data = summary(one, runs, [])
+    assert data["rows"]["control"]["iou"]["mean"] == 1.0 and "| control | 1.000 | - | 1 |" in page(one, data)
 
 
 def test_the_page_pairs_rows_with_the_control_seed_by_seed():
@@ -176,15 +179,16 @@ def test_a_table_goes_on_where_it_was_left(tmp_path, monkeypatch):
     assert set(first["rows"]) == {"control", "kd", "teacher"} and first["protocol"]["runs"] == 3
     counts = np.array(next(run for key, run in first["runs"].items() if key.startswith("kd/fold0/seed0/"))["counts"])
     assert counts.shape == (3, 3) and counts.sum() == 4 * 62 * 96  # every valid pixel of the four frames
-    # Only teachers are kept; nothing is trained that is in the file, not even the teacher.
+    # Only teachers are kept; nothing is trained that is in the file, not even the teacher, nor is data made ready for it.
     assert [p.name.split("-")[0] for p in (tmp_path / "work").iterdir()] == ["teacher"]
     monkeypatch.setattr(module, "run_cell", lambda *_: pytest.fail("trained again"))
-    assert reproduce(table(seeds=[0]), tmp_path / "results", tmp_path / "work", ROOTS)["rows"] == first["rows"]
+    where = tmp_path / "results", tmp_path / "work", ROOTS
+    assert reproduce(table(seeds=[0]), *where, prepare=lambda: pytest.fail("made ready"))["rows"] == first["rows"]
     asked = []
     monkeypatch.setattr(module, "run_cell", lambda cell, *_: asked.append(cell.key) or run([[1, 0], [0, 1]]))
     changed = table(seeds=[0], rows={"control": {"set": ["distill.method=none"]}, "kd": {"set": ["distill.method=kd", "distill.kd.tau=2"]}})
-    reproduce(changed, tmp_path / "results", tmp_path / "work", ROOTS)
-    assert asked == ["kd/fold0/seed0"]
+    reproduce(changed, *where, prepare=lambda: asked.append("data"))
+    assert asked == ["data", "kd/fold0/seed0"]
 
 
 def test_a_row_that_starts_from_another_has_its_weights_and_their_fingerprint(tmp_path, monkeypatch):
@@ -207,6 +211,10 @@ def test_a_row_that_starts_from_another_has_its_weights_and_their_fingerprint(tm
     # Only the one row is asked for: what it starts from is made too.
     narrowed = table(seeds=[0], rows=rows(20)).narrowed(["tuned"])
     assert [cell.row for cell in cells(narrowed, ROOTS)[0]] == ["teacher", "first", "tuned"]
+    chain = table(seeds=[0], rows={**rows(20), "again": {"start": "tuned", "set": ["distill.method=kd"]}, "other": {}})
+    *_, again = cells(chain.narrowed(["again"]), ROOTS)[0]
+    assert again.fingerprint == next(cell for cell in cells(chain, ROOTS)[0] if cell.row == "again").fingerprint
+    assert again.start.start.row == "first" and len(chain.narrowed(["again"]).rows) == 3
 
 
 def test_a_row_that_starts_from_a_teacher_has_its_weights_even_without_distillation():

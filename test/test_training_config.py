@@ -82,7 +82,9 @@ def test_bases_in_a_circle_are_refused(tmp_path):
         ("optim.lr=fast", "optim.lr must be a number, got 'fast'"),
         ("optim.lr=null", "optim.lr must be a number, got None"),
         ("optim.lr=-1", "optim.lr must be at least 0, got -1"),
-        ("optim.lr=.nan", "optim.lr must be at least 0, got nan"),
+        ("optim.lr=.nan", "optim.lr must be finite, got nan"),
+        ("distill.lix.logit=.inf", "distill.lix.logit must be finite, got inf"),
+        ("data.crop.0.1=5", "data.crop.0 is 32, and has no 1"),
         ("data.flip=2", "data.flip must be 0 to 1, got 2"),
         ("data.crop=[32]", r"data.crop must be 2 numbers, got \[32\]"),
         ("data.crop=[0, 32]", r"data.crop must be at least 1, got \[0, 32\]"),
@@ -97,7 +99,7 @@ def test_bases_in_a_circle_are_refused(tmp_path):
     ],
 )
 def test_what_is_wrong_is_said_with_its_place_and_the_cure(tmp_path, change, words):
-    path = write(tmp_path / "a.yaml", "data: {sources: [{dataset: world}]}")
+    path = write(tmp_path / "a.yaml", "data: {sources: [{dataset: world}], crop: [32, 32]}")
     with pytest.raises(TrainingError, match=words):
         load_config(path, [change])
 

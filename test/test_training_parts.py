@@ -29,6 +29,7 @@ from lix_core.distill.peers import pixel_divergence
 from lix_core.errors import DataError, TrainingError
 from lix_core.labels import UNLABELLED
 from lix_core.metrics import ConfusionMatrix
+from lix_core.models.encoders import build_encoder
 from lix_core.models.networks import Student
 from lix_core.training.callbacks import Board, MovingAverage, WholeFiles, as_csv, readable
 from lix_core.training.config import DataConfig, OptimConfig, Source
@@ -361,6 +362,10 @@ def test_norms_and_biases_do_not_decay_and_encoders_learn_slower_first_blocks_sl
     assert all(rates[id(p)] == pytest.approx(0.5 * 0.8 ** depths[id(p)]) for p in student.encoder.parameters())
     first, *_, last = student.encoder.parameters()
     assert depths[id(first)] == max(depths.values()) > 3 and depths[id(last)] == 0
+    # timm puts these stages into a wrapper, which is not one block.
+    wrapped = build_encoder("cspnext_tiny", "none")
+    depths = encoder_depths(wrapped)
+    assert max(depths.values()) > 3 and {id(p) for p in wrapped.parameters()} <= set(depths)
 
 
 class FakeTrainer:

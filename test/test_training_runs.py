@@ -38,6 +38,7 @@ from lix_core.training import report
 from lix_core.training import run as run_module
 from lix_core.training.compare import compare, short_names
 from lix_core.training.config import Config, from_dict, to_dict, to_yaml
+from lix_core.training.losses import HardLoss
 from lix_core.training.run import Run, RunResult, evaluate, evaluate_run, fit, load_network
 from tiny_street import TINY
 
@@ -275,7 +276,7 @@ def test_a_finished_run_of_another_teacher_or_start_is_no_result(student, teache
     with pytest.raises(TrainingError, match="holds a finished run with another teacher than .*other; name another folder"):
         fit(config, student, tmp_path / "other", quiet=True)
     with pytest.raises(TrainingError, match="holds a finished run with another start than"):
-        fit(config, student, teacher, quiet=True, start=student)
+        fit(config, student, teacher, quiet=True, start=teacher)
     with pytest.raises(TrainingError, match="nowhere is no run folder"):
         fit(config, student, tmp_path / "nowhere", quiet=True)
 
@@ -353,6 +354,16 @@ def test_without_resuming_a_run_is_trained_anew_and_other_files_stay(tmp_path):
     second = fit(tiny_config({"optim.steps": 2}), tmp_path, resume=False, quiet=True)
     assert (first.checkpoint_step, second.checkpoint_step) == (1, 2) and len(rows_of(tmp_path)) == 1
     assert (tmp_path / "notes.txt").read_text() == "mine"
+    # Not where there is nothing to put in its place.
+    kept = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for config, options, words in (
+        (tiny_config(crop=[32, 50]), {}, "multiples of 32"),
+        (tiny_config(), {"start": tmp_path}, "cannot be the folder of a run and its start"),
+        (tiny_config({"model.kind": "student"}), {"teacher": tmp_path}, "cannot be the folder of a run and its teacher"),
+    ):
+        with pytest.raises(TrainingError, match=words):
+            fit(config, tmp_path, resume=False, quiet=True, **options)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == kept
 
 
 def test_the_initial_weights_do_not_depend_on_the_method(teacher, tmp_path):
@@ -434,6 +445,9 @@ def test_a_teacher_is_checked_on_labelled_frames_that_it_can_see(teacher, tmp_pa
     assert fit(tiny_config(student, **few), tmp_path / "a", teacher, quiet=True).steps == 1  # the one labelled frame is not the first
     with pytest.raises(TrainingError, match="on 1 frames, always answering the most frequent class .*: it has nothing"):
         fit(tiny_config(student, **few), tmp_path / "b", tmp_path / "bad", quiet=True)
+    bare = {"sources": [{"dataset": "tiny", "root": ".", "options": {"unlabelled": True}}, *few["sources"]], "val": None}
+    with pytest.raises(TrainingError, match="on 1 frames, always"):  # a source without labels of its own is passed over
+        fit(tiny_config(student, **bare), tmp_path / "d", tmp_path / "bad", quiet=True)
     few["sources"][0]["labelled"] = 0.0
     assert fit(tiny_config(student, **few), tmp_path / "c", tmp_path / "bad", quiet=True).steps == 1
 
@@ -489,6 +503,9 @@ def test_a_run_that_starts_from_another_has_its_weights_and_names_it(student, tm
     assert record.start == hashlib.sha256((student / "checkpoints" / "best.ckpt").read_bytes()).hexdigest() and not record.teacher
     for (name, before), after in zip(first.named_parameters(), tuned.parameters()):
         assert torch.equal(before, after), name
+    (tmp_path / "tuned" / "result.json").unlink()  # as if it had been stopped: it does not go on as a run of its own
+    with pytest.raises(TrainingError, match="was begun with the weights of another run; name that one"):
+        fit(still, tmp_path / "tuned", quiet=True)
 
 
 def test_a_student_that_starts_from_a_teacher_is_that_teacher_without_x(teacher, student, tmp_path):
@@ -524,9 +541,41 @@ def test_distilling_without_a_teacher_and_a_teacher_without_x_are_refused(tmp_pa
         fit(tiny_config(x=""), tmp_path)
 
 
-def test_validation_frames_without_a_label_are_refused(tmp_path):
-    with pytest.raises(TrainingError, match="not one labelled pixel"):
-        fit(tiny_config(val={"dataset": "tiny", "root": ".", "labelled": 0.0}), tmp_path, quiet=True)
+def test_validation_frames_without_a_label_are_refused_before_training(tmp_path):
+    for val in ({"labelled": 0.0}, {"options": {"unlabelled": True}}):
+        with pytest.raises(TrainingError, match="not one labelled pixel"):
+            fit(tiny_config({"trainer.val_every": 0}, val={"dataset": "tiny", "root": ".", **val}), tmp_path, quiet=True)
+        assert not any(tmp_path.iterdir())
+
+
+def test_kernels_that_are_not_deterministic_are_told_of(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("x_cuda does not have a deterministic implementation, but you set ...")
+
+    monkeypatch.setattr(HardLoss, "forward", refuse)
+    with pytest.raises(TrainingError, match="trainer.deterministic=true cannot be had with these losses here: x_cuda does not"):
+        fit(tiny_config({"trainer.deterministic": True}), tmp_path, quiet=True)
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize(
+    "frames, words",
+    [
+        ({"options": {"names": ["ground", "wall"]}}, "has other labels than .*teacher: only 'tiny' has sky"),
+        ({"x": ""}, "has no X, and .*teacher is of a teacher that never was without depth"),
+    ],
+)
+def test_a_run_is_not_scored_on_other_labels_nor_a_teacher_without_its_x(teacher, tmp_path, frames, words):
+    shutil.copytree(teacher, tmp_path / "teacher")
+    path = tmp_path / "teacher" / "checkpoints" / "best.ckpt"
+    saved = torch.load(path, weights_only=True)
+    data = saved["record"]["config"]["data"]
+    data["val"]["options"] = frames.get("options", {})
+    data["x"] = frames.get("x", data["x"])
+    torch.save(saved, path)
+    for scored in (evaluate_run, lambda run, split: compare([run], split)):
+        with pytest.raises(TrainingError, match=words):
+            scored(tmp_path / "teacher", "val")
 
 
 def test_checkpoints_that_are_none_are_refused(tmp_path):
@@ -628,6 +677,8 @@ def test_train_distill_and_evaluate_by_command(teacher, tmp_path):
     assert done.exit_code == 0, done.output
     score = json.loads((tmp_path / "score.json").read_text())
     assert score["images"] == 3 and score["miou"] == RunResult.load(tmp_path / "kd").val["miou"]
+    done = lix("distill", config, "distill.method=none", "--teacher", teacher, "--out", tmp_path / "none")
+    assert "distill.method is none" in str(done.exception) and not (tmp_path / "none").exists()
     done = lix("evaluate", "--run", tmp_path / "kd", "--data", tmp_path / "moved")
     assert "moved for the data set tiny" in str(done.exception)  # it is looked for there
 

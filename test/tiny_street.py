@@ -22,14 +22,27 @@ class TinyStreet:
     """`count` frames of `size`: sky above, a wall and the ground below, with a void border; every other split other frames.
 
     sizes: frames take turns at these (height, width). delay: seconds that a frame takes. poison: number of a frame whose X holds NaN.
-    names: of the classes, where they shall be other ones.
+    names: of the classes, where they shall be other ones. unlabelled: whether it has no labels.
     """
 
     labels = TINY
     licence, source = "none", "drawn out of numbers"
 
-    def __init__(self, root="", split="train", x="", count=12, sizes=((64, 96),), delay=0.0, poison=-1, names=(), noise=20.0):
+    def __init__(
+        self,
+        root="",
+        split="train",
+        x="",
+        count=12,
+        sizes=((64, 96),),
+        delay=0.0,
+        poison=-1,
+        names=(),
+        noise=20.0,
+        unlabelled=False,
+    ):
         self.split, self.count, self.sizes, self.delay, self.poison, self.noise = split, count, sizes, delay, poison, noise
+        self.unlabelled = unlabelled
         self.x_kind, self.x_channels = x, ENCODINGS[x].channels if x else 0
         self.names = [f"{split}{i}" for i in range(count)]
         if names:
@@ -55,6 +68,7 @@ class TinyStreet:
             if index == self.poison:
                 x[0, 5, 5] = np.nan
                 known[5, 5] = True
+        labels = None if self.unlabelled else labels
         return Sample(self.names[index], image.clip(0, 255).astype(np.uint8), labels, x, known, self.x_kind)
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shlex
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Optional
 
 import typer
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table as Grid
 
 from lix_core.cli.progress import progress_bar
@@ -44,10 +46,11 @@ def reproduce(
             print(f"{name:24} {Table.load(name).title}")
         return
     chosen = Table.load(table).narrowed(words(rows), numbers(seeds, "--seeds"), numbers(folds, "--folds"))
-    places = roots(data)
+    places, streets = roots(data), None
     if "world" not in places and "world" in chosen.datasets:
-        places["world"] = str(render_world(work.parent / "world"))
-    run(chosen, out, work, places, overrides or [], jobs, keep)
+        streets = work.parent / "table_world"
+        places["world"] = str(streets)
+    run(chosen, out, work, places, overrides or [], jobs, keep, streets=streets)
 
 
 def ablate(
@@ -76,25 +79,31 @@ def ablate(
     run(chosen, out, work, {}, [], jobs, keep, teacher)
 
 
-def render_world(root: Path) -> Path:
+def render_world(root: Path, progress: Progress) -> None:
     """Render the simulated streets of the tables, or what is missing of them."""
     from lix_core.training.reproduce import WORLD_FRAMES
     from lix_core.world.drive import Drive
     from lix_core.world.farm import render
     from lix_core.world.folder import WorldFolder
 
-    with progress_bar() as progress:
-        for split, (frames, seed) in WORLD_FRAMES.items():
-            drive = Drive(seed)
-            folder = WorldFolder.create(root / split, drive, frames)
-            left = sum(map(len, folder.missing().values()))
-            task = progress.add_task(f"rendering {split}", total=frames, completed=frames - left, note="")
-            render(folder, drive, len(os.sched_getaffinity(0)), lambda task=task: progress.update(task, advance=1))
-    return root
+    for split, (frames, seed) in WORLD_FRAMES.items():
+        drive = Drive(seed)
+        folder = WorldFolder.create(root / split, drive, frames)
+        left = sum(map(len, folder.missing().values()))
+        task = progress.add_task(f"rendering {split}", total=frames, completed=frames - left, note="")
+        render(folder, drive, len(os.sched_getaffinity(0)), lambda task=task: progress.update(task, advance=1))
 
 
 def run(
-    table, out: Path, work: Path, places: dict[str, str], overrides: list[str], jobs: int, keep: bool, teacher: Optional[Path] = None
+    table,
+    out: Path,
+    work: Path,
+    places: dict[str, str],
+    overrides: list[str],
+    jobs: int,
+    keep: bool,
+    teacher: Optional[Path] = None,
+    streets: Optional[Path] = None,
 ) -> None:
     from lix_core.training.memory import keep_freed_memory
     from lix_core.training.reproduce import reproduce as go
@@ -109,7 +118,8 @@ def run(
             progress.update(task, total=total, completed=done, note="")
             progress.console.print(text, highlight=False, markup=False)
 
-        result = go(table, out, work / table.name, places, overrides, jobs, keep, teacher, report)
+        prepare = partial(render_world, streets, progress) if streets else lambda: None
+        result = go(table, out, work / table.name, places, overrides, jobs, keep, teacher, report, prepare)
     show(result, out / f"{table.name}.md")
 
 

@@ -57,6 +57,10 @@ def run(config: str, overrides: list[str], out: Path, teacher: Optional[Path], s
     from lix_core.training.memory import keep_freed_memory
 
     chosen = load_config(config, overrides)
+    if teacher and chosen.distill.method == "none":
+        raise TrainingError(
+            f"distill.method is none: {teacher} would teach nothing. Name a method, as distill.method=lix, or use lix train"
+        )
     keep_freed_memory()
     from lix_core.training.run import fit
 

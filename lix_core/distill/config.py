@@ -6,19 +6,11 @@ What a switch does to the mathematics is told in docs/distillation.md.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, get_args, get_origin, get_type_hints
 
 from lix_core.errors import TrainingError
-from lix_core.options import option
-
-
-def nearest(word: object, known: Iterable[object]) -> str:
-    """` (did you mean b?)`, or nothing where no known word is near."""
-    found = difflib.get_close_matches(str(word), list(map(str, known)), 1)
-    return f" (did you mean {found[0]}?)" if found else ""
+from lix_core.options import nearest, option
 
 
 class Checked:

@@ -13,9 +13,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lix_core.distill.config import nearest
 from lix_core.errors import TrainingError
 from lix_core.labels import UNLABELLED
+from lix_core.options import nearest
 
 if TYPE_CHECKING:
     from lix_core.data.sample import Batch

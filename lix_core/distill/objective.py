@@ -44,7 +44,10 @@ if TYPE_CHECKING:
 
 def feature_of(output: Output, name: str) -> Tensor:
     """A feature by its name; `logits` are the coarse logits about their mean over the classes, which softmax does not see."""
-    return output.logits - output.logits.mean(1, keepdim=True) if name == "logits" else output.features[name]
+    if name != "logits":
+        return output.features[name]
+    logits = full_precision(output.logits)
+    return logits - logits.mean(1, keepdim=True)
 
 
 def build_controller(config: LIXConfig) -> Controller:

@@ -7,9 +7,8 @@ Out of it come the commands' overrides, the `config.yaml` of a run folder and th
 from __future__ import annotations
 
 import dataclasses
-import difflib
+import math
 import types
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -21,7 +20,7 @@ import yaml
 from lix_core.distill.config import DistillConfig
 from lix_core.errors import TrainingError, first_line
 from lix_core.files import expanded
-from lix_core.options import option
+from lix_core.options import nearest, option
 
 RECIPES = resources.files("lix_core.training") / "recipes"
 
@@ -50,7 +49,7 @@ class DataConfig:
     sources: list[Source] = option([], "Training data; all of one label set.")
     val: Source | None = option(None, "The best checkpoint is chosen on it. Without one it is the last.")
     test: Source | None = option(None, "Scored once, at the end.")
-    x: str = option("", "Kind of X: `normals`, `depth`, `inverse_depth`, `disparity`; empty: none.")
+    x: str = option("", "Kind of X: `normals`, `depth`, `inverse_depth`, `disparity`, of `pothole` `transformed_disparity`; empty: none.")
     crop: list[int] = option([192, 320], "Height and width of a training view [pixels]; multiples of the network's stride.", 1, size=2)
     eval_size: list[int] | None = option(None, "Height and width at which frames are scored [pixels]; null: their own.", 1, size=2)
     scale: list[float] = option([0.5, 2.0], "Limits of the factor by which a view is scaled; 1 is the size of scoring.", 0.05, 20, size=2)
@@ -113,7 +112,9 @@ class TrainerConfig:
     devices: int = option(1, "Processes on this machine, each with a GPU or its share of the CPU.", 1)
     nodes: int = option(1, "Machines.", 1)
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = option("32-true", "Arithmetic of training; scores are in float32.")
-    deterministic: bool = option(False, "Only deterministic kernels. CPUs need no asking; on GPUs this is slower.")
+    deterministic: bool = option(
+        False, "Only deterministic kernels. CPUs need no asking; on GPUs this is slower, and refused where a loss has none."
+    )
     val_every: int = option(1, "Score every so many epochs, and after the last; 0: only after the last.", 0)
     val_batch: int = option(4, "Frames scored at once, where their sizes agree.", 1)
     teacher_frames: int = option(16, "Labelled frames on which a teacher must beat the most frequent class before it teaches.", 1)
@@ -230,6 +231,8 @@ def override(tree: dict[str, Any], change: str) -> None:
         if not isinstance(node.get(key), (dict, list)):
             node[key] = {}
         node = node[key]
+    if not isinstance(node, (dict, list)):
+        raise TrainingError(f"{'.'.join(parents)} is {node!r}, and has no {last}")
     node[_place(node, last, ".".join(parents)) if isinstance(node, list) else last] = value
 
 
@@ -291,7 +294,9 @@ def _check_range(path: str, value: Any, metadata: Mapping[str, Any]) -> None:
     if size and isinstance(value, list) and len(value) != size:
         raise TrainingError(f"{path} must be {size} numbers, got {value!r}")
     for number in value if isinstance(value, list) else [value]:
-        low = least is not None and isinstance(number, (int, float)) and not number >= least  # NaN is in no range
+        if isinstance(number, float) and not math.isfinite(number):
+            raise TrainingError(f"{path} must be finite, got {value!r}")
+        low = least is not None and isinstance(number, (int, float)) and not number >= least
         high = most is not None and isinstance(number, (int, float)) and not number <= most
         if low or high:
             raise TrainingError(f"{path} must be {_range(metadata)}, got {value!r}")
@@ -308,12 +313,6 @@ def _known(wanted: type) -> list[str]:
 
 def _join(path: str, key: object) -> str:
     return f"{path}.{key}" if path else str(key)
-
-
-def nearest(word: object, known: typing.Iterable[object], path: str = "") -> str:
-    """` (did you mean b?)`, or nothing where no known word is near."""
-    found = difflib.get_close_matches(str(word), list(map(str, known)), 1)
-    return f" (did you mean {_join(path, found[0])}?)" if found else ""
 
 
 def _described(wanted: Any) -> str:

@@ -65,6 +65,12 @@ class Frames(Dataset):
         labelled = self.labelled[self.indices]
         return np.flatnonzero(labelled == labelled[index])
 
+    def has_labels(self) -> bool:
+        """Whether one of the frames has a labelled pixel. Reads frames until there is one."""
+        places = np.flatnonzero(self.labelled[self.indices])
+        found = (self[place].labels for place in np.random.default_rng(0).permutation(places))
+        return any(labels is not None and bool((labels != UNLABELLED).any()) for labels in found)
+
     def only(self, places: Sequence[int]) -> "Frames":
         """Some of these frames."""
         some = copy.copy(self)

@@ -56,11 +56,17 @@ def learning_rate(config: OptimConfig, step: int) -> float:
     return curves[config.schedule]
 
 
+CONTAINERS = (nn.Sequential, nn.ModuleList)
+
+
 def encoder_depths(encoder: nn.Module) -> dict[int, int]:
     """id of each parameter -> how many blocks follow its own: 0 in the last block. Blocks are what the encoder's containers hold."""
+    children = list(encoder.children())
+    while len(children) == 1 and not isinstance(children[0], CONTAINERS) and any(True for _ in children[0].children()):
+        children = list(children[0].children())  # timm puts some networks into a wrapper
     blocks: list[nn.Module] = []
-    for child in encoder.children():
-        blocks += child.children() if isinstance(child, (nn.Sequential, nn.ModuleList)) else [child]
+    for child in children:
+        blocks += child.children() if isinstance(child, CONTAINERS) else [child]
     blocks = [block for block in blocks if any(True for _ in block.parameters())]
     return {id(p): len(blocks) - 1 - i for i, block in enumerate(blocks) for p in block.parameters()}
 

@@ -37,7 +37,8 @@ from lix_core.data.registry import open_dataset
 from lix_core.errors import DataError, TrainingError
 from lix_core.files import save
 from lix_core.metrics import ConfusionMatrix, rounded
-from lix_core.training.config import Config, TrainerConfig, from_dict, load_config, nearest, override, to_dict
+from lix_core.options import nearest
+from lix_core.training.config import Config, TrainerConfig, from_dict, load_config, override, to_dict
 from lix_core.training.memory import keep_freed_memory
 
 TABLES = resources.files("lix_core.training") / "tables"
@@ -165,7 +166,9 @@ class Table:
             for number in some:
                 if number not in every:
                     raise TrainingError(f"table {self.name} has {what} {', '.join(map(str, every))}, not {number}")
-        wanted = {*rows, *(row.start for row in self.rows if row.name in rows)}
+        wanted = set(rows)
+        for row in reversed(self.rows):  # what a row starts from is above it
+            wanted |= {row.start} if row.name in wanted else set()
         kept = tuple(row for row in self.rows if not rows or row.name in wanted)
         taught = {teacher for row in kept for teacher in (row.teacher, row.start)}
         teachers = {name: changes for name, changes in self.teachers.items() if not rows or name in rows or name in taught}
@@ -315,6 +318,7 @@ def reproduce(
     keep: bool = False,
     teacher: Path | None = None,
     report: Callable[[str, int, int], None] = lambda text, done, total: None,
+    prepare: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
     """Run what is missing of a table and write `<results>/<table>.json` and `.md` after each cell.
 
@@ -322,7 +326,7 @@ def reproduce(
     but for those whose weights others need.
     roots: data set -> its folder. overrides: `a.b=value` for every run, which belong to the fingerprints. jobs: units of one fold and
     seed that run at the same time, each with its share of the cores. teacher: run of the teacher, for a table without teachers.
-    report: called with what was done, and how many of how many are.
+    report: called with what was done, and how many of how many are. prepare: called before the first run, if any is missing.
 
     Returns:
         What the JSON file holds.
@@ -331,19 +335,24 @@ def reproduce(
         TrainingError, DataError: a metric that is no class of the data; of the first run that cannot be made; cells that were finished
             are kept.
     """
-    taught_by = digest_of(teacher) if teacher else ""
+    taught_by = ""
+    if teacher:
+        from lix_core.training.run import checksum
+
+        taught_by = checksum(teacher)[:16]
     units = cells(table, roots, overrides, taught_by)
     whole = cells(table.whole or table, defaultdict(str, roots), overrides, taught_by)  # places are not in fingerprints
     record = Record(table, results, overrides, {cell.key: cell.fingerprint for unit in whole for cell in unit})
     total = sum(map(len, units))
     if record.done(units) < total:
+        prepare()
         check_metric(table, units[0][-1])
     report(f"{record.done(units)} of {total} runs are there", record.done(units), total)
     for cell, result in finished_cells(units, record, work, jobs, teacher):
         record.add(cell, result)
         if not keep and not cell.is_teacher and not any(other.start is cell for unit in units for other in unit):
             shutil.rmtree(folder(work, cell), ignore_errors=True)
-        report(f"{cell.key}: {table.metric} {record.score(result['counts']):.4f}", record.done(units), total)
+        report(f"{cell.key}: {table.metric} {score_of(result['counts'], result['names'], table.metric):.4f}", record.done(units), total)
     record.write()
     return record.data
 
@@ -407,14 +416,6 @@ def is_finished(run: Path) -> bool:
     return (run / "result.json").exists() and (run / "checkpoints" / "best.ckpt").exists()
 
 
-def digest_of(run: Path) -> str:
-    """Of a teacher's weights. Raises TrainingError where there are none."""
-    try:
-        return hashlib.sha256((run / "checkpoints" / "best.ckpt").read_bytes()).hexdigest()[:16]
-    except OSError as error:
-        raise TrainingError(f"{run} holds no trained teacher: {error.strerror}") from None
-
-
 def run_cell(cell: Cell, work: Path, jobs: int, teacher: Path | None = None) -> dict[str, Any]:
     """Train one cell and score it on its test, else validation frames: confusion matrix (truth in rows) in all and by group, and what it
     took."""
@@ -472,13 +473,6 @@ class Record:
     def add(self, cell: Cell, result: dict[str, Any]) -> None:
         self.runs[cell.entry] = result
         self.write()
-
-    def score(self, counts: Sequence[Sequence[int]]) -> float:
-        return score_of(counts, self.names, self.table.metric)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(next(iter(self.runs.values()))["names"]) if self.runs else ()
 
     def write(self) -> None:
         """Write both files, each whole or not at all, with the runs that others have put there since."""
@@ -539,7 +533,7 @@ def row_of(runs: Mapping[str, Mapping[str, Any]], table: Table, name: str) -> di
     }
     row = {"seeds": seeds, key: figure(per_seed)}
     if len(classes) > 2:
-        row["iou"] = {name: figure(values) for name, values in classes.items()}
+        row["classes"] = {name: figure(values) for name, values in classes.items()}
     for title, figures in (("groups", per_group), ("shown", shown)):
         if figures:
             row[title] = {name: figure(values) for name, values in sorted(figures.items())}

@@ -158,7 +158,8 @@ def evaluate_run(
 ) -> tuple[ConfusionMatrix, Record]:
     """The confusion matrix of a run's network on the `val` or `test` frames of its configuration, as `fit` counts it.
 
-    root: of the data set, where it has moved since. Raises TrainingError where the run's data has no such frames.
+    root: of the data set, where it has moved since. Raises TrainingError where the run's data has no such frames, or the frames there are
+    of other labels, or without the X that the network never was without.
     """
     check_split(split)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -179,7 +180,17 @@ def frames_of(run: str | Path, record: Record, split: str, root: str | Path, x: 
     source = getattr(record.config.data, split)
     if source is None:
         raise TrainingError(f"the configuration of {run} has no data.{split}")
-    return Frames(dataclasses.replace(source, root=str(root) or source.root), x)
+    frames = Frames(dataclasses.replace(source, root=str(root) or source.root), x)
+    if frames.labels.names != record.labels.names:
+        raise TrainingError(f"{frames.source.root} has other labels than {run}: {difference(record.labels, frames.labels)}")
+    if needs_x(record) and not frames.dataset.x_kind:
+        raise TrainingError(f"{frames.source.root} has no X, and {run} is of a teacher that never was without {record.x_kind}")
+    return frames
+
+
+def needs_x(record: Record) -> bool:
+    """Whether a network was never without X, so that without it it does not know what it says."""
+    return record.config.model.kind == "teacher" and bool(record.x_channels) and record.config.data.x_dropout == 0
 
 
 def fit(
@@ -210,21 +221,25 @@ def fit(
     distilled = config.model.kind == "student" and config.distill.method != "none"
     if distilled and teacher is None:
         raise TrainingError(f"distill.method {config.distill.method!r} needs a teacher: name its run, or set distill.method=none")
+    for what, run in (("teacher", teacher), ("start", start)):
+        if run and Path(run).resolve() == out.resolve():
+            raise TrainingError(f"{out} cannot be the folder of a run and its {what}: name another one for the run")
     lead = rank_zero()
     if lead:
         make_folder(out)
-    if not resume and lead:
-        clear(out)
     if resume and any((out / name).exists() for name in ("result.json", "checkpoints/last.ckpt")):
         refuse_another_run(config, out)
         if (out / "result.json").exists():
             refuse_other_weights(out, Path(teacher) if distilled else None, Path(start) if start else None)
             return RunResult.load(out)
-    if lead:
-        save(out / "config.yaml", to_yaml(config).encode())
     silence()
     try:
-        return Run(config, out, Path(teacher) if distilled else None, resume, Path(start) if start else None).train(quiet)
+        run = Run(config, out, Path(teacher) if distilled else None, resume, Path(start) if start else None)
+        if lead:  # not before it is known that there is a run to put in its place
+            if not resume:
+                clear(out)
+            save(out / "config.yaml", to_yaml(config).encode())
+        return run.train(quiet)
     except LixError as error:
         raise type(error)(own_words(error)) from None
 
@@ -282,11 +297,15 @@ class Run:
             data = dataclasses.replace(data, x_dropout=0.0, x_holes=0.0)
         self.data = TrainingData(data, config.seed, optim.accumulate, min(optim.steps, optim.steps_per_epoch))
         self.labels = self.data.labels
+        if self.data.val and not self.data.val.has_labels():
+            raise TrainingError("the validation frames have not one labelled pixel; name others in data.val, or none")
         self.evaluate = partial(evaluate, batch=trainer.val_batch, size=config.data.eval_size, workers=config.data.workers)
         torch.manual_seed(seed_of(config.seed, 1))
         network = build_network(config.model, len(self.labels), self.data.x_channels).to(memory_format=torch.channels_last)
         check_crop(config, network)
         self.start_hash = self._start(start, network) if start else ""
+        if not start:
+            self._check_begun("start", "", "with the weights of another run")
         weights = class_weights(self.data.count_pixels(), config.loss.class_weight_power) if config.loss.class_weight_power else None
         teacher_network, distiller, self.teacher_hash, self.teacher_needs_x = None, None, "", False
         if teacher is not None:
@@ -315,8 +334,7 @@ class Run:
             raise TrainingError(
                 f"the teacher {run} sees X {record.x_kind!r}, this data gives {self.data.x_kind!r}: set data.x={record.x_kind}"
             )
-        # It was never without X, so without X it does not know what it says.
-        self.teacher_needs_x = bool(record.x_channels) and record.config.data.x_dropout == 0
+        self.teacher_needs_x = needs_x(record)
         digest = checksum(run)
         self._check_begun("teacher", digest, f"with another teacher than {run}")
         if not self.begun:
@@ -345,7 +363,7 @@ class Run:
         return digest
 
     def _check_begun(self, what: str, digest: str, otherwise: str) -> None:
-        """A TrainingError where the run that is gone on with was begun on another checkpoint."""
+        """A TrainingError where the run that is gone on with was begun on another checkpoint than that of `digest`, "" for none."""
         if self.begun and self.begun_record.get(what, "") != digest:
             raise TrainingError(f"{self.out} was begun {otherwise}; name that one, or do not resume")
 
@@ -353,17 +371,18 @@ class Run:
         """A TrainingError where the teacher is not better than chance on labelled frames spread over the validation data, else over the
         first source that has any; of data without X only where the teacher can do without."""
         able = [f for f in (self.data.val, *self.data.frames) if f and (f.dataset.x_kind or not self.teacher_needs_x)]
-        labelled = [frames for frames in (f.only(np.flatnonzero(f.labelled[f.indices])) for f in able) if len(frames)]
-        if not labelled:
-            return  # nothing to be checked against
-        frames = labelled[0].spread(self.config.trainer.teacher_frames)
-        matrix = evaluate(network, frames, self.config.trainer.val_batch, self.config.data.eval_size)
-        floor = chance(matrix).miou
-        if matrix.truth_pixels.any() and not matrix.miou > floor:
-            raise TrainingError(
-                f"the teacher {run} has mIoU {matrix.miou:.3f} on {len(frames)} frames, always answering the most frequent class "
-                f"{floor:.3f}: it has nothing to teach. Train it longer, or look at its data"
-            )
+        labelled = (f.only(np.flatnonzero(f.labelled[f.indices])) for f in able)
+        for frames in (f.spread(self.config.trainer.teacher_frames) for f in labelled if len(f)):
+            matrix = evaluate(network, frames, self.config.trainer.val_batch, self.config.data.eval_size)
+            if not matrix.truth_pixels.any():
+                continue  # nothing to be checked against
+            floor = chance(matrix).miou
+            if not matrix.miou > floor:
+                raise TrainingError(
+                    f"the teacher {run} has mIoU {matrix.miou:.3f} on {len(frames)} frames, always answering the most frequent class "
+                    f"{floor:.3f}: it has nothing to teach. Train it longer, or look at its data"
+                )
+            return
 
     def train(self, quiet: bool) -> RunResult:
         config = self.config
@@ -376,6 +395,10 @@ class Run:
             raise TrainingError(f"{hardware} cannot be had here: {first_line(error)}") from None
         try:
             trainer.fit(self.learner, datamodule=self.data, ckpt_path=self.begun, weights_only=True)
+        except RuntimeError as error:
+            if not config.trainer.deterministic or "deterministic" not in str(error):
+                raise
+            raise TrainingError(f"trainer.deterministic=true cannot be had with these losses here: {first_line(error)}") from None
         except SystemExit:  # Lightning's answer to Ctrl-C, after which it leaves the signal ignored
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt from None
