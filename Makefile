@@ -39,8 +39,8 @@ unexport _ROS_WHEELS_BOOTSTRAP_COMPLETE
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/\1\t\2/p' Makefile | expand -t 8
 
-demo: $(DEMO_STAMP)  ## segment a clip through ROS nodes; INPUT=folder|video|bag RATE=Hz MODEL=name|file OUT=folder
-	@$(BIN)/lix demo $${INPUT:+"$$INPUT"} $${RATE:+--rate "$$RATE"} $${MODEL:+--model "$$MODEL"} $${OUT:+--out "$$OUT"}
+demo: $(DEMO_STAMP)  ## segment a clip through ROS nodes; INPUT=folder|video|bag TOPIC=name RATE=Hz MODEL=name|file OUT=folder
+	@$(BIN)/lix demo $${INPUT:+"$$INPUT"} $${TOPIC:+--topic "$$TOPIC"} $${RATE:+--rate "$$RATE"} $${MODEL:+--model "$$MODEL"} $${OUT:+--out "$$OUT"}
 
 test: $(TEST_STAMP)  ## run all tests; ARGS="-k launch" selects
 	$(BIN)/python -m pytest -q $(ARGS)

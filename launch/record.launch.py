@@ -13,7 +13,7 @@ from launch_ros.parameter_descriptions import ParameterValue
 from lix_ros.paths import share_directory, transport_environment
 
 CONFIG = share_directory() / "config"
-PARAMETER_TYPES = {"folder": str, "mode": str, "storage": str, "extra": str, "use_sim_time": bool}
+PARAMETER_TYPES = {"folder": str, "mode": str, "disagreement": float, "storage": str, "extra": str, "use_sim_time": bool}
 
 ARGUMENTS = [
     DeclareLaunchArgument("name", default_value="logger", description="Name of the node."),
@@ -27,9 +27,16 @@ ARGUMENTS = [
     DeclareLaunchArgument("labels", default_value="labels", description="Topic of true labels (mono8), where there are any."),
     DeclareLaunchArgument("label_names", default_value="label_names", description="Topic of what they mean."),
     DeclareLaunchArgument("student", default_value="segmentation", description="Segmentation node: its confidence makes keyframes."),
-    DeclareLaunchArgument("teacher", default_value="teacher", description="Teacher node: its disagreement makes keyframes."),
+    DeclareLaunchArgument(
+        "teacher", default_value="teacher", description="Teacher node: its disagreement makes keyframes, where `disagreement` is above 0."
+    ),
     DeclareLaunchArgument("folder", default_value="", description="Folder of the bags."),
     DeclareLaunchArgument("mode", default_value="", description="everything, rate or keyframes."),
+    DeclareLaunchArgument(
+        "disagreement",
+        default_value="",
+        description="Share of pixels on which student and teacher differ, at which an image is kept; 0: off.",
+    ),
     DeclareLaunchArgument("storage", default_value="", description="mcap or sqlite3."),
     DeclareLaunchArgument("extra", default_value="", description="Further topics, separated by spaces."),
     DeclareLaunchArgument("params_file", default_value=str(CONFIG / "record.yaml"), description="Parameter file of the node."),

@@ -228,19 +228,20 @@ class Run:
 def demo(
     input: str = typer.Argument("", help="Folder of images, video or bag; the clip that ships with the sources when left out."),
     out: Path = typer.Option(Path("out/demo"), "--out", "-o", help="Folder for overlay.mp4, sheet.png, summary.json and the logs."),
+    topic: str = typer.Option("", help="Image topic of a bag that has several."),
     rate: float = typer.Option(0.0, min=0.0, help="Frames per second [Hz]; 0 keeps the source's own (10 for folders)."),
     model: str = typer.Option("street", help="Model name or path of a bundle."),
     backend: str = typer.Option("onnxruntime", help="onnxruntime, openvino, torch or auto."),
 ) -> None:
     """Segment a clip over real ROS 2 topics: a replay node, the segmentation node, and a recording of what comes out."""
-    source = open_source(input or sample_clip())
+    source = open_source(input or sample_clip(), topic)
     find_bundle(model)
     make_folder(out)
     run = Run(out, len(source), rate or source.rate)
     try:
         run.start("segmentation_node", model=model, backend=backend, output_depth=20, image_depth=5)
         run.wait_until_ready()
-        run.start("replay_node", input=input, rate=rate)
+        run.start("replay_node", input=input, topic=topic, rate=rate)
         run.record()
     finally:
         run.close()

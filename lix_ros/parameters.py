@@ -348,20 +348,25 @@ class LoggerParameters:
     )
     rate: float = parameter(1.0, "Mode `rate`: images per second [Hz].", range=(0.001, 1000.0))
     uncertainty: float = parameter(
-        0.3, "Keyframes: share of pixels of which the student is not sure, at which an image is kept. Needs `confidence`.", range=(0.0, 1.0)
+        0.3,
+        "Keyframes: share of pixels of which the student is not sure, at which an image is kept; 0: off. Needs `confidence`.",
+        range=(0.0, 1.0),
     )
     least_confidence: float = parameter(0.6, "A pixel is not sure where the student's confidence is lower.", range=(0.0, 1.0))
     disagreement: float = parameter(
         0.0,
-        "Keyframes: share of pixels on which student and teacher differ, at which an image is kept. Needs `disagreement`.",
+        "Keyframes: share of pixels on which student and teacher differ, at which an image is kept; 0: off (the default). Needs "
+        "`disagreement`.",
         range=(0.0, 1.0),
     )
     view: float = parameter(
         0.5,
-        "Keyframes: an image is kept that differs this much from the last one kept; two unlike scenes differ by about 1.1.",
+        "Keyframes: an image is kept that differs this much from the last one kept; two unlike scenes differ by about 1.1. 0: off.",
         range=(0.0, 10.0),
     )
-    interval: float = parameter(10.0, "Keyframes: an image is kept at the latest this long after the last one [s].", range=(0.0, 86400.0))
+    interval: float = parameter(
+        10.0, "Keyframes: an image is kept at the latest this long after the last one [s]; 0: off.", range=(0.0, 86400.0)
+    )
     least_interval: float = parameter(0.5, "Keyframes: and none sooner than this after it, but for triggers [s].", range=(0.0, 3600.0))
     before: float = parameter(2.0, "What ~/trigger keeps of the time before it [s].", range=(0.0, 120.0))
     after: float = parameter(3.0, "What ~/trigger keeps of the time after it [s].", range=(0.0, 3600.0))
@@ -372,13 +377,15 @@ class LoggerParameters:
     )
     storage: str = parameter("mcap", "Format of the bags.", choices=STORAGES)
     compression: str = parameter("none", "zstd makes bags smaller and costs CPU; images as JPEG gain nothing by it.", choices=COMPRESSIONS)
-    split_size: int = parameter(4_000_000_000, "A bag of this size is ended and the next begun [bytes].", range=(0, 2**53))
-    split_duration: float = parameter(0.0, "The same by its duration [s].", range=(0.0, 864000.0))
+    split_size: int = parameter(4_000_000_000, "A bag of this size is ended and the next begun [bytes]; 0: no limit.", range=(0, 2**53))
+    split_duration: float = parameter(0.0, "The same by its duration [s]; 0: no limit.", range=(0.0, 864000.0))
     disk_floor: int = parameter(
         2_000_000_000, "Recording stops, and says so, before less than this is free on the disk [bytes].", range=(0, 2**53)
     )
-    quota: int = parameter(0, "What all bags of this prefix may take together [bytes].", range=(0, 2**53))
-    delete_oldest: bool = parameter(False, "At the quota, the oldest bags of this prefix are deleted; otherwise recording stops there.")
+    quota: int = parameter(0, "What all bags of this prefix may take together [bytes]; 0: no limit.", range=(0, 2**53))
+    delete_oldest: bool = parameter(
+        False, "At the quota, the oldest bags of this prefix are deleted; otherwise recording stops there. Needs a `quota`."
+    )
     queue: int = parameter(
         256_000_000, "Most that may wait for the disk; beyond, messages are lost, counted and told [bytes].", range=(1, 64_000_000_000)
     )

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import cv2
@@ -27,6 +28,13 @@ def lix(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
         timeout=240,
         env={**os.environ, "PYTHONPATH": path, "COLUMNS": "200", **environment},
     )
+
+
+def installed() -> bool:
+    try:
+        return bool(metadata.requires("lix"))
+    except metadata.PackageNotFoundError:
+        return False
 
 
 @pytest.fixture
@@ -171,6 +179,25 @@ def test_doctor_reports_and_is_well_here() -> None:
     done = lix("doctor")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "onnxruntime" in done.stdout and "street" in done.stdout
+
+
+@pytest.mark.skipif(not installed(), reason="lix is not installed: its extras are not known")
+def test_an_extra_that_is_not_installed_is_named_in_one_line(tmp_path: Path) -> None:
+    masked = "import sys; sys.modules['torch'] = None; from lix_core.cli.main import main; main()"
+    arguments = ("train", "student", "world_lix", "--out", tmp_path / "run")
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", masked, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert done.returncode == 2, done.stderr
+    assert "lix: this needs torch, which the extra `train` brings: pip install" in done.stderr
+    assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_help_names_every_command() -> None:

@@ -7,13 +7,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import cv2
 import pytest
 
 pytest.importorskip("rclpy", reason="no ROS 2: neither an installation is sourced nor are the wheels installed")
 
+import bags  # noqa: E402
 import bundles  # noqa: E402
+from lix_core.errors import SourceError  # noqa: E402
+from lix_ros import demo as demo_module  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = """
@@ -67,3 +71,35 @@ def test_bad_arguments_are_told_before_anything_starts(tmp_path: Path) -> None:
         assert done.returncode != 0
         assert words in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+class Started:
+    """In place of Run: starts no process, and remembers what would have been started, with which parameters."""
+
+    def __init__(self, out: Path, expected: int, rate: float):
+        self.expected, self.nodes, self.recording = expected, {}, None
+        Started.last = self
+
+    def start(self, module: str, **parameters: object) -> None:
+        self.nodes[module] = parameters
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda: None
+
+
+def test_of_a_bag_with_several_cameras_the_one_that_is_named_is_played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = [("/front/image_raw", 3), ("/rear/image_raw", 5)]
+    messages = [
+        (topic, 10**18 + i * bags.MS, bags.image_message(10**18 + i * bags.MS, bundles.random_image(6, 8, i)))
+        for topic, count in frames
+        for i in range(count)
+    ]
+    bag = bags.write_bag(tmp_path / "bag", messages)
+    monkeypatch.setattr(demo_module, "Run", Started)
+    monkeypatch.setattr(demo_module, "report", lambda recording, out: None)
+    given = {"input": str(bag), "out": tmp_path / "out", "rate": 0.0, "model": "street", "backend": "onnxruntime"}
+    with pytest.raises(SourceError, match="several image topics; choose one with --topic: /front/image_raw, /rear/image_raw"):
+        demo_module.demo(topic="", **given)
+    demo_module.demo(topic="/rear/image_raw", **given)
+    assert Started.last.expected == 5
+    assert Started.last.nodes["replay_node"] == {"input": str(bag), "topic": "/rear/image_raw", "rate": 0.0}

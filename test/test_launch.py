@@ -301,12 +301,9 @@ def test_the_teacher_listens_to_the_geometry_and_segmentation_nodes_beside_it(la
 
 @needs_launch
 def test_the_logger_records_a_camera_with_the_calibrations_beside_its_images(launches: Launches) -> None:
-    (node,) = launches.calls("record.launch.py", image="front/image_raw", mode="everything", folder="~/my bags", extra="/odom /gps")
-    assert {n: node["parameters"][n] for n in ("mode", "folder", "extra")} == {
-        "mode": "everything",
-        "folder": "~/my bags",
-        "extra": "/odom /gps",
-    }
+    given = {"mode": "everything", "folder": "~/my bags", "extra": "/odom /gps"}
+    (node,) = launches.calls("record.launch.py", image="front/image_raw", **given)
+    assert node["parameters"] == yaml.safe_load((ROOT / "config" / "record.yaml").read_text())["/**"]["ros__parameters"] | given
     remaps = node["remaps"]
     assert (node["executable"], remaps["image"], remaps["image/compressed"], remaps["camera_info"], remaps["right/camera_info"]) == (
         "logger",
@@ -316,6 +313,13 @@ def test_the_logger_records_a_camera_with_the_calibrations_beside_its_images(lau
         "right/camera_info",
     )
     assert (remaps["confidence"], remaps["disagreement"]) == ("segmentation/confidence", "teacher/disagreement")
+
+
+@needs_launch
+def test_where_student_and_teacher_differ_becomes_a_reason_to_record(launches: Launches) -> None:
+    (node,) = launches.calls("record.launch.py", disagreement="1", teacher="front_teacher")
+    assert (node["parameters"]["disagreement"], type(node["parameters"]["disagreement"])) == (1.0, float)
+    assert node["remaps"]["disagreement"] == "front_teacher/disagreement"
 
 
 @needs_launch

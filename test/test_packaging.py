@@ -232,6 +232,7 @@ def test_make_demo_passes_on_what_the_user_gave(tmp_path: Path) -> None:
     assert run(make, tmp_path) == "demo|"
     assert run([*make, "INPUT=my clip's.mp4", "RATE=5"], tmp_path) == "demo|my clip's.mp4|--rate|5|"
     assert run([*make, "MODEL=big", "OUT=o"], tmp_path) == "demo|--model|big|--out|o|"
+    assert run([*make, "INPUT=bag", "TOPIC=/front/image_raw"], tmp_path) == "demo|bag|--topic|/front/image_raw|"
     # A changed requirement installs again: with this python, that fails.
     os.utime(tmp_path / "constraints.txt", (2**31, 2**31))
     failed = subprocess.run(make, cwd=tmp_path, text=True, capture_output=True)

@@ -171,7 +171,7 @@ def test_without_the_ray_caster_the_cure_is_named(tmp_path: Path) -> None:
     path = os.pathsep.join([str(tmp_path), environment()["PYTHONPATH"]])
     for arguments in (("render", "--out", tmp_path / "w"), ("preview", "--out", tmp_path / "w.png")):
         done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=60, env={**environment(), "PYTHONPATH": path})
-        assert done.returncode == 2 and "pip install 'lix[sim]'" in done.stderr and "Traceback" not in done.stderr
+        assert done.returncode == 2 and "pip install -c constraints.txt -e '.[sim]'" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_preview_shows_every_sensor_of_every_street(tmp_path: Path) -> None:

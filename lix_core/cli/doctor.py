@@ -120,7 +120,7 @@ def world_check() -> Check:
     except ImportError as error:
         # A part of embreex, or what it needs, may be missing by itself.
         if isinstance(error, ModuleNotFoundError) and error.name == "embreex":
-            cure = "pip install 'lix[sim]', for `lix world` and the replay of a live world"
+            cure = "pip install -c constraints.txt -e '.[sim]' in the sources of lix, for `lix world` and the replay of a live world"
             return Check("world", ABSENT, "no ray caster (embreex)", cure)
         return Check("world", FAULT, f"embreex does not load: {error}", "pip install --force-reinstall embreex")
     return Check("world", OK, f"embreex {version('embreex')}")

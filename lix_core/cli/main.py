@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from importlib.metadata import entry_points
+from importlib.metadata import PackageNotFoundError, entry_points, requires
 
 import typer
 from rich.console import Console
@@ -55,6 +56,17 @@ def unavailable(name: str, reason: str):
     return command
 
 
+def extra_with(module: str) -> str:
+    """The extra of lix that brings a module, "" where none does. Their distributions are called as their modules are."""
+    try:
+        lines = requires("lix") or []
+    except PackageNotFoundError:  # run from the sources, not installed
+        return ""
+    pairs = (re.fullmatch(r"([\w.-]+).*extra == ['\"](\w+)['\"]", line) for line in lines)
+    extras = {pair[2] for pair in pairs if pair and pair[1] == module} - {"test", "dev"}
+    return min(extras, default="")
+
+
 @app.callback(invoke_without_command=True)
 def common(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
     if version:
@@ -67,8 +79,19 @@ def main() -> None:
     try:
         app()
     except LixError as error:
-        Console(stderr=True).print(f"lix: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(2)
+        refuse(str(error))
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        if not (extra := extra_with(module)):
+            raise
+        refuse(
+            f"this needs {module}, which the extra `{extra}` brings: pip install -c constraints.txt -e '.[{extra}]' in the sources of lix"
+        )
+
+
+def refuse(reason: str) -> None:
+    Console(stderr=True).print(f"lix: {reason}", style="red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

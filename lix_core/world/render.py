@@ -172,7 +172,10 @@ class Renderer:
 
     def __init__(self, scene: Scene):
         if EmbreeScene is None:
-            raise GeometryError("the simulated world needs the ray caster embreex: pip install 'lix[sim]', or pip install embreex")
+            raise GeometryError(
+                "the simulated world needs the ray caster embreex: pip install -c constraints.txt -e '.[sim]' in the sources of lix, "
+                "or pip install embreex"
+            )
         self.scene = scene
         self._embree = EmbreeScene()
         self._mesh = TriangleMesh(self._embree, scene.triangles)
