@@ -297,8 +297,6 @@ class Run:
             data = dataclasses.replace(data, x_dropout=0.0, x_holes=0.0)
         self.data = TrainingData(data, config.seed, optim.accumulate, min(optim.steps, optim.steps_per_epoch))
         self.labels = self.data.labels
-        if self.data.val and not self.data.val.has_labels():
-            raise TrainingError("the validation frames have not one labelled pixel; name others in data.val, or none")
         self.evaluate = partial(evaluate, batch=trainer.val_batch, size=config.data.eval_size, workers=config.data.workers)
         torch.manual_seed(seed_of(config.seed, 1))
         network = build_network(config.model, len(self.labels), self.data.x_channels).to(memory_format=torch.channels_last)
@@ -319,6 +317,8 @@ class Run:
             )
         hard = HardLoss(weights, config.loss.dice, config.loss.ohem, config.loss.ohem_keep)
         self.learner = Learner(config, network, hard, teacher_network, distiller, self.teacher_needs_x)
+        if self.data.val and not self.data.val.has_labels():
+            raise TrainingError("the validation frames have not one labelled pixel; name others in data.val, or none")
         score = partial(self.evaluate, dataset=self.data.val) if self.data.val else None
         self.journal = Journal(out, self.epochs, trainer.val_every, score)
 
