@@ -239,6 +239,13 @@ def test_the_weights_of_the_controller_are_drawn_for_each_frame(student, teacher
     assert np.abs(upper[: len(lower)].astype(int) - lower).mean() > 1
 
 
+@pytest.mark.parametrize("logit", [1.0, 0.0])
+def test_a_run_of_lix_draws_what_its_controller_does_and_one_without_it_does_not(teacher, tmp_path, logit):
+    lix = {"model.kind": "student", "distill.method": "lix", "distill.lix.logit": logit, "optim.steps": 1}
+    fit(tiny_config(lix), tmp_path, teacher, quiet=True)
+    assert (tmp_path / "sheet.png").exists() and (tmp_path / "weights.png").exists() == bool(logit)
+
+
 def test_a_result_says_what_was_done_and_its_scores_are_those_of_the_weights_it_names(student, teacher):
     result = RunResult.load(student)
     network, record = load_network(student)

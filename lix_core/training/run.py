@@ -28,7 +28,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lix_core.data.registry import difference
-from lix_core.distill.objective import build_distiller
+from lix_core.distill.objective import LIX, build_distiller
 from lix_core.errors import LixError, TrainingError, first_line
 from lix_core.files import make_folder, save
 from lix_core.labels import LabelSet
@@ -211,7 +211,7 @@ def fit(
     CPUs bit by bit.
 
     Returns the result, which is also in `out/result.json`; beside it: config.yaml, checkpoints/{best,last}.ckpt, metrics.csv, tensorboard/,
-    curves.png and sheet.png.
+    curves.png, sheet.png and, of LIX, weights.png.
 
     Raises:
         TrainingError: settings, data, teacher and folder that do not fit together; a loss that is not finite; a full disk.
@@ -248,7 +248,7 @@ def clear(out: Path) -> None:
     """Remove what an earlier run left in its folder, and nothing else."""
     for name in ("checkpoints", "tensorboard"):
         shutil.rmtree(out / name, ignore_errors=True)
-    for name in ("config.yaml", "result.json", "metrics.csv", "curves.png", "sheet.png"):
+    for name in ("config.yaml", "result.json", "metrics.csv", "curves.png", "sheet.png", "weights.png"):
         (out / name).unlink(missing_ok=True)
 
 
@@ -478,6 +478,10 @@ class Run:
             some = AtSize(frames.spread(self.config.trainer.sheet_frames), self.config.data.eval_size)
             samples = [some[i] for i in range(len(some))]
             report.sheet(network, self.learner.teacher, samples, self.labels, self.out / "sheet.png")
+            distiller = self.learner.distiller
+            if isinstance(distiller, LIX) and self.config.distill.lix.logit:
+                distiller.to(self.trainer.strategy.root_device)  # Lightning puts it back on the CPU
+                report.weights(network, self.learner.teacher, distiller, samples, self.out / "weights.png")
 
 
 def checksum(run: Path) -> str:
