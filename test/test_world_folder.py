@@ -215,6 +215,18 @@ def test_a_folder_may_grow_but_not_shrink(tmp_path: Path) -> None:
         WorldFolder.create(tmp_path / "grown", drive(), 3)
 
 
+def test_a_folder_that_was_stopped_while_its_last_scene_grew_is_not_whole(tmp_path: Path) -> None:
+    written(tmp_path / "grown", 3)
+    folder = WorldFolder.create(tmp_path / "grown", drive(), 4)
+    folder.write(frame(3))  # and no text files, which were of frame 2 alone
+    assert folder.missing() == {1: []}
+    with pytest.raises(DataError, match="txt is missing"):
+        WorldFolder.open(tmp_path / "grown")
+    written(tmp_path / "grown", 4)
+    written(tmp_path / "at_once", 4)
+    assert contents(tmp_path / "grown") == contents(tmp_path / "at_once")
+
+
 def test_folders_of_others_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(DataError, match="is not empty"):

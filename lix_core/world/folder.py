@@ -184,6 +184,10 @@ class WorldFolder:
                 raise DataError(
                     f"{path} is of {len(there)} frames, {frames} are asked for; ask for at least as many, or name another folder"
                 )
+            if frames > len(there):  # the last scene may grow: its text files have to be made anew
+                for home in there._variations(there.scenes - 1):
+                    for text in TEXTS:
+                        (home / text).unlink(missing_ok=True)
         elif any(path.iterdir()):
             raise DataError(f"{path} is not empty and not of `lix world render` (it has no {WORLD_FILE}); name another folder")
         save(path / WORLD_FILE, (json.dumps(world, indent=1) + "\n").encode())
