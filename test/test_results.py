@@ -54,7 +54,8 @@ def line(data: str, labelled: str, table: str, suffix: str, lix: str, control: s
         return f"{np.mean(paired(rows, name, control)[0]):.3f} ({gain(name):+.1f})"
 
     ours, theirs = paired(rows, lix, control)
-    peers = [peer + suffix for peer in PEERS if lix in ("lix", f"lix{suffix}") and peer + suffix in rows]
+    whole = [name for name, row in rows.items() if row["seeds"] == rows[lix]["seeds"]]  # others are of other seeds than LIX
+    peers = [peer + suffix for peer in PEERS if lix in ("lix", f"lix{suffix}") and peer + suffix in whole]
     best = max(peers, key=gain, default="")
     other = f"{best.removesuffix(suffix).upper() if best != 'pseudo' + suffix else 'pseudo-labels'} {told(best)}" if best else "-"
     teacher = f"teacher{suffix}"
