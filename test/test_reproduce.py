@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import tiny_street
+from lix_core.cli.main import app
 from lix_core.errors import DataError, TrainingError
+from lix_core.labels import STREET
 from lix_core.training import reproduce as module
 from lix_core.training.reproduce import Record, Table, cells, filled, page, reproduce, summary, table_names, values_of
+from lix_core.world.folder import WorldFolder
 
 BASE = {
     "data": {
@@ -259,6 +264,22 @@ def test_what_cannot_be_scored_is_told_before_anything_is_trained(tmp_path, monk
     data = {**BASE["data"], "test": None}
     with pytest.raises(TrainingError, match="nothing would be scored in teacher of table tiny: set data.val or data.test"):
         reproduce(table(base={**BASE, "data": data}), tmp_path, tmp_path / "work", ROOTS)
+
+
+def test_streets_are_rendered_for_runs_that_are_missing_and_for_no_mistake(tmp_path, monkeypatch):
+    pytest.importorskip("embreex")
+    monkeypatch.setattr(module, "WORLD_FRAMES", {"train": (1, 101), "test": (1, 103)})
+    scored = run(np.eye(11, dtype=int).tolist(), names=list(STREET.names))
+    monkeypatch.setattr(module, "run_cell", lambda *_: scored)
+    streets, given = tmp_path / "table_world", ["--out", str(tmp_path), "--work", str(tmp_path / "runs")]
+    one = ["reproduce", "world", "--rows", "control", "--seeds", "0", *given]
+    wrong = CliRunner().invoke(app, [*one, "optim.stepz=1"])
+    assert "did you mean optim.steps" in str(wrong.exception) and not streets.exists()
+    done = CliRunner().invoke(app, one)
+    assert done.exit_code == 0, done.output
+    assert len(WorldFolder.open(streets / "train")) == 1 and "1.0000" in done.output
+    shutil.rmtree(streets)
+    assert CliRunner().invoke(app, one).exit_code == 0 and not streets.exists()
 
 
 def test_a_class_that_does_not_occur_in_a_seed_has_no_difference():
