@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -31,13 +32,14 @@ def make_folder(path: Path) -> None:
 
 
 def save(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all. Raises SourceError."""
-    temporary = path.with_name(f".{path.name}.part")
+    """Write a file whole or not at all, whatever other processes write there meanwhile. Raises SourceError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         temporary.write_bytes(content)
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise SourceError(f"cannot write {path}: {error.strerror}; what was written before is whole") from None
 
 

@@ -15,7 +15,7 @@ from lix_core.errors import SourceError
 
 ABANDONED_S = 3600.0
 """An unfinished bag that nobody holds and has written to for so long was left by a recorder that was killed [s]."""
-BAG_FILE = re.compile(r"(\.?metadata\.yaml(\.part|\.tmp)?|.*\.(mcap|db3)(\.zstd)?(-journal|-wal|-shm)?)$")
+BAG_FILE = re.compile(r"(\.?metadata\.yaml((\.\d+)?\.part|\.tmp)?|.*\.(mcap|db3)(\.zstd)?(-journal|-wal|-shm)?)$")
 
 
 @dataclass(frozen=True)

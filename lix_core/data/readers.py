@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -13,7 +12,7 @@ import numpy as np
 from lix_core.camera import Camera
 from lix_core.data.sample import Sample
 from lix_core.errors import DataError, SourceError
-from lix_core.files import make_folder, read_mask
+from lix_core.files import make_folder, read_mask, save
 from lix_core.geometry.encodings import ENCODINGS
 from lix_core.labels import UNLABELLED, LabelSet
 
@@ -196,22 +195,14 @@ class XCache:
             x, known = make()
             half = np.where(known, x, np.float32(np.nan)).astype(np.float16)
             if path is not None:
-                self._keep(path, half)
+                content = io.BytesIO()
+                np.save(content, half)
+                try:
+                    save(path, content.getvalue())
+                except SourceError:
+                    if self.folder.exists():  # it may be deleted meanwhile, and comes back with the next data set
+                        self.folder = None
         return unpack(half)
-
-    def _keep(self, path: Path, half: np.ndarray) -> None:
-        # Several processes may make one file at a time: each has a name of its own for it until it is whole.
-        own = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            with own.open("wb") as file:
-                np.save(file, half)
-            os.replace(own, path)
-        except FileNotFoundError:  # the folder was deleted meanwhile, as it may be
-            pass
-        except OSError:
-            self.folder = None
-            with suppress(OSError):
-                own.unlink()
 
 
 def read_half(path: Path) -> np.ndarray | None:
