@@ -14,12 +14,13 @@ from launch_ros.parameter_descriptions import ParameterValue
 from lix_ros.paths import share_directory, transport_environment
 
 SHARE = share_directory()
-REPLAY_TYPES = {"input": str, "rate": float, "loop": bool}
+REPLAY_TYPES = {"input": str, "topic": str, "rate": float, "loop": bool}
 
 REPLAY_ARGUMENTS = [
     DeclareLaunchArgument(
         "input", default_value="", description="Folder of images, video or rosbag2 bag; empty: the clip that ships with the sources."
     ),
+    DeclareLaunchArgument("topic", default_value="", description="Image topic of a bag that has several."),
     DeclareLaunchArgument("rate", default_value="", description="Frames per second; empty: the source's own timing."),
     DeclareLaunchArgument("loop", default_value="true", description="Start again at the end."),
     DeclareLaunchArgument(

@@ -218,12 +218,14 @@ def test_default_transport_sets_no_profile_and_a_path_sets_that_profile(launches
 
 @needs_launch
 def test_demo_plays_what_segmentation_listens_to(launches: Launches) -> None:
-    replay, node = launches.calls("demo.launch.py", namespace="robot", input="/data/a b.mp4", rate="5", model="big", rviz="false")
+    replay, node = launches.calls(
+        "demo.launch.py", namespace="robot", input="/data/a b.mp4", topic="/front", rate="5", model="big", rviz="false"
+    )
     for topic in ("image", "image/compressed", "camera_info"):
         assert replay["remaps"][topic] == node["remaps"][topic]
     assert replay["remaps"]["__ns"] == node["remaps"]["__ns"] == "/robot"
-    given = {k: v for k, v in replay["parameters"].items() if k in ("input", "rate", "loop")}
-    assert given == {"input": "/data/a b.mp4", "rate": 5.0, "loop": True}
+    given = {k: v for k, v in replay["parameters"].items() if k in ("input", "topic", "rate", "loop")}
+    assert given == {"input": "/data/a b.mp4", "topic": "/front", "rate": 5.0, "loop": True}
     assert type(given["rate"]) is float
     assert node["parameters"]["model"] == "big"
 

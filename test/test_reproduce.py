@@ -231,6 +231,13 @@ def test_a_row_that_starts_from_a_teacher_has_its_weights_even_without_distillat
     assert control.fingerprint != inherited.fingerprint
 
 
+def test_a_row_that_does_not_learn_from_its_teacher_is_made_without_it():
+    narrowed = table(seeds=[0]).narrowed(["control"])
+    assert [cell.row for cell in cells(narrowed, ROOTS)[0]] == ["control"]
+    plain = table(seeds=[0], base={**BASE, "distill": {"method": "none"}}, rows={"control": {}, "kd": {"set": ["distill.method=kd"]}})
+    assert [[cell.row for cell in cells(plain.narrowed([row]), ROOTS)[0]] for row in ("control", "kd")] == [["control"], ["teacher", "kd"]]
+
+
 def test_overrides_that_several_rows_share_may_be_a_list_in_their_lists():
     shared = ["optim.steps=30", ["optim.lr=0.5"]]
     nested = table(teachers={"teacher": [shared, "data.x=normals"]}, rows={"kd": {"set": ["distill.method=kd", shared]}})

@@ -105,7 +105,11 @@ vkitti_2.0.3_classSegmentation.tar, vkitti_2.0.3_textgt.tar.gz; for X also vkitt
             intrinsics = read_rows(self.root / sequence / "intrinsic.txt", 4)
             if x == "disparity":
                 self._baselines[sequence] = read_baseline(self.root / sequence / "extrinsic.txt")
-            for (frame, number), values in list(sorted(intrinsics.items())):
+            for (frame, number), values in sorted(intrinsics.items()):
+                if not (min(values[:2]) > 0 and np.isfinite(values).all()):
+                    text = self.root / sequence / "intrinsic.txt"
+                    wrong = f"{text} should have focal lengths above 0, frame {frame} has {values[:2]} for camera {number}"
+                    raise DataError(f"{wrong}; fetch it again")
                 if CAMERAS[number] in cameras and frame % step == 0:
                     self._frames.append((sequence, CAMERAS[number], f"{frame:05d}", values))
         super().__init__([f"{sequence}/{camera}/{frame}" for sequence, camera, frame, _ in self._frames], x)

@@ -34,6 +34,7 @@ import numpy as np
 import yaml
 
 from lix_core.data.registry import open_dataset
+from lix_core.distill.config import DistillConfig
 from lix_core.errors import DataError, TrainingError
 from lix_core.files import save
 from lix_core.metrics import ConfusionMatrix, rounded
@@ -154,7 +155,7 @@ class Table:
         return {source["dataset"] for source in sources_of(self.base.get("data", {}))}
 
     def narrowed(self, rows: Sequence[str] = (), seeds: Sequence[int] = (), folds: Sequence[int] = ()) -> "Table":
-        """The same with some of its rows (and the teachers and rows to start from that they need), seeds and folds only.
+        """The same with some of its rows (and the teachers that they learn or start from, and rows to start from), seeds and folds only.
 
         Raises TrainingError on a row, fold or seed that it does not have.
         """
@@ -170,10 +171,17 @@ class Table:
         for row in reversed(self.rows):  # what a row starts from is above it
             wanted |= {row.start} if row.name in wanted else set()
         kept = tuple(row for row in self.rows if not rows or row.name in wanted)
-        taught = {teacher for row in kept for teacher in (row.teacher, row.start)}
+        taught = {teacher for row in kept for teacher in (row.teacher if self.distills(row) else "", row.start)}
         teachers = {name: changes for name, changes in self.teachers.items() if not rows or name in rows or name in taught}
         some = {"rows": kept, "teachers": teachers, "seeds": tuple(seeds) or self.seeds, "folds": tuple(folds) or self.folds}
         return replace(self, **some, whole=self.whole or self)
+
+    def distills(self, row: Row) -> bool:
+        """Whether a row learns from its teacher."""
+        tree = copy.deepcopy(self.base)
+        for change in row.overrides:
+            override(tree, change)
+        return tree.get("distill", {}).get("method", DistillConfig().method) != "none"
 
 
 def flat(overrides: Sequence[Any]) -> tuple[str, ...]:
