@@ -42,8 +42,9 @@ help:  ## list the targets
 demo: $(DEMO_STAMP)  ## segment a clip through ROS nodes; INPUT=folder|video|bag TOPIC=name RATE=Hz MODEL=name|file OUT=folder
 	@$(BIN)/lix demo $${INPUT:+"$$INPUT"} $${TOPIC:+--topic "$$TOPIC"} $${RATE:+--rate "$$RATE"} $${MODEL:+--model "$$MODEL"} $${OUT:+--out "$$OUT"}
 
-test: $(TEST_STAMP)  ## run all tests; ARGS="-k launch" selects
-	$(BIN)/python -m pytest -q $(ARGS)
+# Files of tests side by side, each process of one thread. The files stay in their order, in which long ones come early enough.
+test: $(TEST_STAMP)  ## run all tests; ARGS="-k launch" selects, ARGS="-n 0 --pdb" debugs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 venv: $(DEMO_STAMP)  ## make .venv, with what the nodes and the demo need
 

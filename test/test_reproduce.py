@@ -33,6 +33,12 @@ BASE = {
 ROOTS = {"tiny": "."}
 
 
+@pytest.fixture(autouse=True)
+def tiny():
+    with tiny_street.known():
+        yield
+
+
 def table(**changes) -> Table:
     data = {"title": "Tiny", "metric": "miou", "base": BASE, "teachers": {"teacher": []}, "seeds": [0, 1]}
     rows = {"control": {"set": ["distill.method=none"]}, "kd": {"set": ["distill.method=kd"]}}
@@ -177,7 +183,6 @@ def test_tables_that_come_with_lix_are_whole(name):
 
 
 def test_a_table_goes_on_where_it_was_left(tmp_path, monkeypatch):
-    tiny_street.register()
     done = []
     first = reproduce(table(seeds=[0]), tmp_path / "results", tmp_path / "work", ROOTS, report=lambda text, *_: done.append(text))
     assert done[0] == "0 of 3 runs are there" and len(done) == 4
@@ -246,7 +251,6 @@ def test_overrides_that_several_rows_share_may_be_a_list_in_their_lists():
 
 
 def test_other_options_and_other_processes_leave_each_others_runs_in_the_file(tmp_path, monkeypatch):
-    tiny_street.register()
     counts = {"control": [[4, 0], [0, 4]], "kd": [[4, 2], [2, 4]], "teacher": [[1, 1], [1, 1]]}
     monkeypatch.setattr(module, "run_cell", lambda cell, *_: run(counts[cell.row]))
     plain = reproduce(table(seeds=[0]), tmp_path, tmp_path / "work", ROOTS)
@@ -264,7 +268,6 @@ def test_other_options_and_other_processes_leave_each_others_runs_in_the_file(tm
 
 
 def test_what_cannot_be_scored_is_told_before_anything_is_trained(tmp_path, monkeypatch):
-    tiny_street.register()
     monkeypatch.setattr(module, "run_cell", lambda *_: pytest.fail("trained"))
     with pytest.raises(TrainingError, match="'wal', is not miou nor a class .did you mean wall"):
         reproduce(table(seeds=[0], metric="wal"), tmp_path, tmp_path / "work", ROOTS)

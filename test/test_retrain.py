@@ -92,14 +92,11 @@ def write_drive(path: Path, frames: int = 40, labels: bool = True, night: bool =
 def old(tmp_path_factory):
     """Folders of a teacher and a student of the tiny street by day, and a bag of it by night."""
     root = tmp_path_factory.mktemp("retrain")
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    tiny_street.register()
-    for kind in ("teacher", "student"):
-        fit(old_config(kind, 30), root / kind, quiet=True)
-    write_drive(root / "night")
-    yield root
-    torch.set_num_threads(before)
+    with tiny_street.known():
+        for kind in ("teacher", "student"):
+            fit(old_config(kind, 30), root / kind, quiet=True)
+        write_drive(root / "night")
+        yield root
 
 
 def task_of(old: Path, out: Path, **changes) -> Retraining:

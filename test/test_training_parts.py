@@ -45,11 +45,8 @@ ENCODER = "mobilenetv3_small_050"
 
 @pytest.fixture(autouse=True)
 def tiny():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    tiny_street.register()
-    yield
-    torch.set_num_threads(before)
+    with tiny_street.known():
+        yield
 
 
 def tiny_source(**changes) -> Source:

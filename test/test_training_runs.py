@@ -47,11 +47,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module", autouse=True)
 def tiny():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    tiny_street.register()
-    yield
-    torch.set_num_threads(before)
+    with tiny_street.known():
+        yield
 
 
 def tiny_config(changes: dict | None = None, **data) -> Config:

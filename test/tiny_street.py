@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -72,11 +73,21 @@ class TinyStreet:
         return Sample(self.names[index], image.clip(0, 255).astype(np.uint8), labels, x, known, self.x_kind)
 
 
-def register():
-    """Make it known under the name `tiny`."""
+@contextmanager
+def known():
+    """Within it `tiny` is a data set, and PyTorch has one thread: small networks are faster so, and the same on every machine."""
+    import torch
+
     from lix_core.data.registry import DATASETS
 
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
     DATASETS["tiny"] = ("tiny_street", "TinyStreet")
+    try:
+        yield
+    finally:
+        del DATASETS["tiny"]
+        torch.set_num_threads(before)
 
 
 def serve():
@@ -84,13 +95,9 @@ def serve():
 
     One process imports everything and forks; it computes nothing itself, so that its children are as good as fresh ones.
     """
-    import torch
-
     from lix_core.training.config import from_dict
     from lix_core.training.run import fit
 
-    torch.set_num_threads(1)
-    register()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     for line in sys.stdin:
         job = json.loads(line)
@@ -107,4 +114,5 @@ def serve():
 
 
 if __name__ == "__main__":
-    serve()
+    with known():
+        serve()
