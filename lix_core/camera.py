@@ -18,6 +18,7 @@ import numpy as np
 import yaml
 
 from lix_core.errors import DataError, GeometryError
+from lix_core.files import expanded
 
 COEFFICIENTS = {"plumb_bob": (4, 5), "rational_polynomial": (8, 12, 14)}
 """Distortion models that can be rectified, and how many coefficients each may have."""
@@ -205,7 +206,7 @@ class Camera:
             DataError: no such file, or not such a calibration.
         """
         try:
-            data = yaml.safe_load(Path(path).read_text())
+            data = yaml.safe_load(expanded(path).read_text())
             matrices = ("camera_matrix", "distortion_coefficients", "rectification_matrix", "projection_matrix")
             k, d, r, p = (data[name]["data"] for name in matrices)
             return cls(int(data["image_width"]), int(data["image_height"]), k, str(data["distortion_model"]), d, r, p)

@@ -166,7 +166,7 @@ class Run:
         """Start a node in a process of its own, under NAMESPACE; its output goes to <out>/<module>.log."""
         arguments = ["--ros-args", "-r", f"__ns:={NAMESPACE}"]
         for name, value in parameters.items():
-            arguments += ["-p", f"{name}:={json.dumps(value)}"]
+            arguments += ["-p", f"{name}:={json.dumps(value, ensure_ascii=False)}"]
         with self._log(module).open("w") as log:
             command = [sys.executable, "-m", f"lix_ros.{module}", *arguments]
             self._processes[module] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)

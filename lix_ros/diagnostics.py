@@ -47,6 +47,11 @@ class Arrivals:
                 self.missed += sequence - self._sequence - 1
             self._sequence = sequence
 
+    def begin(self) -> None:
+        """A new subscription: what was published before it is not missed."""
+        with self._lock:
+            self._sequence = None
+
     @property
     def rate(self) -> float:
         """Messages per second [Hz] of late."""

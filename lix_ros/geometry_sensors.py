@@ -54,7 +54,7 @@ class Measurement:
 
 
 class Transforms:
-    """The transforms on /tf and /tf_static, where tf2_ros is installed."""
+    """The transforms on /tf and /tf_static, where tf2_ros_py is installed."""
 
     def __init__(self, node: Node):
         self._node = node
@@ -69,7 +69,7 @@ class Transforms:
         """(4, 4) float64 `target_from_source` at a stamp. Raises GeometryError where it is not known."""
         unknown = f"no transform from {source or 'a frame without a name'} to {target or 'a frame without a name'}"
         if self._buffer is None:
-            raise GeometryError(f"{unknown}: tf2_ros is not installed; set the parameter extrinsics")
+            raise GeometryError(f"{unknown}: tf2_ros_py is not installed; install it, or set the parameter extrinsics")
         try:
             transform = self._buffer.lookup_transform(target, source, Time.from_msg(stamp)).transform
         except TransformException as error:

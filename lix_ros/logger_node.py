@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -46,13 +47,18 @@ LATCHED_DEPTH = 1000
 
 @dataclass
 class Input:
-    """One topic that is recorded. name: absolute. stamped: whether its messages begin with a header. since: when it was subscribed."""
+    """One topic that is recorded.
+
+    name: absolute. subscriptions: one, or two where some publishers are latched and others not. stamped: whether its messages begin with
+    a header. since: when it was subscribed. said: where there are two subscriptions, what came of late, as both may hear it.
+    """
 
     name: str
     arrivals: Arrivals
     since: float = 0.0
-    subscription: Subscription | None = None
-    profile: QoSProfile | None = None
+    subscriptions: list[Subscription] = field(default_factory=list)
+    profiles: list[QoSProfile] = field(default_factory=list)
+    said: deque[bytes] = field(default_factory=lambda: deque(maxlen=LATCHED_DEPTH))
     topic: Topic | None = None
     stamped: bool = False
     trouble: str = "nobody publishes it"
@@ -179,18 +185,19 @@ class LoggerNode(Node):
         if kind not in kinds:
             raise DataError(f"it was {kind} and now carries {', '.join(kinds)}, which one recording cannot hold; start the logger anew")
         offered = tuple(offer_of(o.qos_profile) for o in offers if o.topic_type == kind)
-        profile = profile_for(offered, self._settings.input_depth)
+        profiles = profiles_for(offered, self._settings.input_depth)
         message_type = type_named(kind)
         if entry.topic is None or entry.topic.qos != offered:
             entry.topic = Topic(entry.name, kind, offered)
             self._recording.add(entry.topic)
-        if entry.profile != profile:
+        if entry.profiles != profiles:
             entry.stamped = next(iter(message_type.get_fields_and_field_types().values()), "") == "std_msgs/Header"
-            if entry.subscription:
-                self.destroy_subscription(entry.subscription)
-            entry.subscription = self._subscribe(message_type, entry, profile)
-            entry.profile, entry.since = profile, time.monotonic()
-            self.get_logger().info(f"records {entry.name} ({kind}, {profile.reliability.name.lower()})")
+            for subscription in entry.subscriptions:
+                self.destroy_subscription(subscription)
+            entry.arrivals.begin()
+            entry.subscriptions = [self._subscribe(message_type, entry, profile) for profile in profiles]
+            entry.profiles, entry.since = profiles, time.monotonic()
+            self.get_logger().info(f"records {entry.name} ({kind}, {profiles[0].reliability.name.lower()})")
         entry.trouble = self._silence(entry, len(offers)) if len(kinds) == 1 else f"it carries {', '.join(kinds)}; only {kind} is recorded"
 
     def _silence(self, entry: Input, publishers: int) -> str:
@@ -205,6 +212,10 @@ class LoggerNode(Node):
             take(raw, info.get("publication_sequence_number") if len(entry.topic.qos) == 1 else None)
 
         def take(raw: bytes, sequence: int | None = None) -> None:
+            if len(entry.profiles) > 1:
+                if raw in entry.said:
+                    return
+                entry.said.append(raw)
             entry.arrivals.on_received(sequence)
             self._take(entry, raw)
 
@@ -216,8 +227,10 @@ class LoggerNode(Node):
 
     def _take(self, entry: Input, raw: bytes) -> None:
         now = self.get_clock().now().nanoseconds
-        if not now and not entry.topic.latched:
-            return  # use_sim_time before the first /clock: a bag that began in 1970 would play for half a century
+        # During a pause nothing is chosen either, or what comes after it would be compared with what was not kept. And with use_sim_time
+        # there is no time before the first /clock: a bag that began in 1970 would play for half a century.
+        if (self._recording.paused or not now) and not entry.topic.latched:
+            return
         if self._selector is None:
             self._recording.write(entry.name, now, raw)
             return
@@ -231,9 +244,9 @@ class LoggerNode(Node):
             self._selector.expected = frozenset(reason for topic, reason in self._opinions.items() if self.count_publishers(topic))
             self._write(self._selector.tick(self.get_clock().now().nanoseconds))
 
-    def _write(self, kept: list[Kept]) -> None:
+    def _write(self, kept: list[Kept], held: bool = False) -> None:
         for topic, recorded, raw in kept:
-            if self._recording.write(topic, recorded, raw) and topic == self._selector.records:
+            if self._recording.write(topic, recorded, raw, held) and topic == self._selector.records:
                 self._keyframes.publish(raw)
 
     # ---- services
@@ -249,12 +262,15 @@ class LoggerNode(Node):
             return response
         with self._lock:
             kept = self._selector.trigger(self.get_clock().now().nanoseconds)
-            self._write(kept)
+            self._write(kept, held=True)
         response.success = True
         response.message = f"kept {len(kept)} messages of the {settings.before:g} s before; all of the next {settings.after:g} s follows"
         return response
 
     def _on_pause(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        if self._selector:
+            with self._lock:  # images that wait are decided with what is known
+                self._write(self._selector.finish())
         self._recording.pause()
         response.success, response.message = True, f"paused; {self._told()}"
         return response
@@ -365,16 +381,18 @@ def offer_of(profile: QoSProfile) -> Qos:
     return Qos(reliability, durability, history, profile.depth or 10)
 
 
-def profile_for(offered: tuple[Qos, ...], depth: int) -> QoSProfile:
-    """What receives from all of these publishers: reliable where all are, latched where all are."""
-    reliable = all(offer.reliability == "reliable" for offer in offered)
-    latched = all(offer.durability == "transient_local" for offer in offered)
-    return QoSProfile(
-        history=HistoryPolicy.KEEP_LAST,
-        depth=max(depth, LATCHED_DEPTH if latched else 0),
-        reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
-        durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE,
-    )
+def profiles_for(offered: tuple[Qos, ...], depth: int) -> list[QoSProfile]:
+    """What receives all that these publishers say: reliable where all are. Where some are latched and others not, a volatile one, which
+    hears all of them, and a latched one, which is told what was said before it."""
+    latched = [offer for offer in offered if offer.durability == "transient_local"]
+
+    def profile(heard: Sequence[Qos], depth: int, durability: DurabilityPolicy) -> QoSProfile:
+        reliable = all(offer.reliability == "reliable" for offer in heard)
+        reliability = ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT
+        return QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=depth, reliability=reliability, durability=durability)
+
+    volatile = [profile(offered, depth, DurabilityPolicy.VOLATILE)] if len(latched) < len(offered) else []
+    return volatile + ([profile(latched, max(depth, LATCHED_DEPTH), DurabilityPolicy.TRANSIENT_LOCAL)] if latched else [])
 
 
 def main() -> None:

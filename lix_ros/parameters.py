@@ -156,7 +156,7 @@ class TeacherParameters(SegmentationParameters):
     )
     slop: float = parameter(0.02, "Largest difference between the stamps of an image and its depth [s].", range=(0.0, 1.0))
     offset: float = parameter(0.0, "By how much the stamps of depth are late [s]; it is taken off them.", range=(-10.0, 10.0))
-    image_depth: int = parameter(5, "History depth of the inputs [messages]; an image waits for its depth.", range=(1, 100))
+    image_depth: int = parameter(5, "History depth of the inputs [messages].", range=(1, 100))
 
 
 @dataclass
@@ -230,7 +230,7 @@ class GeometryParameters:
     extrinsics: list[float] = parameter(
         [],
         "LiDAR: its pose in the camera's optical frame, x y z [m] and quaternion qx qy qz qw, as `ros2 run tf2_ros tf2_echo CAMERA LIDAR` "
-        "prints it. Empty takes it from TF, where tf2_ros is installed.",
+        "prints it. Empty takes it from TF, where tf2_ros_py is installed.",
         sizes=(0, 7),
         live=True,
     )
@@ -431,6 +431,8 @@ def validate(cls: type, name: str, value: Any) -> Any:
     if value is None:
         raise ParameterError(f"{name} cannot be deleted; set it to another value")
     if hint == list[str]:
+        if isinstance(value, str) or not hasattr(value, "__len__"):
+            raise ParameterError(f"{name} must be a list, such as [{spec.choices[0]}], got {value!r}")
         value = list(value)
         unknown = [v for v in value if v not in spec.choices]
         if unknown:

@@ -14,6 +14,7 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.parameter import Parameter
 from rclpy.publisher import Publisher
 from rclpy.subscription import Subscription
+from rclpy.timer import Timer
 from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
 from std_srvs.srv import SetBool
@@ -62,6 +63,7 @@ class StreamNode(LifecycleNode):
         self._outputs: dict[str, Publisher] = {}
         self._info_out: Publisher | None = None
         self._subscriptions_held: list[Subscription] = []
+        self._start_timer: Timer | None = None
         self._last_log, self._unlogged = float("-inf"), 0
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", qos.stream("reliable", 10))
         self._timer = self.create_timer(self._settings.diagnostics_period, self._publish_diagnostics, clock=STEADY)
@@ -87,6 +89,7 @@ class StreamNode(LifecycleNode):
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._worker = NewestItemWorker(self._work, self.get_name())
+        self._statistics.begin()
         self._listen()
         self._active_since = time.monotonic()
         return super().on_activate(state)
@@ -181,14 +184,18 @@ class StreamNode(LifecycleNode):
         if pipeline and self._pipeline:
             self._swap(pipeline)
             self.get_logger().info(f"now running {pipeline.description}")
-        elif pipeline and waiting and settings.autostart:
-            # A transition is not made inside the service that sets the parameter, but right after it.
+        elif pipeline and waiting and not settings.autostart:
+            self._fault = ""
+        elif pipeline and waiting and self._start_timer is None:
+            # A transition is not made inside the service that sets the parameter, but right after it; of several parameters, once.
             self._start_timer = self.create_timer(0.0, self._start_once, clock=STEADY)
         return SetParametersResult(successful=True)
 
     def _start_once(self) -> None:
         self.destroy_timer(self._start_timer)
-        self._start()
+        self._start_timer = None
+        if self._pipeline is None:
+            self._start()
 
     def _on_set_enabled(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         self._enabled = request.data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from typing import Any, Mapping
 
 import numpy as np
@@ -10,7 +11,7 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header, String
 
-from lix_core.errors import ImageError, LixError, explain
+from lix_core.errors import ImageError, explain
 from lix_core.geometry.encodings import ENCODINGS, encode
 from lix_core.labels import LabelMapping, LabelSet
 from lix_core.pairing import Pairer
@@ -22,6 +23,8 @@ from lix_ros.geometry_sensors import camera_of
 from lix_ros.parameters import TEACHER_OUTPUTS, ParameterError, TeacherParameters
 from lix_ros.segmentation_node import Pipeline, SegmentationNode
 
+WAITING = 60
+"""Images that wait for their depth: two seconds of a camera of 30 Hz, as stereo of large images takes a good part of one."""
 COMPARED = 30
 """Masks of each side that wait for the other's, beside that of the frame that the teacher works on, which may take it longer."""
 KINDS = tuple(kind for kind in ENCODINGS if kind != "disparity")
@@ -37,6 +40,8 @@ class TeacherNode(SegmentationNode):
 
     def __init__(self, **kwargs: Any):
         self._pairer: Pairer | None = None
+        self._lag: deque[float] = deque(maxlen=WAITING)
+        """By how much the newest image was younger than the depth that came [s]."""
         self._arrivals: dict[str, Arrivals] = {}
         self._student: LabelSet | None = None
         self._working = 0
@@ -62,7 +67,8 @@ class TeacherNode(SegmentationNode):
 
     def _listen(self) -> None:
         settings = self._settings
-        self._pairer = Pairer(("image", "depth"), settings.slop, {"depth": settings.offset})
+        self._pairer = Pairer(("image", "depth"), settings.slop, {"depth": settings.offset}, WAITING)
+        self._lag.clear()
         self._arrivals = {"depth": Arrivals()}
         self._masks = {"student": {}, "teacher": {}}
         kind, topic = (Image, "image") if settings.image_transport == "raw" else (CompressedImage, "image/compressed")
@@ -90,8 +96,12 @@ class TeacherNode(SegmentationNode):
         self._pair("depth", message)
 
     def _pair(self, stream: str, message: Any) -> None:
+        stamp = messages.nanoseconds(message.header.stamp)
         with self._arrival_lock:
-            frames = self._pairer.add(stream, messages.nanoseconds(message.header.stamp), message)
+            newest = self._pairer.streams["image"].newest
+            if stream == "depth" and newest is not None:
+                self._lag.append(1e-9 * (newest - stamp) + self._settings.offset)
+            frames = self._pairer.add(stream, stamp, message)
         for frame in frames:
             self._offer(frame)
 
@@ -121,7 +131,7 @@ class TeacherNode(SegmentationNode):
     def _on_student_labels(self, message: String) -> None:
         try:
             self._student = LabelSet.from_dict(json.loads(message.data))
-        except (LixError, json.JSONDecodeError) as error:
+        except Exception as error:  # what leaves a callback ends the node
             self._on_frame_error(f"student/labels: {explain(error)}")
 
     def _on_student_mask(self, message: Image, sequence: int | None) -> None:
@@ -159,18 +169,19 @@ class TeacherNode(SegmentationNode):
             why = self._why_silent(self._depth_in, "depth", "image_reliability", "it must be a depth image")
             found.append((DiagnosticStatus.WARN, f"no depth on {self._depth_in.topic_name} for {silent:.0f} s: {why}"))
         with self._arrival_lock:
-            share = self._pairer.share("image")
+            share, lag = self._pairer.share("depth"), float(np.median(self._lag)) if self._lag else 0.0
+        # Of the depth, not of the images: a camera may well be faster than what measures depth in its images.
         if share is not None and share < LOW_SHARE:
-            slop = 1e3 * self._settings.slop
-            found.append(
-                (DiagnosticStatus.WARN, f"{100 * share:.0f} % of the images found their depth within {slop:.0f} ms; see slop and offset")
-            )
+            text = f"{100 * share:.0f} % of the depth found its image within {1e3 * self._settings.slop:.0f} ms"
+            waited = WAITING / max(self._statistics.rate, 1e-3)
+            late = f"it comes {lag:.1f} s after its image, which waits for {waited:.1f} s: make depth faster, or send fewer images"
+            found.append((DiagnosticStatus.WARN, f"{text}; {late if lag > waited else 'see slop and offset'}"))
         return found
 
     def _description(self) -> tuple[str, dict[str, str]]:
         hardware_id, values = super()._description()
         with self._arrival_lock:
-            return hardware_id, values | (pairing_values(self._pairer, "image") if self._pairer else {})
+            return hardware_id, values | (pairing_values(self._pairer, "depth") if self._pairer else {})
 
 
 def main() -> None:

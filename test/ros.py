@@ -36,7 +36,7 @@ class NodeProcess:
     def __init__(self, module: str, folder: Path, parameters: dict[str, Any], remaps: dict[str, str] | None = None):
         arguments = ["--ros-args"]
         for name, value in parameters.items():
-            arguments += ["-p", f"{name}:={json.dumps(value)}"]
+            arguments += ["-p", f"{name}:={json.dumps(value, ensure_ascii=False)}"]
         for name, target in (remaps or {}).items():
             arguments += ["-r", f"{name}:={target}"]
         self.log = folder / f"{module}_{time.monotonic_ns()}.log"
@@ -127,8 +127,12 @@ class Peer:
 
     def set_parameter(self, node: str, name: str, value: Any) -> Any:
         """Set one parameter of another node; the rcl_interfaces/SetParametersResult."""
-        message: ParameterMessage = Parameter(name, value=value).to_parameter_msg()
-        return self.call(SetParameters, f"{node}/set_parameters", SetParameters.Request(parameters=[message])).results[0]
+        return self.set_parameters(node, {name: value})[0]
+
+    def set_parameters(self, node: str, values: dict[str, Any]) -> list[Any]:
+        """Set several in one call; a SetParametersResult of each."""
+        parameters: list[ParameterMessage] = [Parameter(name, value=value).to_parameter_msg() for name, value in values.items()]
+        return self.call(SetParameters, f"{node}/set_parameters", SetParameters.Request(parameters=parameters)).results
 
 
 class Diagnostics:

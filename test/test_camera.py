@@ -35,10 +35,10 @@ def calibration() -> dict:
     }
 
 
-def test_a_calibration_file_is_read_in_full(tmp_path):
-    path = tmp_path / "camera_info.yaml"
-    path.write_text(yaml.safe_dump(calibration()))
-    assert Camera.load(path) == Camera(640, 480, K, "plumb_bob", (-0.3, 0.1, 0.0, 0.001, 0.0), IDENTITY, P)
+def test_a_calibration_file_is_read_in_full(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "camera_info.yaml").write_text(yaml.safe_dump(calibration()))
+    assert Camera.load("~/camera_info.yaml") == Camera(640, 480, K, "plumb_bob", (-0.3, 0.1, 0.0, 0.001, 0.0), IDENTITY, P)
 
 
 def test_without_a_projection_the_raw_intrinsics_are_used():

@@ -43,7 +43,7 @@ def run_demo(*arguments: object) -> subprocess.CompletedProcess:
 
 
 def test_every_frame_goes_in_and_comes_out(tmp_path: Path) -> None:
-    frames = tmp_path / "frames"
+    frames = tmp_path / "frames \U0001f600"
     frames.mkdir()
     for index in range(15):
         cv2.imwrite(str(frames / f"{index:02d}.png"), bundles.random_image(96, 128, index))

@@ -461,7 +461,7 @@ def test_extrinsics_come_from_tf_where_it_is_installed(start: Any, peer: Peer, t
 def test_without_tf_and_extrinsics_the_cure_is_said(start: Any, peer: Peer) -> None:
     start(input="lidar", extrinsics=[])
     depths, diagnostics, lidar = peer.listen(Image, f"{NODE}/depth"), peer.diagnostics("geometry"), Lidar(peer)
-    words = "no transform from lidar to camera_optical_frame: tf2_ros is not installed"
+    words = "no transform from lidar to camera_optical_frame: tf2_ros_py is not installed; install it, or set the parameter extrinsics"
     assert until_told(lambda: lidar.send(wall_cloud()), diagnostics, words) == DiagnosticStatus.WARN
     assert int(diagnostics.value("frames failed")) > 0
     assert peer.set_parameter(NODE, "extrinsics", EXTRINSICS).successful

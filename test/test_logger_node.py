@@ -218,6 +218,42 @@ def test_pause_resume_and_split(start: Any, peer: Peer, folder: Path) -> None:
     assert len(of(first, "/label_names")) == len(of(second, "/label_names")) == 1, "a bag must say by itself what its labels mean"
 
 
+def test_in_a_pause_nothing_is_chosen_so_what_comes_after_it_is_new(start: Any, peer: Peer, folder: Path) -> None:
+    node = start(uncertainty=0.0, view=0.3, interval=0.0, least_interval=0.0, patience=0.1, topics=["image"])
+    camera, told = Camera(peer), peer.diagnostics("logger")
+    ramp = (np.indices((24, 32)).sum(0) * 4 + 20).astype(np.uint8)
+    for index, pixels in enumerate([ramp, ramp[:, ::-1], ramp[:, ::-1]]):
+        camera.send(index, np.dstack([pixels] * 3))
+        wait_for(lambda: told.value("/image received").startswith(f"{index + 1} "), "the image did not come")
+        if index == 0:
+            recorded(peer, 2)
+        assert peer.call(Trigger, "/logger/pause" if index == 0 else "/logger/resume", Trigger.Request()).success
+    recorded(peer, 4)
+    assert told.value("keyframes") == "2"
+    assert node.stop() == 0
+    messages = read(folder)
+    assert images(messages) == [camera.sent[0], camera.sent[2]]
+    stamps = [keyframe_record(raw)["stamp"] for raw in of(messages, "/logger/keyframes")]
+    assert stamps == [camera.start, camera.start + 2 * SECOND // 10]
+
+
+def test_what_was_latched_is_recorded_once_though_another_publisher_is_not(start: Any, peer: Peer, folder: Path) -> None:
+    latched = peer.node.create_publisher(String, "/label_names", qos.latched())
+    latched.publish(String(data="a"))
+    volatile = peer.node.create_publisher(String, "/label_names", qos.stream("reliable", 5))
+    node = start(mode="everything")
+    camera = Camera(peer)
+    wait_for(lambda: volatile.get_subscription_count() == 1 and latched.get_subscription_count() == 2, "it is not recorded")
+    time.sleep(DISCOVERY_S)
+    volatile.publish(String(data="b"))
+    latched.publish(String(data="c"))
+    camera.send(0)
+    recorded(peer, 4)
+    assert node.stop() == 0
+    said = sorted(deserialize_message(raw, String).data for raw in of(read(folder), "/label_names"))
+    assert said == ["a", "b", "c"]
+
+
 def test_what_nobody_publishes_is_told_and_recorded_when_somebody_does(start: Any, peer: Peer, folder: Path) -> None:
     node = start(mode="everything", topics=["image", "camera_info"])
     told = peer.diagnostics("logger")

@@ -272,6 +272,8 @@ def test_every_default_passes_its_own_check(name: str) -> None:
         ("overlay_alpha", 1.01, "overlay_alpha must be 0.0 to 1.0"),
         ("backend", "tensorrt", "backend must be one of auto"),
         ("outputs", ["mask", "depth"], "unknown \\['depth'\\]"),
+        ("outputs", "mask", "outputs must be a list, such as .mask., got 'mask'"),
+        ("outputs", 5, "outputs must be a list, such as .mask., got 5"),
         ("model", 3, "model must be str"),
         ("max_rate", float("nan"), "max_rate must be"),
         ("threads", True, "threads must be int"),

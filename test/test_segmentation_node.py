@@ -321,6 +321,27 @@ def test_a_node_that_starts_with_a_bad_bundle_waits_for_a_good_one(start: Any, p
     diagnostics.wait("segmenting", DiagnosticStatus.OK)
 
 
+def test_several_parameters_that_cure_a_node_in_one_call_start_it_once(start: Any, peer: Peer, model: Path) -> None:
+    node = start(model="nosuch")
+    peer.diagnostics("segmentation").wait("not configured", DiagnosticStatus.ERROR)
+    results = peer.set_parameters(NODE, {"model": str(model), "max_pixels": 4000})
+    assert [result.successful for result in results] == [True, True]
+    masks = peer.listen(Image, f"{NODE}/mask")
+    exchange(peer.publisher(Image, "/image"), masks, image_message(PICTURE, "rgb8"))
+    assert node.output.count("active: ") == 1 and "transition" not in node.output
+
+
+def test_a_cured_node_that_a_lifecycle_manager_is_to_start_waits_for_it(start: Any, peer: Peer, model: Path) -> None:
+    start(model="nosuch", autostart=False)
+    configure = ChangeState.Request(transition=Transition(id=Transition.TRANSITION_CONFIGURE))
+    told = peer.diagnostics("segmentation")
+    assert not peer.call(ChangeState, f"{NODE}/change_state", configure).success
+    told.wait("not configured: no model 'nosuch'", DiagnosticStatus.ERROR)
+    assert peer.set_parameter(NODE, "model", str(model)).successful
+    told.wait("not configured: waiting for a lifecycle manager", DiagnosticStatus.OK)
+    assert peer.call(ChangeState, f"{NODE}/change_state", configure).success
+
+
 def test_reload_reads_the_file_again(start: Any, peer: Peer, model: Path) -> None:
     start()
     labels = peer.listen(String, f"{NODE}/labels", qos.latched())
@@ -436,11 +457,19 @@ def test_a_lifecycle_manager_may_drive_the_node(start: Any, peer: Peer) -> None:
     assert transition(Transition.TRANSITION_ACTIVATE) == State.PRIMARY_STATE_ACTIVE
     camera = peer.publisher(Image, "/image")
     exchange(camera, masks, image_message(PICTURE, "rgb8"))
+    told = peer.diagnostics("segmentation")
+    wait_for(lambda: told.value("frames in"), "no diagnostics")
+    missed = told.value("frames missed (never taken)")
     assert transition(Transition.TRANSITION_DEACTIVATE) == State.PRIMARY_STATE_INACTIVE
     wait_for(lambda: camera.get_subscription_count() == 0, "an inactive node still subscribes")
+    for _ in range(20):
+        camera.publish(image_message(PICTURE, "rgb8"))
     assert transition(Transition.TRANSITION_ACTIVATE) == State.PRIMARY_STATE_ACTIVE
     wait_for(lambda: camera.get_subscription_count() == 1, "the node does not subscribe again")
+    frames = int(told.value("frames in"))
     exchange(camera, masks, image_message(PICTURE, "rgb8"))
+    wait_for(lambda: int(told.value("frames in")) > frames, "the frame is not counted")
+    assert told.value("frames missed (never taken)") == missed, "what came while nobody listened is not missed"
     assert transition(Transition.TRANSITION_DEACTIVATE) == State.PRIMARY_STATE_INACTIVE
     assert transition(Transition.TRANSITION_CLEANUP) == State.PRIMARY_STATE_UNCONFIGURED
 

@@ -22,7 +22,7 @@ from lix_core.labels import Label, LabelSet  # noqa: E402
 from lix_core.runtime.bundle import XSpec  # noqa: E402
 from lix_core.runtime.segmenter import Segmenter  # noqa: E402
 from lix_ros import messages, qos  # noqa: E402
-from ros import Peer, answer_to, image_message, node_starter, pixels_of, stamp_ns  # noqa: E402
+from ros import Peer, answer_to, image_message, node_starter, pixels_of, stamp_ns, wait_for  # noqa: E402
 
 NODE = "/teacher"
 IMAGE = bundles.random_image(60, 80)
@@ -83,7 +83,7 @@ def test_depth_within_slop_belongs_to_an_image_and_later_depth_to_none(start: An
     start(slop=0.02)
     masks, told, robot = peer.listen(Image, f"{NODE}/mask"), peer.diagnostics("teacher"), Robot(peer)
     answer_to(lambda: robot.send(late=10_000_000), masks)
-    unpaired, complaint = set(), "% of the images found their depth within 20 ms; see slop and offset"
+    unpaired, complaint = set(), "% of the depth found its image within 20 ms; see slop and offset"
     # The newest message displaces one that a busy node has not taken: some ten must arrive, however many that takes.
     for second in range(600):
         unpaired.add(robot.send(late=100_000_000, after=second * 10**9))
@@ -91,6 +91,22 @@ def test_depth_within_slop_belongs_to_an_image_and_later_depth_to_none(start: An
             break
     assert told.wait(complaint, DiagnosticStatus.WARN)
     assert not unpaired & {stamp_ns(mask) for mask in masks}
+
+
+def test_depth_that_comes_thirty_images_late_finds_its_own(start: Any, peer: Peer) -> None:
+    start(image_depth=50, image_reliability="reliable")
+    masks, robot, told = peer.listen(Image, f"{NODE}/mask"), Robot(peer), peer.diagnostics("teacher")
+    answer_to(robot.send, masks)
+    # As fast a camera and as slow a geometry node as there are: the depth of one image in thirty, when thirty more have come.
+    first = time.time_ns()
+    for index in range(12 * 30 + 1):
+        robot.image.publish(image_message(IMAGE, "rgb8", first + index * 33_000_000))
+        if index and index % 30 == 0:
+            robot.depth.publish(image_message(DEPTH, "32FC1", first + (index - 30) * 33_000_000))
+        time.sleep(0.005)
+    expected = {first + index * 33_000_000 for index in range(0, 12 * 30, 30)}
+    wait_for(lambda: len(expected & {stamp_ns(mask) for mask in masks}) >= 10, lambda: f"{len(masks)} masks came; {told.latest}")
+    assert float(told.value("depth paired [%]")) > 80 and "found its image" not in told.latest.message
 
 
 def test_disagreement_is_where_both_have_a_class_and_not_the_same(start: Any, peer: Peer, model: Path) -> None:

@@ -111,11 +111,12 @@ class RecordingStatistics:
 
 @dataclass(frozen=True)
 class Item:
-    """What waits for the thread: a message."""
+    """What waits for the thread: a message. size: that it takes of the queue [bytes]."""
 
     topic: str
     stamp: int
     data: bytes | memoryview
+    size: int
 
 
 class Recording:
@@ -180,10 +181,11 @@ class Recording:
             else:
                 self._topics[topic.name] = TopicStatistics(topic)
 
-    def write(self, topic: str, stamp_ns: int, data: bytes | memoryview) -> bool:
+    def write(self, topic: str, stamp_ns: int, data: bytes | memoryview, held: bool = False) -> bool:
         """Hand a message over, recorded at stamp_ns [ns]. False where it is not recorded: paused, closed, or the queue is full.
 
-        Latched messages are recorded during a pause too: they tell what others mean. Raises DataError for a topic that was not added.
+        held: it is out of a buffer, where its memory is counted; it takes no room in the queue. Latched messages are recorded during a
+        pause too: they tell what others mean. Raises DataError for a topic that was not added.
         """
         now = self._clock()
         with self._changed:
@@ -195,11 +197,12 @@ class Recording:
                 statistics.arrivals.popleft()
             if self._closing or (self._paused and not statistics.topic.latched):
                 return False
-            if self._queued + len(data) > self.settings.queue:
+            size = 0 if held else len(data)
+            if size and self._queued + size > self.settings.queue:
                 self._lose(topic, 1)
                 return False
-            self._queue.append(Item(topic, stamp_ns, data))
-            self._queued += len(data)
+            self._queue.append(Item(topic, stamp_ns, data, size))
+            self._queued += size
             self._changed.notify()
         return True
 
@@ -209,6 +212,10 @@ class Recording:
 
     def resume(self) -> None:
         self._paused = False
+
+    @property
+    def paused(self) -> bool:
+        return self._paused
 
     def split(self) -> None:
         """End the bag behind what was handed over until now; the next message begins a new one."""
@@ -291,7 +298,7 @@ class Recording:
             self._fail(error)
             recorded = False
         with self._changed:
-            self._queued -= len(item.data)
+            self._queued -= item.size
             if not recorded:
                 self._lose(item.topic, 1)
 
