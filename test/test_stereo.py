@@ -184,14 +184,41 @@ def test_options_that_cannot_be_are_refused_in_words(options, words):
 
 @pytest.mark.parametrize("edge_filter", [False, True])
 def test_infinity_is_taken_off_and_what_is_farther_is_unknown(edge_filter):
-    """A wall at disparity 10: 14 where infinity is at -4, 3 where it is at 7, and nothing where it is at 12."""
+    """A wall at disparity 10: 14 where infinity is at -4, 3 where it is at 7, next to nothing where it is at 12."""
     left, right = shifted(10.0)
     matcher = StereoMatcher(replace(SMALL, edge_filter=edge_filter))
-    plain = matcher.match(left, right)
-    for infinity in (-4.0, 7.0):
-        np.testing.assert_allclose(matcher.match(left, right, infinity), plain - np.float32(infinity), atol=1e-3)
-        assert np.nanmedian(matcher.match(left, right, infinity)) == pytest.approx(10 - infinity, abs=0.1)
-    assert np.isnan(matcher.match(left, right, 12.0)).mean() > 0.99
+    plain, inner = matcher.match(left, right), np.s_[:, 24:-16]
+    for infinity in (-4.0, -3.5, 7.0, 7.25):
+        found = matcher.match(left, right, infinity)
+        np.testing.assert_allclose(found[inner], (plain - np.float32(infinity))[inner], atol=1e-3)
+        assert np.nanmedian(found) == pytest.approx(10 - infinity, abs=0.1)
+    assert np.isnan(matcher.match(left, right, 12.0)).mean() > 0.9
+
+
+@pytest.mark.parametrize("options", [{}, {"quick_check": True}], ids=["full", "quick"])
+@pytest.mark.parametrize("columns", [-70, -20, 40])
+def test_the_search_begins_at_infinity_wherever_the_principal_points_put_it(pair, columns, options):
+    """With the right image moved, disparities of 5 to 20 lie below 0 or beyond max_disparity, and the depth stays what it was."""
+    left, right, truth, seen = pair
+    matcher = StereoMatcher(StereoOptions(max_disparity=48, **options))
+    there = np.zeros_like(right)
+    there[:, max(-columns, 0) : WIDTH + min(-columns, 0)] = right[:, max(columns, 0) : WIDTH + min(columns, 0)]
+    plain, moved_too = matcher.match(left, right), matcher.match(left, there, float(columns))
+    target = np.arange(WIDTH) - truth - columns
+    inside = (target >= 8) & (target < WIDTH - 8)
+    both = np.isfinite(plain) & np.isfinite(moved_too) & inside
+    assert both.sum() > 0.9 * (np.isfinite(plain) & inside).sum()
+    assert np.mean(np.abs(moved_too - plain)[both] < 0.2) > 0.97
+    # The match must lie in the right image, and not in the border beyond it.
+    column = np.arange(WIDTH) - moved_too - columns
+    assert np.nanmin(column) >= -0.11 and np.nanmax(column) <= WIDTH - 1 + 0.11
+    assert np.isnan(moved_too[(target < -5) | (target > WIDTH + 5)]).mean() > 0.99
+
+
+@pytest.mark.parametrize("infinity", [300.0, -300.0, -299.5, float("nan")])
+def test_principal_points_farther_apart_than_the_image_is_wide_are_refused(infinity):
+    with pytest.raises(GeometryError, match=f"{infinity:.1f} columns apart in images 300 pixels wide"):
+        StereoMatcher(SMALL).match(*shifted(10.0), infinity)
 
 
 def test_depth_beyond_its_limits_is_unknown():

@@ -9,6 +9,7 @@ Matching is OpenCV's (Hirschmueller, PAMI 2008). bench/stereo.py measured every 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -62,8 +63,8 @@ SWAPPED_SHARE = 0.9
 class StereoOptions:
     """How a pair is matched.
 
-    max_disparity: largest disparity searched, a multiple of 16 [pixels]; time grows with it, and what is nearer than
-        fx * baseline / max_disparity cannot be measured.
+    max_disparity: largest disparity searched, a multiple of 16 [pixels], 0 being infinitely far; time grows with it, and what is
+        nearer than fx * baseline / max_disparity cannot be measured.
     block_size: side of the window compared, odd [pixels]. Larger is smoother and loses thin things.
     consistency: disparities that differ by more between left to right and right to left are unknown [pixels]; 0 = no check, which
         guesses where only one camera sees.
@@ -121,32 +122,45 @@ class StereoMatcher:
     def match(self, left: np.ndarray, right: np.ndarray, infinity: float = 0.0) -> np.ndarray:
         """Disparity of every pixel of the left image.
 
-        infinity: columns by which infinitely far things are apart, see pair_geometry [pixels]. It is taken off every disparity.
+        infinity: columns by which infinitely far things are apart, see pair_geometry [pixels]. The search begins there, and it is
+            taken off every disparity.
 
         Shape:
             left, right: (H, W) or (H, W, 3) uint8, gray or RGB, rectified -> (H, W) float32 [pixels], above 0, NaN where it is
             unknown: not alike from both sides, a speckle, farther than infinity, or the match would lie beyond the right image.
 
         Raises:
-            GeometryError: other types or shapes, sizes that differ, an image no wider than max_disparity.
+            GeometryError: other types or shapes, sizes that differ, an image no wider than max_disparity, or than infinity is off.
         """
         left, right = _gray_pair(left, right)
         options = self.options
-        if left.shape[1] <= options.max_disparity:
-            raise GeometryError(f"max_disparity {options.max_disparity} does not fit into images {left.shape[1]} pixels wide; lower it")
+        width = left.shape[1]
+        if width <= options.max_disparity:
+            raise GeometryError(f"max_disparity {options.max_disparity} does not fit into images {width} pixels wide; lower it")
+        if not abs(infinity) <= width - 1:
+            raise GeometryError(
+                f"infinitely far things are {infinity:.1f} columns apart in images {width} pixels wide, so that nothing far is in both; "
+                "check the principal points, p[2] of both camera_info"
+            )
         guide = left
         if options.blur > 0:
             left, right = (cv2.GaussianBlur(image, (0, 0), options.blur) for image in (left, right))
+        # OpenCV searches from 0 on: borders put what is infinitely far into one column. Nothing has its match in a border.
+        shift = math.floor(infinity)
+        before_left, before_right = max(-shift, 0), max(shift, 0)
+        left = cv2.copyMakeBorder(left, 0, 0, before_left, before_right, cv2.BORDER_REPLICATE)
+        right = cv2.copyMakeBorder(right, 0, 0, before_right, before_left, cv2.BORDER_REPLICATE)
         found = _search(self._there, left, right)
         columns = np.arange(found.shape[1], dtype=np.float32)
         target = columns - found * np.float32(1 / UNITS)
-        known = (found > 0) & (target >= 0)
+        known = (found > 0) & (target >= before_right) & (target <= before_right + width - 1)
         if options.consistency > 0:
             known &= self._agrees(found, self._right_to_left(left, right), target)
         found[~known] = UNKNOWN
+        found = np.ascontiguousarray(found[:, before_left : before_left + width])
         if options.speckle > 0:
             cv2.filterSpeckles(found, UNKNOWN, options.speckle, SPECKLE_STEP * UNITS)
-        disparity = found * np.float32(1 / UNITS) + PULL[found % UNITS] - np.float32(infinity)
+        disparity = found * np.float32(1 / UNITS) + PULL[found % UNITS] - np.float32(infinity - shift)
         disparity[(found <= 0) | (disparity <= 0)] = np.nan
         return _smooth_within_edges(disparity, guide) if options.edge_filter else disparity
 
