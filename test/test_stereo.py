@@ -79,6 +79,14 @@ def test_disparity_of_planes_is_exact_to_a_fraction_of_a_pixel(pair, mode):
     assert np.mean(error > 3) < 0.02 and np.median(error) < 0.2
 
 
+@pytest.mark.parametrize(("mode", "least"), list(zip(MODES, (0.95, 0.92, 0.9, 0.68))))
+def test_large_windows_lose_hardly_any_matches(pair, mode, least):
+    left, right, truth, seen = pair
+    found = StereoMatcher(StereoOptions(max_disparity=48, block_size=21, mode=mode)).match(left, right)
+    assert np.isfinite(found[seen]).mean() > least
+    assert np.mean(np.abs(found - truth)[seen & np.isfinite(found)] > 2) < 0.06
+
+
 @pytest.mark.parametrize("columns", [1, 12, 12.5, 20.75, 30.25])
 def test_a_shifted_wall_has_its_shift_everywhere(columns):
     found = StereoMatcher(SMALL).match(*shifted(columns))[10:-10, 60:-40]
@@ -165,6 +173,7 @@ def test_images_narrower_than_the_search_are_refused():
     [
         ({"max_disparity": 100}, "multiple of 16 pixels, got 100; take 96"),
         ({"max_disparity": 0}, "multiple of 16 pixels, got 0; take 16"),
+        ({"max_disparity": 2048}, "max_disparity must be up to 2032 pixels, .*; got 2048"),
         ({"block_size": 4}, "block_size must be odd and 1 to 21 pixels, got 4"),
         ({"mode": "sgbm"}, "no stereo mode 'sgbm'; there are three_paths"),
         ({"consistency": -1.0}, "consistency must be 0 to 16, got -1.0"),

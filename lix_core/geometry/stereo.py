@@ -28,6 +28,8 @@ MODES = {
 
 SMALL_STEP, LARGE_STEP = 12, 48
 """Cost of a disparity that changes by one pixel, and by more, per pixel of the window (P1 and P2 of the paper)."""
+MOST_COST = {mode: (2**15 - 1) // paths for mode, paths in zip(MODES, (3, 4, 5, 8))}
+"""Largest P2: OpenCV sums the costs of all paths in int16, where those of large windows overflow and matches get lost."""
 SPECKLE_STEP = 2
 """Neighbours whose disparities differ by up to this many pixels are of one speckle."""
 GUIDE_RADIUS, GUIDE_EPSILON = 3, 1e-3
@@ -36,6 +38,7 @@ NO_CHECK = 1 << 14
 """[pixels]: more than any two disparities differ."""
 UNITS = 16
 """OpenCV's disparities are int16 in sixteenths of a pixel, and its largest one a multiple of 16."""
+MOST_DISPARITY = (2**15 - 1) // UNITS // 16 * 16
 UNKNOWN = -UNITS
 _PULL = np.array([0, 0.1, 0.105, 0.11, 0.11, 0.1, 0.08, 0.045], np.float32)
 PULL = np.concatenate([_PULL, [0], -_PULL[:0:-1]]).astype(np.float32)
@@ -63,8 +66,8 @@ SWAPPED_SHARE = 0.9
 class StereoOptions:
     """How a pair is matched.
 
-    max_disparity: largest disparity searched, a multiple of 16 [pixels], 0 being infinitely far; time grows with it, and what is
-        nearer than fx * baseline / max_disparity cannot be measured.
+    max_disparity: largest disparity searched, a multiple of 16 up to 2032 [pixels], 0 being infinitely far; time grows with it, and
+        what is nearer than fx * baseline / max_disparity cannot be measured.
     block_size: side of the window compared, odd [pixels]. Larger is smoother and loses thin things.
     consistency: disparities that differ by more between left to right and right to left are unknown [pixels]; 0 = no check, which
         guesses where only one camera sees.
@@ -93,6 +96,8 @@ class StereoOptions:
         for name in ("max_disparity", "block_size", "uniqueness", "speckle"):
             if not isinstance(getattr(self, name), (int, np.integer)):
                 raise GeometryError(f"{name} must be a whole number, got {getattr(self, name)!r}")
+        if self.max_disparity > MOST_DISPARITY:
+            raise GeometryError(f"max_disparity must be up to {MOST_DISPARITY} pixels, all that int16 holds; got {self.max_disparity}")
         if self.max_disparity < 16 or self.max_disparity % 16:
             nearest = max(16, round(self.max_disparity / 16) * 16)
             raise GeometryError(f"max_disparity must be a multiple of 16 pixels, got {self.max_disparity}; take {nearest}")
@@ -167,12 +172,13 @@ class StereoMatcher:
     def _matcher(self, max_disparity: int) -> cv2.StereoSGBM:
         options = self.options
         area = options.block_size**2
+        large = min(LARGE_STEP * area, MOST_COST[options.mode])
         return cv2.StereoSGBM_create(
             minDisparity=0,
             numDisparities=max_disparity,
             blockSize=options.block_size,
-            P1=SMALL_STEP * area,
-            P2=LARGE_STEP * area,
+            P1=large * SMALL_STEP // LARGE_STEP,
+            P2=large,
             # OpenCV's own check, of whole pixels and one-sided costs, takes 0 and less for 1: only a huge value switches it off.
             disp12MaxDiff=max(1, round(options.consistency)) if options.consistency > 0 else NO_CHECK,
             preFilterCap=31,
