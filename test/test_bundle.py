@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -210,6 +211,19 @@ def test_a_missing_member_is_named(tmp_path, member):
     path = rewritten(SMALL.save(tmp_path / "small.lix"), lambda members: members.pop(member))
     with pytest.raises(BundleError, match=f"damaged or not a bundle .*{member}"):
         Bundle.load(path)
+
+
+@pytest.mark.parametrize("member", [MANIFEST, GRAPH, CARD])
+def test_a_compressed_member_is_refused_before_it_is_unpacked(tmp_path, member):
+    path = rewritten(SMALL.save(tmp_path / "small.lix"), lambda members: members.pop(member))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(member, bytes(1 << 24), zipfile.ZIP_DEFLATED)
+    tracemalloc.start()
+    with pytest.raises(BundleError, match=f"{member} in .*small.lix is compressed; a bundle is stored uncompressed, export it again"):
+        Bundle.load(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert path.stat().st_size < 1 << 20 and peak < 1 << 20
 
 
 def test_a_missing_bundle_and_a_folder_are_told_apart(tmp_path):

@@ -234,13 +234,19 @@ class Bundle:
         """Read and check a bundle.
 
         Raises:
-            BundleError: no such file, not a bundle, a checksum that does not match, or an impossible manifest.
+            BundleError: no such file, not a bundle, a compressed one, a checksum that does not match, or an impossible manifest.
         """
         path = Path(path)
         try:
             with zipfile.ZipFile(path) as archive:
+                for name in (MANIFEST, GRAPH, CARD):
+                    # A small compressed file may unpack to more than there is memory.
+                    if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
+                        raise BundleError(f"{name} in {path} is compressed; a bundle is stored uncompressed, export it again")
                 members = {name: archive.read(name) for name in (MANIFEST, GRAPH, CARD)}
             data = json.loads(members[MANIFEST])
+        except BundleError:
+            raise
         except FileNotFoundError:
             raise BundleError(f"no bundle at {path}") from None
         except Exception as error:  # zipfile lets through whatever its decompressors raise on damaged data
