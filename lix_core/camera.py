@@ -156,7 +156,9 @@ class Camera:
         return self.rays * depth[..., None]
 
     def check_size(self, array: np.ndarray, what: str) -> None:
-        """Raises GeometryError where the array's first two axes are not the camera's height and width."""
+        """Raises GeometryError where it is no array, or its first two axes are not the camera's height and width."""
+        if not isinstance(array, np.ndarray):
+            raise GeometryError(f"{what} must be an array, got {type(array).__name__}; cv2.imread gives None for a file it cannot read")
         if array.shape[:2] != self.shape:
             found = f"{array.shape[1]}x{array.shape[0]}" if array.ndim >= 2 else f"of shape {array.shape}"
             raise GeometryError(f"{what} is {found}, its calibration is for {self.width}x{self.height}; both must be of one camera mode")

@@ -211,10 +211,12 @@ def as_uint8(image: np.ndarray, order: str) -> np.ndarray:
         order: rgb, bgr, rgba, bgra or gray.
 
     Raises:
-        ImageError: empty, of another shape or dtype, or with NaN or values out of range.
+        ImageError: no array, empty, of another shape or dtype, or with NaN or values out of range.
     """
     if order not in TO_RGB:
         raise ImageError(f"channel order must be one of {', '.join(TO_RGB)}, got {order!r}")
+    if not isinstance(image, np.ndarray):
+        raise ImageError(f"the image must be an array, got {type(image).__name__}; cv2.imread gives None for a file it cannot read")
     if image.ndim == 3 and image.shape[2] == 1 and order == "gray":
         image = image[..., 0]
     if image.ndim != (2 if order == "gray" else 3) or (image.ndim == 3 and image.shape[2] != CHANNELS[order]):

@@ -169,6 +169,13 @@ def test_arrays_of_another_size_are_refused_with_both_sizes(shape, found):
         camera.rectify(np.zeros(shape, np.uint8))
 
 
+@pytest.mark.parametrize("image", [None, [[0] * 8] * 6], ids=["None", "list"])
+def test_what_is_no_array_is_refused_with_the_likely_cause(image):
+    words = f"the image must be an array, got {type(image).__name__}; cv2.imread gives None for a file it cannot read"
+    with pytest.raises(GeometryError, match=words):
+        Camera.pinhole(8, 6, 10.0).rectify(image)
+
+
 # ---- the stereo pair
 
 

@@ -438,6 +438,8 @@ def test_a_model_is_found_by_name_and_by_path(model_folder):
         (np.full((2, 1, 3), np.inf), "rgb", "6 values that are NaN or infinite"),
         (np.full((4, 4, 3), 128.0), "rgb", "float image must be of range 0..1, got 128..128"),
         (np.full((4, 4, 3), -0.5), "rgb", "float image must be of range 0..1, got -0.5..-0.5"),
+        (None, "bgr", "must be an array, got NoneType; cv2.imread gives None for a file it cannot read"),
+        ([[[0, 0, 0]]], "rgb", "must be an array, got list"),
     ],
 )
 def test_a_bad_image_is_refused_with_what_is_wrong(image, order, message):
