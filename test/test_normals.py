@@ -209,6 +209,15 @@ def test_what_is_no_depth_is_unknown(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_the_order_of_the_depth_in_memory_does_not_matter(method):
+    depth = stereo_noise(plane(tilted(0.2, -0.3), 3.0), 0.1)
+    depth[20:25, 30:40] = np.nan
+    expected = normals_from_depth(depth, CAMERA, method)
+    for other in (np.asfortranarray(depth), np.stack([depth, depth], axis=-1)[..., 0], depth[::-1].copy()[::-1]):
+        np.testing.assert_allclose(normals_from_depth(other, CAMERA, method), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 1), (2, 2), (3, 5), (7, 64)])
 def test_small_and_empty_images_are_no_trouble(method, shape):
     camera = Camera.pinhole(shape[1], shape[0], 50.0)

@@ -79,7 +79,8 @@ def normals_from_depth(depth: np.ndarray, camera: Camera, method: str = DEFAULT)
 
 def _inverse(depth: np.ndarray) -> np.ndarray:
     """(H, W) float32 1 / depth [1 / m], NaN where the depth is unknown."""
-    inverse = np.divide(np.float32(1), depth, dtype=np.float32, casting="same_kind")
+    # Row by row in memory, whatever the order of the depth: the methods flatten it.
+    inverse = np.divide(np.float32(1), depth, dtype=np.float32, casting="same_kind", order="C")
     bad = (inverse <= 0) | (inverse == np.inf)
     if bad.any():
         inverse[bad] = NAN
