@@ -186,6 +186,17 @@ def test_a_cloud_that_misses_the_image_is_told():
     assert cloud_fault(points, project_cloud(points, STREET, AXES)) == ""
 
 
+def test_points_that_did_not_return_are_no_reason_to_doubt_the_extrinsics():
+    """A sensor that sends 0, 0, 0 for each beam without an echo, with 90 echoes in the image, and with 99 beside it."""
+    points = np.zeros((20_000, 3), np.float32)
+    points[:90] = (5.0, 0.0, 0.0)
+    assert cloud_fault(points, project_cloud(points, CAMERA, AXES)) == ""
+    points[:99] = (-5.0, 0.0, 0.0)
+    assert cloud_fault(points, project_cloud(points, CAMERA, AXES)) == ""
+    points[99] = (-5.0, 0.0, 0.0)
+    assert cloud_fault(points, project_cloud(points, CAMERA, AXES)).startswith("only 0 of 100 LiDAR points fall into the image")
+
+
 @pytest.mark.parametrize("points", [np.zeros(3), np.zeros((5, 2)), np.zeros((2, 5, 3)), np.array([["a", "b", "c"]]), [[None] * 3]])
 def test_points_of_another_shape_are_refused(points):
     with pytest.raises(GeometryError, match="a cloud is an"):

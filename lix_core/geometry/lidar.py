@@ -147,8 +147,9 @@ def cloud_fault(points: np.ndarray, depth: np.ndarray) -> str:
     Args:
         points: (N, >= 3), as given to `project_cloud`. depth: (H, W), what that returned.
     """
+    places = check_cloud(points)[:, :3]
     with np.errstate(all="ignore"):
-        finite = int(np.count_nonzero(np.isfinite(np.sum(check_cloud(points)[:, :3], axis=1))))
+        finite = int(np.count_nonzero(np.isfinite(np.sum(places, axis=1)) & (places != 0).any(axis=1)))
     landed = int(np.count_nonzero(np.isfinite(depth)))
     if finite < 100 or landed >= LEAST_LANDED * min(finite, depth.size):
         return ""
