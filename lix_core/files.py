@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from lix_core.errors import DataError, SourceError
+from lix_core.pixels import decoded
 
 
 def expanded(path: str | Path) -> Path:
@@ -57,7 +58,10 @@ def read_mask(path: Path) -> np.ndarray:
     """(H, W) uint8 class ids of a PNG. Raises DataError where it is missing, or holds colours or wider numbers."""
     if not path.exists():
         raise DataError(f"label {path} is missing")
-    mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    try:
+        mask = decoded(path.read_bytes(), cv2.IMREAD_UNCHANGED)
+    except OSError as error:
+        raise DataError(f"cannot read label {path}: {error.strerror}") from None
     if mask is None:
         raise DataError(f"label {path} cannot be decoded; fetch it again")
     if mask.ndim != 2 or mask.dtype != np.uint8:

@@ -139,10 +139,7 @@ def read_compressed_depth(data: Any, format: str) -> np.ndarray:
     if len(raw) <= DEPTH_HEADER.size:
         raise ImageError(f"a compressed depth image of {len(raw)} bytes is empty")
     _, a, b = DEPTH_HEADER.unpack_from(raw)
-    try:
-        codes = cv2.imdecode(np.frombuffer(raw, np.uint8, offset=DEPTH_HEADER.size), cv2.IMREAD_UNCHANGED)
-    except cv2.error:  # a header that claims more pixels than OpenCV allows
-        codes = None
+    codes = decoded(memoryview(raw)[DEPTH_HEADER.size :], cv2.IMREAD_UNCHANGED)
     if codes is None or codes.ndim != 2 or codes.dtype != np.uint16:
         raise ImageError(f"compressed depth ({len(raw)} bytes) holds no PNG of 16 bits; is it truncated?")
     if encoding != "32FC1":
@@ -193,14 +190,19 @@ def read_compressed(data: Any, name: str = "image") -> tuple[np.ndarray, str]:
     Raises:
         ImageError: OpenCV cannot decode it.
     """
-    buffer = np.frombuffer(data, np.uint8)
-    try:
-        image = cv2.imdecode(buffer, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if buffer.size else None
-    except cv2.error:  # a header that claims more pixels than OpenCV allows
-        image = None
+    image = decoded(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None:
-        raise ImageError(f"{name} ({buffer.size} bytes) cannot be decoded; is it truncated, or no image?")
+        raise ImageError(f"{name} ({memoryview(data).nbytes} bytes) cannot be decoded; is it truncated, or no image?")
     return image, "bgr"
+
+
+def decoded(content: Any, flags: int) -> np.ndarray | None:
+    """The pixels of an image file in memory (any buffer of bytes), as cv2.imdecode has them with `flags`; None where it is no image."""
+    buffer = np.frombuffer(content, np.uint8)
+    try:
+        return cv2.imdecode(buffer, flags) if buffer.size else None
+    except cv2.error:  # a header that claims more pixels than OpenCV allows
+        return None
 
 
 def as_uint8(image: np.ndarray, order: str) -> np.ndarray:

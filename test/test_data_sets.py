@@ -38,6 +38,7 @@ from trees import (
     kitti_tree,
     noise,
     nuimages_tree,
+    png_of_size,
     pothole_tree,
     rle,
     vkitti2_tree,
@@ -77,9 +78,10 @@ def test_camvid_says_which_file_is_missing_or_wrong(tmp_path):
     with pytest.raises(DataError, match=r"b: labels must be uint8 of \(24, 40\), got uint8 of \(3, 3\)"):
         data[1]
     for kind in ("label", "image"):
-        (tmp_path / "train" / kind / "a.png").write_bytes(b"broken")
-        with pytest.raises(DataError, match=f"{kind}/a.png cannot be decoded; fetch it again"):
-            data[0]
+        for content in (b"broken", b"", png_of_size(200_000, 200_000)):
+            (tmp_path / "train" / kind / "a.png").write_bytes(content)
+            with pytest.raises(DataError, match=f"{kind}/a.png cannot be decoded; fetch it again"):
+                data[0]
     with pytest.raises(DataError, match="no kind of X 'foo'"):
         CamVidDataset(tmp_path, "train", x="foo")
     write_image(tmp_path / "train/image/a.JPG", np.zeros((*SIZE, 3), np.uint8))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import zlib
 
 import cv2
 import numpy as np
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 
 from lix_core.errors import ImageError
 from lix_core.pixels import BAYER, ENCODINGS, FLOATS, VIEWS, WIDE, YUV422, natural_key, read_compressed, read_compressed_depth, read_pixels
+from trees import png_of_size
 
 PIXEL_BYTES = {
     **{name: channels for name, (_, channels) in VIEWS.items()},
@@ -175,16 +175,6 @@ def test_any_kind_of_buffer_is_read(buffer):
 
 
 # Compressed images.
-
-
-def png_of_size(width: int, height: int) -> bytes:
-    """A PNG that claims to be of that size, with no pixels to show for it."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
 def encoded(image: np.ndarray, suffix: str) -> bytes:

@@ -15,6 +15,7 @@ from lix_core.errors import DataError, SourceError
 from lix_core.labels import STREET
 from lix_core.world.drive import CAR_FROM_OPTICAL, Drive, Rig, WorldFrame
 from lix_core.world.folder import FILES, WorldFolder
+from trees import png_of_size
 
 RIG = Rig(Camera.pinhole(48, 36, 30.0))
 H, W = RIG.camera.shape
@@ -170,7 +171,15 @@ def test_a_scene_whose_text_files_lack_is_work_without_frames(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("name", "damage"),
-    [("depth", b"no image"), ("rgb", b""), ("labels", None), ("cloud", b"12345"), ("meta", b"{}"), ("meta", b"\xff\xfe{")],
+    [
+        ("depth", b"no image"),
+        ("rgb", b""),
+        ("rgb", png_of_size(200_000, 200_000)),
+        ("labels", None),
+        ("cloud", b"12345"),
+        ("meta", b"{}"),
+        ("meta", b"\xff\xfe{"),
+    ],
 )
 def test_a_damaged_file_is_named(tmp_path: Path, name: str, damage: bytes | None) -> None:
     written(tmp_path, 1)

@@ -15,6 +15,7 @@ from lix_core.errors import DataError, SourceError
 from lix_core.files import make_folder, read_mask, save
 from lix_core.geometry.encodings import ENCODINGS
 from lix_core.labels import UNLABELLED, LabelSet
+from lix_core.pixels import decoded
 
 Encoded = tuple[np.ndarray, np.ndarray]
 """X (Cx, H, W) float32, 0 where unknown, and where it is known (H, W) bool."""
@@ -103,10 +104,9 @@ def pairs(folders: Mapping[Path, str], cure: str) -> list[str]:
 def decode(path: Path, flags: int, shape: tuple[int, int] | None = None) -> np.ndarray:
     """The pixels in a file, as OpenCV has them. Raises DataError where it is missing, no image, or not of (height, width) `shape`."""
     try:
-        content = np.fromfile(path, np.uint8)
+        image = decoded(path.read_bytes(), flags)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}; fetch it again") from None
-    image = cv2.imdecode(content, flags) if content.size else None
     if image is None:
         raise DataError(f"{path} cannot be decoded; fetch it again")
     if shape not in (None, image.shape[:2]):

@@ -19,6 +19,7 @@ from lix_core.camera import Camera
 from lix_core.errors import DataError
 from lix_core.files import expanded, make_folder, save
 from lix_core.labels import STREET, LabelSet
+from lix_core.pixels import decoded
 from lix_core.world.drive import Drive, WorldFrame
 
 WORLD_FILE = "world.json"
@@ -321,8 +322,7 @@ def damaged(path: Path, reason: object) -> DataError:
 
 def read_image(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
     """The image in a file, RGB where it has colours. Raises DataError where it is not of that shape and type."""
-    content = np.frombuffer(read_bytes(path), np.uint8)
-    image = cv2.imdecode(content, cv2.IMREAD_UNCHANGED) if content.size else None
+    image = decoded(read_bytes(path), cv2.IMREAD_UNCHANGED)
     if image is None or image.shape != shape or image.dtype != dtype:
         found = "cannot be decoded" if image is None else f"holds {image.shape} of {image.dtype}"
         raise damaged(path, f"{found}, expected {shape} of {np.dtype(dtype)}")
