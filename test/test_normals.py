@@ -200,12 +200,14 @@ def test_the_centre_of_the_top_left_pixel_is_0_0():
 @pytest.mark.parametrize("method", METHODS)
 def test_what_is_no_depth_is_unknown(method):
     depth = plane(tilted(0.2, 0.2), 3.0)
-    for row, value in ((10, 0.0), (20, -1.0), (30, np.inf), (40, -np.inf)):
+    for row, value in ((0, 1e-30), (5, np.finfo(np.float32).max), (10, 0.0), (20, -1.0), (30, np.inf), (40, -np.inf), (50, 2e18)):
         depth[row : row + 3, 30:35] = value
-    unknown = ~((depth > 0) & (depth < np.inf))
+    unknown = ~((depth > 1e-12) & (depth < 1e18))
     expected = normals_from_depth(np.where(unknown, np.nan, depth).astype(np.float32), CAMERA, method)
     np.testing.assert_allclose(normals_from_depth(depth, CAMERA, method), expected, atol=1e-6)
     assert np.isnan(expected[unknown]).all()
+    far = np.full(CAMERA.shape, np.finfo(np.float32).max)
+    assert np.isnan(normals_from_depth(far, CAMERA, method)).all()
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -298,6 +300,28 @@ def test_torch_agrees_on_noisy_depth(sigma):
     apart = np.abs(found - expected)[~np.isnan(expected)]
     assert (apart < 1e-4).mean() > 0.995
     assert apart.max() < 0.02
+
+
+@pytest.mark.parametrize("method", ["planes", "one_sided"])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 1), (2, 2), (2, 40), (3, 1)])
+def test_torch_agrees_on_the_smallest_images(method, shape):
+    camera = Camera.pinhole(shape[1], shape[0], 50.0)
+    depth = plane(tilted(0.2, 0.1), 3.0, camera)
+    expected = normals_from_depth(depth, camera, method)
+    np.testing.assert_allclose(batch(depth[None], camera, method)[0], expected, atol=1e-4)
+    assert np.isnan(expected).all() == (min(shape) == 1)
+
+
+@pytest.mark.parametrize("method", ["planes", "one_sided"])
+def test_torch_knows_nothing_of_what_is_no_depth_either(method):
+    depth = plane(tilted(0.2, 0.2), 3.0)
+    for row, value in ((0, 1e-30), (5, np.finfo(np.float32).max), (20, -1.0), (30, np.inf), (50, 2e18)):
+        depth[row : row + 3, 30:35] = value
+    found = batch(depth[None], CAMERA, method)[0]
+    assert np.isnan(found[~((depth > 1e-12) & (depth < 1e18))]).all()
+    np.testing.assert_allclose(found, normals_from_depth(depth, CAMERA, method), atol=1e-4)
+    in_half = np.where(depth < 100, depth, np.inf).astype(np.float16)
+    assert np.isnan(batch(in_half[None], CAMERA, method)[0][~(in_half < 100)]).all()
 
 
 def test_every_sample_of_a_batch_has_its_own_camera_and_its_own_noise():

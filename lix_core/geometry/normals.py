@@ -32,6 +32,8 @@ from lix_core.errors import GeometryError
 
 DEFAULT = "planes"
 NAN = np.float32(np.nan)
+NEAREST, FARTHEST = 1e-12, 1e18
+"""[m]: within them the squares of inverse depths and of their slopes stay in float32; beyond them normals would be no unit vectors."""
 
 STAGES = ((3, 5), (2, 5), (1, 3))
 """The plane fits, from coarse to fine: (halvings of the image, cells on a side of the window): 40, 20 and 6 pixels."""
@@ -57,7 +59,8 @@ STRIP = 48
 def normals_from_depth(depth: np.ndarray, camera: Camera, method: str = DEFAULT) -> np.ndarray:
     """Unit normals of the surface seen in every pixel.
 
-    depth: (H, W) float, z [m] in the rectified image; NaN, infinity and what is not above 0 are unknown. camera: of that image.
+    depth: (H, W) float, z [m] in the rectified image; NaN and what is not within NEAREST and FARTHEST are unknown. camera: of
+        that image.
     method: a key of METHODS.
 
     Returns:
@@ -81,7 +84,7 @@ def _inverse(depth: np.ndarray) -> np.ndarray:
     """(H, W) float32 1 / depth [1 / m], NaN where the depth is unknown."""
     # Row by row in memory, whatever the order of the depth: the methods flatten it.
     inverse = np.divide(np.float32(1), depth, dtype=np.float32, casting="same_kind", order="C")
-    bad = (inverse <= 0) | (inverse == np.inf)
+    bad = (inverse < np.float32(1 / FARTHEST)) | (inverse > np.float32(1 / NEAREST))
     if bad.any():
         inverse[bad] = NAN
     return inverse

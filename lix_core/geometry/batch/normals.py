@@ -16,7 +16,7 @@ from torch.nn.functional import max_pool2d, pad
 
 from lix_core.camera import Camera
 from lix_core.errors import GeometryError
-from lix_core.geometry.normals import DEFAULT, FLOOR, LIMIT, NEVER, REACH, SIGMA_OF_CHANGE, STAGES, TINY, UNIT, _kernels
+from lix_core.geometry.normals import DEFAULT, FARTHEST, FLOOR, LIMIT, NEAREST, NEVER, REACH, SIGMA_OF_CHANGE, STAGES, TINY, UNIT, _kernels
 
 METHODS = ("planes", "one_sided")
 
@@ -24,7 +24,8 @@ METHODS = ("planes", "one_sided")
 def normals_from_depth(depth: Tensor, camera: Camera | Tensor, method: str = DEFAULT) -> Tensor:
     """Unit normals of the surface seen in every pixel, as lix_core.geometry.normals.normals_from_depth finds them.
 
-    depth: (B, H, W) or (B, 1, H, W) float, z [m] in the rectified image; NaN, infinity and what is not above 0 are unknown.
+    depth: (B, H, W) or (B, 1, H, W) float, z [m] in the rectified image; NaN and what is not within NEAREST and FARTHEST
+        are unknown.
     camera: of all images, or (B, 4) or (4,) fx, fy, cx, cy [pixels] of each; the centre of the top left pixel is (0, 0).
     method: `planes` or `one_sided`.
 
@@ -46,8 +47,9 @@ def normals_from_depth(depth: Tensor, camera: Camera | Tensor, method: str = DEF
         camera = torch.tensor([camera.fx, camera.fy, camera.cx, camera.cy], dtype=torch.float64)
     if camera.shape not in ((4,), (len(depth), 4)):
         raise GeometryError(f"intrinsics must be (4,) or ({len(depth)}, 4): fx, fy, cx, cy, got shape {tuple(camera.shape)}")
-    known = (depth > 0) & (depth < torch.inf)
-    w = torch.where(known, 1 / torch.where(known, depth, 1).float(), 0)
+    depth = depth.float()
+    known = (depth >= NEAREST) & (depth <= FARTHEST)
+    w = torch.where(known, 1 / torch.where(known, depth, 1), 0)
     fx, fy, cx, cy = camera.to(depth.device).expand(len(depth), 4).T[:, :, None, None]
     return (_planes if method == "planes" else _only_one_sided)(w, known, fx.float(), fy.float(), cx, cy)
 
@@ -76,13 +78,15 @@ def _one_sided(w: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     there = known[..., 1:] & known[..., :-1]
     slope = torch.where(there, w[..., 1:] - w[..., :-1], 0)
     bend = torch.where(there[..., 1:] & there[..., :-1], (slope[..., 1:] - slope[..., :-1]).abs(), torch.inf)
+    # Cut after padding, since an image one pixel wide has no bend to pad.
+    bend, width = pad(bend, (2, 2), value=torch.inf), w.shape[2]
     size = torch.where(there, slope.abs(), NEVER)
     left, right = pad(slope, (1, 0)), pad(slope, (0, 1))
-    error_left = torch.minimum(pad(size, (1, 0), value=NEVER), pad(bend, (2, 0), value=torch.inf))
-    error = torch.minimum(pad(size, (0, 1), value=NEVER), pad(bend, (0, 2), value=torch.inf))
+    error_left = torch.minimum(pad(size, (1, 0), value=NEVER), bend[..., :width])
+    error = torch.minimum(pad(size, (0, 1), value=NEVER), bend[..., 2 : width + 2])
     best = torch.where(error_left < error, left, right)
     error = torch.minimum(error, error_left)
-    across = pad(bend, (1, 1), value=torch.inf)
+    across = bend[..., 1 : width + 1]
     return torch.where(across <= error, (left + right) * 0.5, best), torch.minimum(error, across)
 
 
