@@ -214,7 +214,7 @@ class Camera:
             return cls(int(data["image_width"]), int(data["image_height"]), k, str(data["distortion_model"]), d, r, p)
         except OSError as error:
             raise DataError(f"cannot read calibration {path}: {error.strerror}") from None
-        except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        except (yaml.YAMLError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             if isinstance(error, DataError):
                 raise DataError(f"{path}: {error}") from None
             raise DataError(f"{path} is not a camera_calibration YAML file: {error}") from None

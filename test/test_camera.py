@@ -72,7 +72,14 @@ def test_a_file_without_one_field_is_refused(tmp_path, missing):
         Camera.load(path)
 
 
-@pytest.mark.parametrize("text", ["", "just text", "[1, 2]", "a: [", "\x00", "camera_matrix: 3", "camera_matrix: {data: 3}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "just text", "[1, 2]", "a: [", "\x00", "camera_matrix: 3", "camera_matrix: {data: 3}"),
+        yaml.safe_dump({**calibration(), "image_width": np.inf}),
+        pytest.param("[" * 5000, id="5000 brackets"),
+    ],
+)
 def test_other_files_are_refused(tmp_path, text):
     path = tmp_path / "camera_info.yaml"
     path.write_text(text)
