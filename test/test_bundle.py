@@ -7,8 +7,10 @@ import json
 import os
 import tracemalloc
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -139,6 +141,15 @@ def test_saving_where_it_cannot_be_says_where_and_why_and_leaves_nothing(tmp_pat
     with pytest.raises(BundleError, match="cannot write bundle .*file/small.lix: "):
         SMALL.save(tmp_path / "file" / "small.lix")
     assert sorted(os.listdir(tmp_path)) == ["file", "taken.lix"]
+
+
+@pytest.mark.parametrize("value", [np.float32(0.5), {1, 2}, Path("run")])
+@pytest.mark.parametrize("field", ["training", "metrics"])
+def test_records_that_json_cannot_hold_are_refused_and_nothing_is_written(tmp_path, field, value):
+    bundle = replace(SMALL, manifest=replace(SMALL.manifest, **{field: {"test": {"miou": value}}}))
+    with pytest.raises(BundleError, match=f"training or metrics of bundle .*small.lix hold what JSON cannot .*{type(value).__name__}"):
+        bundle.save(tmp_path / "small.lix")
+    assert os.listdir(tmp_path) == []
 
 
 # Damage.

@@ -206,12 +206,17 @@ class Bundle:
         """Write the bundle; `path` holds the old file or the whole new one, never a part.
 
         Raises:
-            BundleError: the place cannot be written.
+            BundleError: the place cannot be written, or training or metrics hold what JSON cannot.
         """
         path = Path(path)
         members = {GRAPH: self.graph, CARD: self.card.encode()}
         digests = {name: hashlib.sha256(content).hexdigest() for name, content in members.items()}
-        manifest = json.dumps({**self.manifest.to_dict(), "sha256": digests}, indent=1)
+        try:
+            manifest = json.dumps({**self.manifest.to_dict(), "sha256": digests}, indent=1)
+        except (TypeError, ValueError) as error:
+            raise BundleError(
+                f"training or metrics of bundle {path} hold what JSON cannot ({error}); give them plain numbers, texts, lists and dicts"
+            ) from None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
