@@ -306,7 +306,7 @@ class ReplayParameters:
     )
     reliability: str = parameter("reliable", "Reliability offered on the topics; reliable matches every subscriber.", choices=RELIABILITY)
     depth: int = parameter(10, "History depth of the topics [frames].", range=(1, 1000))
-    world_size: str = parameter("640x192", "Width x height of a live world's cameras [pixels]; the field of view stays.")
+    world_size: str = parameter("640x192", "Width x height of a live world's cameras [pixels]; the horizontal field of view stays.")
     world_weather: str = parameter(
         "", "One weather for every street of a live world (an unknown name lists them); empty draws one for each."
     )

@@ -12,7 +12,7 @@ from lix_core.cli.progress import progress_bar
 from lix_core.files import make_folder, save_image
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="A small simulated street that knows the truth: render or preview it.")
-SIZE = typer.Option("640x192", help="Width x height of the cameras [pixels]; the field of view stays.")
+SIZE = typer.Option("640x192", help="Width x height of the cameras [pixels]; the horizontal field of view stays.")
 SEED = typer.Option(0, min=0, help="Of everything: the same seed gives the same bytes.")
 WEATHER = typer.Option("", help="One weather for every street (an unknown name lists them); empty draws one for each.")
 

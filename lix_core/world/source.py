@@ -101,7 +101,7 @@ def seed_of(text: str) -> int | None:
 
 
 def rig_of(size: str) -> Rig:
-    """The standard rig with cameras of another size [pixels], as 640x192; their field of view stays. Raises GeometryError."""
+    """The standard rig with cameras of another size [pixels], as 640x192; their horizontal field of view stays. Raises GeometryError."""
     match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", size, re.ASCII)
     width, height = map(int, match.groups()) if match else (0, 0)
     if not (SIZES[0] <= width <= SIZES[1] and SIZES[0] <= height <= SIZES[1]):
