@@ -350,6 +350,36 @@ def test_a_model_of_rgb_alone_refuses_x(kind):
 # Results.
 
 
+def sampled(cells: np.ndarray, size: tuple[int, int], pixels_per_cell: tuple[float, float]) -> np.ndarray:
+    """(h, w) values at the middles of cells -> at the middles of size[0] x size[1] pixels, bilinear, the outermost ones held."""
+    rows, columns = ((np.arange(side) + 0.5) / step - 0.5 for side, step in zip(size, pixels_per_cell))
+    across = np.stack([np.interp(columns, np.arange(cells.shape[1]), line) for line in cells])
+    return np.stack([np.interp(rows, np.arange(cells.shape[0]), line) for line in across.T], axis=1)
+
+
+@pytest.mark.parametrize("kind", ["camera at stride 4", "logits at stride 4"])
+@given(SIZES, st.integers(0, 2**32 - 1))
+@settings(max_examples=25)
+@example((1, 300), 0)
+@example((41, 63), 0)
+def test_confidence_lies_where_its_cells_do_whatever_the_size(kind, size, seed):
+    """Sides that are no multiple of 4 end within a cell."""
+    result = KINDS[kind].segment(random_image(*size, seed))
+    expected = sampled(result.coarse_confidence, size, (4, 4))
+    np.testing.assert_allclose(result.confidence, expected, atol=1e-4)
+    np.testing.assert_allclose(result.confidence_u8 / 255, expected, atol=1.6 / 255)
+    assert result.confidence.flags.c_contiguous and result.confidence_u8.flags.c_contiguous
+
+
+def test_confidence_of_a_scaled_image_lies_where_its_cells_do():
+    """300 x 400 pixels of which the network sees 69 x 92, in 17.25 x 23 cells."""
+    result = segmenter(camera_bundle(stride=4), max_pixels=6400).segment(random_image(300, 400))
+    assert result.coarse_confidence.shape == (18, 23) and result.cells == (17.25, 23.0)
+    expected = sampled(result.coarse_confidence, (300, 400), (300 / 17.25, 400 / 23))
+    np.testing.assert_allclose(result.confidence, expected, atol=1e-4)
+    np.testing.assert_array_equal(result.rejecting(0.5).confidence, result.confidence)
+
+
 def test_confidence_in_8_bits_is_the_confidence_times_255_to_about_one():
     for kind in KINDS.values():
         result = kind.segment(random_image(50, 70))

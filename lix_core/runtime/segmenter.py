@@ -26,11 +26,13 @@ class Segmentation:
 
     mask: (H, W) uint8 ids of `labels`, 255 = unlabelled, at the image's own size.
     coarse_confidence: (h, w) float32, 0..1, the winning class's probability at the network's output size.
+    cells: rows and columns of coarse_confidence that the image covers, the last ones maybe in part; None: all.
     """
 
     mask: np.ndarray
     labels: LabelSet
     coarse_confidence: np.ndarray
+    cells: tuple[float, float] | None = None
 
     @cached_property
     def confidence(self) -> np.ndarray:
@@ -44,7 +46,12 @@ class Segmentation:
 
     def _resize(self, values: np.ndarray) -> np.ndarray:
         height, width = self.mask.shape
-        return cv2.resize(values, (width, height), interpolation=cv2.INTER_LINEAR)
+        rows, columns = self.cells or values.shape
+        if (rows, columns) == values.shape:
+            return cv2.resize(values, (width, height), interpolation=cv2.INTER_LINEAR)
+        # By factors, since a size would stretch the cells that lie in the image only in part; the rest of them is cut off.
+        whole = cv2.resize(values, None, fx=width / columns, fy=height / rows, interpolation=cv2.INTER_LINEAR)
+        return np.ascontiguousarray(whole[:height, :width])
 
     def rejecting(self, min_confidence: float) -> "Segmentation":
         """The same, with pixels below `min_confidence` unlabelled (255)."""
@@ -132,12 +139,14 @@ class Segmenter:
         """
         height, width = self._lay(image, order, x, known)
         mask, confidence = self._infer()
+        covered = zip(self._fit.content, confidence.shape, self._fit.canvas)
+        cells = tuple(max(1.0, content * side / canvas) for content, side, canvas in covered)
         mask, confidence = self._crop(mask), self._crop(confidence)
         if mask.shape != (height, width):
             mask = cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
         else:
             mask = mask.copy()  # the backend may reuse its output at the next call
-        return Segmentation(mask, self.labels, confidence.copy())
+        return Segmentation(mask, self.labels, confidence.copy(), cells)
 
     def probabilities(
         self, image: np.ndarray, order: str = "rgb", x: np.ndarray | None = None, known: np.ndarray | None = None
