@@ -28,6 +28,7 @@ ROSDEP_KEYS = {
     **{m: f"python3-{m}" for m in ("numpy", "rich", "typer", "yaml")},
     **{m: f"python3-{m}-pip" for m in ("onnxruntime", "rosbags")},
     "cv2": "python3-opencv",
+    "tf2_ros": "tf2_ros_py",
 }
 LEARNING = {"models", "distill", "training", "data", "export.py", "world"}
 """Parts of lix_core that a robot does not run."""
