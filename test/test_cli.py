@@ -92,6 +92,19 @@ def test_predict_with_remap_and_threshold(model: Path, images: Path, tmp_path: P
     np.testing.assert_array_equal(read(tmp_path / "out" / "frame1.png")[clear], expected[clear])
 
 
+def test_predict_never_writes_over_an_image_that_it_is_to_segment(model: Path, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(images)
+    before = {path: path.read_bytes() for path in images.iterdir()}
+    for given, out in ((images, images), (images / "frame2.png", tmp_path / "link")):
+        done = lix("predict", given, "-o", out, "--output", "color", "--model", model)
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+        assert f"a result would overwrite {out}/frame" in done.stderr and "give another --out" in done.stderr
+    assert {path: path.read_bytes() for path in images.iterdir()} == before
+    # Overlays are JPEG: beside PNG they are in nobody's way.
+    assert lix("predict", images, "-o", images, "--model", model).returncode == 0
+    assert {path: path.read_bytes() for path in before} == before and (images / "frame0.jpg").exists()
+
+
 def test_predict_leaves_out_what_it_cannot_read_and_says_so(model: Path, images: Path, tmp_path: Path) -> None:
     (images / "frame1.png").write_bytes(b"broken")
     done = lix("predict", images, "-o", tmp_path / "out", "--model", model)

@@ -20,7 +20,7 @@ from lix_core.labels import LabelMapping
 from lix_core.pixels import to_rgb
 from lix_core.runtime.backends import DEFAULT_BACKEND, BackendOptions
 from lix_core.runtime.segmenter import Segmentation, Segmenter
-from lix_core.runtime.sources import open_source
+from lix_core.runtime.sources import ImageSource, open_source
 
 
 class Output(str, enum.Enum):
@@ -28,6 +28,9 @@ class Output(str, enum.Enum):
     color = "color"
     overlay = "overlay"
     npz = "npz"
+
+
+SUFFIXES = {Output.mask: ".png", Output.color: ".png", Output.overlay: ".jpg", Output.npz: ".npz"}
 
 
 def predict(
@@ -50,6 +53,8 @@ def predict(
 ) -> None:
     """Segment an image, a folder, a video or a bag into files `<stem>.png` (.jpg, .npz)."""
     source = open_source(input, topic)
+    if isinstance(source, ImageSource):
+        refuse_inputs(source, out, SUFFIXES[output])
     segmenter = Segmenter(model, backend, BackendOptions(threads, precision), max_pixels)
     mapping = LabelMapping.load(segmenter.labels, remap) if remap else None
     make_folder(out)
@@ -74,7 +79,7 @@ def predict(
             else:
                 if mapping:
                     result = result.remapped(mapping)
-                write(out, frame.stem, output, image, order, result, alpha)
+                write(out / f"{frame.stem}{SUFFIXES[output]}", output, image, order, result, alpha)
                 done += 1
             progress.update(task, advance=1, note=f"{1e3 * busy / max(1, done):.0f} ms/frame")
         progress.update(task, total=done + len(unreadable))
@@ -83,15 +88,23 @@ def predict(
         raise SourceError(f"{len(unreadable)} of {done + len(unreadable)} frames could not be read; the others are done")
 
 
-def write(out: Path, stem: str, output: Output, image: np.ndarray, order: str, result: Segmentation, alpha: float) -> None:
+def refuse_inputs(source: ImageSource, out: Path, suffix: str) -> None:
+    """Raises SourceError where a result would take the place of an image of the source."""
+    images = {path.resolve() for path in source.paths}
+    for stem in source.stems:
+        if (target := out / f"{stem}{suffix}").resolve() in images:
+            raise SourceError(f"a result would overwrite {target}, which is an image to segment; give another --out")
+
+
+def write(path: Path, output: Output, image: np.ndarray, order: str, result: Segmentation, alpha: float) -> None:
     """One result file, whole or not at all."""
     if output is Output.mask:
-        save_image(out / f"{stem}.png", result.mask)
+        save_image(path, result.mask)
     elif output is Output.color:
-        save_image(out / f"{stem}.png", viz.colorize(result.mask, result.labels))
+        save_image(path, viz.colorize(result.mask, result.labels))
     elif output is Output.overlay:
-        save_image(out / f"{stem}.jpg", viz.overlay(to_rgb(image, order), result.mask, result.labels, alpha))
+        save_image(path, viz.overlay(to_rgb(image, order), result.mask, result.labels, alpha))
     else:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, mask=result.mask, confidence=result.confidence.astype(np.float16))
-        save(out / f"{stem}.npz", buffer.getvalue())
+        save(path, buffer.getvalue())

@@ -53,18 +53,18 @@ class ImageSource:
     rate = 10.0
 
     def __init__(self, name: str, paths: list[Path]):
-        self.name, self._paths = name, paths
+        self.name, self.paths = name, paths
         stems = Counter(p.stem for p in paths)
         # a.jpg and a.png beside each other: their results must not take the same name.
-        self._stems = [p.stem if stems[p.stem] == 1 else p.name for p in paths]
+        self.stems = [p.stem if stems[p.stem] == 1 else p.name for p in paths]
         calibration = paths[0].parent / "camera_info.yaml"
         self.camera = Camera.load(calibration) if calibration.exists() else None
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self.paths)
 
     def __iter__(self) -> Iterator[Frame]:
-        for index, (stem, path) in enumerate(zip(self._stems, self._paths)):
+        for index, (stem, path) in enumerate(zip(self.stems, self.paths)):
             yield Frame(stem, index / self.rate, lambda path=path: self._load(path))
 
     @staticmethod
