@@ -197,6 +197,15 @@ def test_images_of_a_bag_can_be_loaded_while_it_is_read(tmp_path, storage, messa
         assert order == "bgr" and np.array_equal(image, picture(index))
 
 
+@pytest.mark.parametrize("storage", bags.STORAGES)
+def test_frames_recorded_at_one_time_have_names_of_their_own(tmp_path, storage):
+    messages = [(topic, 10**18 + time * MS, message) for (topic, _, message), time in zip(map(raw, range(6)), (0, 0, 0, 50, 100, 100))]
+    source = open_source(bags.write_bag(tmp_path / "bag", messages, storage))
+    start, last = 10**18, 10**18 + 100 * MS
+    assert [frame.stem for frame in source] == [f"{start}", f"{start}_1", f"{start}_2", str(start + 50 * MS), f"{last}", f"{last}_1"]
+    assert all(np.array_equal(frame.load()[0], picture(index)) for index, frame in enumerate(source))
+
+
 @pytest.mark.parametrize(("encoding", "order"), [("rgb8", "rgb"), ("bgra8", "bgra"), ("mono8", "gray")])
 def test_a_bag_keeps_the_encoding_and_skips_the_padding_of_rows(tmp_path, encoding, order):
     channels = {"rgb": 3, "bgra": 4, "gray": 1}[order]

@@ -155,8 +155,12 @@ class BagSource:
 
     def __iter__(self) -> Iterator[Frame]:
         with Bag(self._path) as bag:
+            times: Counter[int] = Counter()
             for topic, kind, stamp, raw in bag.messages([self.topic]):
-                yield Frame(str(stamp), (stamp - self._start) / 1e9, partial(load_image, raw, kind, topic, bag.is_ros2))
+                # A simulated clock ticks slowly: frames of one time must not take the same name.
+                stem = f"{stamp}_{times[stamp]}" if times[stamp] else str(stamp)
+                times[stamp] += 1
+                yield Frame(stem, (stamp - self._start) / 1e9, partial(load_image, raw, kind, topic, bag.is_ros2))
 
 
 def open_source(path: str | Path, topic: str = "") -> Source:
