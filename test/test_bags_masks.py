@@ -269,8 +269,8 @@ def test_images_of_an_export_are_not_taken_for_masks(extraction, tmp_path, archi
 def test_a_cvat_export_is_an_archive_as_cvat_writes_it(extraction, tmp_path):
     masks = masks_of(extraction, len(STREET))
     labelled = f"drive/{FIRST}"
-    export_masks(extraction, tmp_path, "cvat", STREET, lambda frame, image: masks[labelled] if frame.name == labelled else None)
-    with zipfile.ZipFile(tmp_path / "annotations.zip") as archive:
+    export_masks(extraction, tmp_path / "out", "cvat", STREET, lambda frame, image: masks[labelled] if frame.name == labelled else None)
+    with zipfile.ZipFile(tmp_path / "out" / "annotations.zip") as archive:
         assert sorted(archive.namelist()) == [
             "ImageSets/Segmentation/default.txt",
             f"SegmentationClass/drive/{FIRST}.png",
@@ -281,15 +281,15 @@ def test_a_cvat_export_is_an_archive_as_cvat_writes_it(extraction, tmp_path):
         assert archive.read("ImageSets/Segmentation/default.txt").decode().split() == [frame.name for frame in extraction.frames]
         pixels = cv2.imdecode(np.frombuffer(archive.read(f"SegmentationClass/drive/{FIRST}.png"), np.uint8), cv2.IMREAD_COLOR)
     assert np.array_equal(pixels[..., ::-1], STREET.palette[masks[labelled]])
-    constructor = json.loads((tmp_path / "cvat_labels.json").read_text())
+    constructor = json.loads((tmp_path / "out" / "cvat_labels.json").read_text())
     assert constructor[8] == {"name": "car", "color": "#00008e", "attributes": []}
 
 
 def test_a_coco_export_has_one_annotation_for_each_class_of_a_frame(extraction, tmp_path):
     mask = np.full((64, 96), 255, np.uint8)
     mask[10:14, 20:25] = 8
-    export_masks(extraction, tmp_path, "coco", STREET, lambda frame, image: mask, count=1)
-    data = json.loads((tmp_path / "annotations.json").read_text())
+    export_masks(extraction, tmp_path / "out", "coco", STREET, lambda frame, image: mask, count=1)
+    data = json.loads((tmp_path / "out" / "annotations.json").read_text())
     assert data["images"] == [{"id": 1, "file_name": f"drive/{FIRST}.png", "height": 64, "width": 96}]
     (found,) = data["annotations"]
     assert found | {"segmentation": 0} == {
@@ -300,9 +300,22 @@ def test_a_coco_export_has_one_annotation_for_each_class_of_a_frame(extraction, 
 
 
 def test_only_so_many_frames_are_exported_from_the_first_to_the_last(extraction, tmp_path):
-    frames = export_masks(extraction, tmp_path, "png", STREET, count=2)
+    frames = export_masks(extraction, tmp_path / "out", "png", STREET, count=2)
     assert [frame.name for frame in frames] == [f"drive/{FIRST}", f"night/{SECOND}"]
-    assert len(list((tmp_path / "images").rglob("*.png"))) == 2 and not list((tmp_path / "masks").rglob("*.png"))
+    out = tmp_path / "out"
+    assert len(list((out / "images").rglob("*.png"))) == 2 and not list((out / "masks").rglob("*.png"))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_folder_with_anything_in_it_is_not_exported_into(extraction, tmp_path, form):
+    export_masks(extraction, tmp_path / "out", "png", STREET, lambda frame, image: patchwork(0, 5))
+    edited = put(tmp_path / "out" / "masks" / "drive" / f"{FIRST}.png", "by hand")
+    for out in (tmp_path / "out", extraction.root):
+        before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        with pytest.raises(SourceError, match=f"{out} is not empty, .* export into a new folder"):
+            export_masks(extraction, out, form, STREET, lambda frame, image: patchwork(1, 5), count=1)
+        assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert edited.read_text() == "by hand"
 
 
 # What people's tools write.
@@ -429,6 +442,19 @@ def test_what_is_of_no_format_is_an_error_of_lix(tmp_path, name, content, form, 
         put(path, content)
     with pytest.raises(error):
         open_masks(tmp_path / "in" if name.startswith("in/") else path, form)
+
+
+def test_masks_in_several_formats_ask_for_a_choice_and_take_it(extraction, tmp_path):
+    for seed, form in enumerate(("cvat", "png", "coco")):
+        export_masks(extraction, tmp_path / form, form, STREET, lambda frame, image: patchwork(seed, 5))
+        shutil.copytree(tmp_path / form, tmp_path / "both", dirs_exist_ok=True)
+    message = r"annotations.zip \(cvat\), annotations.json \(coco\), masks \(png\); name one of these formats \(--format\)"
+    with pytest.raises(DataError, match=message):
+        import_masks(extraction, tmp_path / "both")
+    assert not stored(extraction)
+    for seed, form in enumerate(("cvat", "png", "coco")):
+        import_masks(extraction, tmp_path / "both", form=form)
+        assert all(np.array_equal(mask, patchwork(seed, 5)) for mask in stored(extraction).values())
 
 
 @pytest.mark.parametrize("line", ["car", "car:1,2", "car:1,2,300::", "car:a,b,c::"])

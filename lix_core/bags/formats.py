@@ -383,15 +383,18 @@ def open_masks(path: str | Path, form: str = "", fallback: LabelSet | None = Non
     form: one of FORMATS; left out, it is told by what is there. fallback: the label set of masks that come without names.
 
     Raises:
-        SourceError: nothing there. DataError, LabelError: what is there is not of the format.
+        SourceError: nothing there. DataError, LabelError: what is there is not of the format, or of several and none is named.
     """
     path = expanded(path)
     if form not in ("", *FORMATS):
         raise SourceError(f"there is no mask format {form!r}; there are {', '.join(FORMATS)}")
-    for inside, its_form in (("annotations.zip", "cvat"), ("annotations.json", "coco"), ("masks", "png")):
-        if (path / inside).exists() and form in ("", its_form):
-            path, form = path / inside, its_form
-            break
+    exported = (("annotations.zip", "cvat"), ("annotations.json", "coco"), ("masks", "png"))
+    found = [(path / inside, its_form) for inside, its_form in exported if (path / inside).exists() and form in ("", its_form)]
+    if len(found) > 1:
+        names = ", ".join(f"{inside.name} ({its_form})" for inside, its_form in found)
+        raise DataError(f"{path} has masks in several formats: {names}; name one of these formats (--format)")
+    if found:
+        ((path, form),) = found
     files = Files(path)
     if not form:
         documents = [name for name in files.names if name.endswith(".json") and PurePosixPath(name).name != LABELS_FILE]

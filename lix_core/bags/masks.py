@@ -230,7 +230,8 @@ def export_masks(
         The frames.
 
     Raises:
-        SourceError: the folder cannot be written. DataError: an image cannot be read, or there are no frames. LabelError: too many colours.
+        SourceError: the folder is not empty or cannot be written. DataError: an image cannot be read, or there are no frames. LabelError:
+            too many colours.
     """
     if form not in FORMATS:
         raise SourceError(f"there is no mask format {form!r}; there are {', '.join(FORMATS)}")
@@ -238,6 +239,8 @@ def export_masks(
     if not frames:
         raise DataError(f"{extraction.root} has no frames")
     make_folder(out)
+    if any(out.iterdir()):
+        raise SourceError(f"{out} is not empty, and masks that people made there would be lost; export into a new folder")
     write_label_set(out / LABELS_FILE, labels)
     writer = WRITERS[form](out, labels)
     for frame in frames:
