@@ -699,6 +699,28 @@ def test_the_oldest_bags_go_for_the_quota_and_nothing_that_is_not_a_bag_of_this_
     assert contents(newest)[-1][1] == 7
 
 
+def test_of_several_loggers_the_oldest_bags_go_whoever_wrote_them(tmp_path):
+    hours = time.time() // 3600
+    for number in range(12):  # two loggers that began five seconds apart and then ended a bag every hour
+        stem = "lix_20240101_080000" if number < 6 else "lix_20240101_080005"
+        writer = RosbagsWriter(tmp_path / (f"{stem}_{number % 6}" if number % 6 else stem))
+        writer.add(Topic("/a", TEXT))
+        writer.write("/a", 1, text("x" * 40_000))
+        writer.close()
+        for path in writer.folder.iterdir():
+            os.utime(path, (0, 3600 * (hours - 12 + number % 6)))
+    (tmp_path / "lix_20240101_080000" / "metadata.yaml").touch()  # as `lix bag repair` may have written it later
+    names = [bag.path.name for bag in own_bags(tmp_path, "lix")]
+    assert names[:3] == ["lix_20240101_080000", "lix_20240101_080005", "lix_20240101_080000_1"]
+    assert names[-3:] == ["lix_20240101_080005_4", "lix_20240101_080000_5", "lix_20240101_080005_5"]
+
+    quota = sum(bag.size for bag in own_bags(tmp_path, "lix")[4:])
+    recording = recording_in(tmp_path, quota=quota, delete_oldest=True)
+    recording.write("/a", 2, text("x"))
+    recording.close()
+    assert [bag.path.name for bag in own_bags(tmp_path, "lix")][:-1] == names[4:]
+
+
 def test_a_recording_whose_name_is_taken_meanwhile_takes_the_next_and_leaves_the_other_bag_alone(tmp_path):
     others: list[RosbagsWriter] = []
 

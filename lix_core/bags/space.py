@@ -20,10 +20,12 @@ BAG_FILE = re.compile(r"(\.?metadata\.yaml((\.\d+)?\.part|\.tmp)?|.*\.(mcap|db3)
 
 @dataclass(frozen=True)
 class OwnBag:
-    """A bag that a recording made. size: of its files [bytes]. deletable: nobody writes it, and nothing of others is in it."""
+    """A bag that a recording made. size: of its files [bytes]. written: when its last message was [s since 1970]. deletable: nobody writes
+    it, and nothing of others is in it."""
 
     path: Path
     size: int
+    written: float
     deletable: bool
 
 
@@ -40,14 +42,18 @@ def free_space(folder: Path) -> int:
 
 
 def own_bags(folder: Path, prefix: str) -> list[OwnBag]:
-    """The bags named <prefix>_<date>_<time>[_<number>] in a folder, oldest first by that name. Links are not followed."""
+    """The bags named <prefix>_<date>_<time>[_<number>] in a folder, in order of their last messages, then by name. Links are not followed.
+
+    A name has the time at which its logger began, so that names alone would put all bags of one logger before those of another.
+    """
     pattern = re.compile(re.escape(prefix) + r"_(\d{8})_(\d{6})(?:_(\d+))?")
     found = []
     try:
         for path in folder.iterdir():
             match = pattern.fullmatch(path.name)
             if match and path.is_dir() and not path.is_symlink():
-                found.append(((match[1], match[2], int(match[3] or 0)), _own_bag(path)))
+                bag = _own_bag(path)
+                found.append(((bag.written, match[1], match[2], int(match[3] or 0)), bag))
     except OSError:  # the folder was removed, or a bag while it was looked at; next time it is known
         pass
     return [bag for _, bag in sorted(found, key=lambda item: item[0])]
@@ -56,9 +62,11 @@ def own_bags(folder: Path, prefix: str) -> list[OwnBag]:
 def _own_bag(path: Path) -> OwnBag:
     files = {file: file.lstat() for file in path.iterdir()}
     ours = all(BAG_FILE.fullmatch(file.name) and file.is_file() and not file.is_symlink() for file in files)
-    idle = time.time() - max((status.st_mtime for status in files.values()), default=path.stat().st_mtime)
-    finished = path / "metadata.yaml" in files or (idle > ABANDONED_S and not is_held(path))
-    return OwnBag(path, sum(status.st_size for status in files.values()), ours and finished)
+    newest = max((status.st_mtime for status in files.values()), default=path.stat().st_mtime)
+    # Whoever ends a bag later, as `lix bag repair` does, adds metadata.yaml.
+    written = max((status.st_mtime for file, status in files.items() if "metadata.yaml" not in file.name), default=newest)
+    finished = path / "metadata.yaml" in files or (time.time() - newest > ABANDONED_S and not is_held(path))
+    return OwnBag(path, sum(status.st_size for status in files.values()), written, ours and finished)
 
 
 def hold(bag: Path) -> int:
