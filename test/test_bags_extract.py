@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 
 import recorded
 from bags import MS
-from lix_core.bags.check import check
+from lix_core.bags.check import check, check_all
 from lix_core.bags.extract import Extraction, extract
 from lix_core.bags.index import NS, Options
 from lix_core.bags.reader import bags_in
@@ -472,6 +472,22 @@ def test_bags_that_cannot_be_read_do_not_stop_the_others(tmp_path):
     assert "cannot read bag" in outcomes["bad"].faults[0] and "is a camera's picture" in outcomes["empty"].faults[0]
     with pytest.raises(SourceError, match="cannot read bag .*bad"):
         extract([bad], tmp_path / "other")
+
+
+def test_a_bag_without_an_image_that_can_be_decoded_does_not_stop_the_others(tmp_path):
+    good, bad = write(tmp_path / "good", drive(1)), tmp_path / "bad"
+    messages = drive(3)
+    for message in only(messages, "/image"):
+        message.message.encoding = "custom42"
+    write(bad, messages)
+    (report,) = check_all([bad])
+    (fault,) = report.faults
+    assert f"bag {bad}: none of the first 3 images of /image can be decoded: " in fault and "custom42" in fault
+    outcomes = {o.name: o for o in extract([bad, good], tmp_path / "out")}
+    assert outcomes["good"].done == 1 and outcomes["bad"].faults == [fault]
+    assert [frame.name for frame in Extraction.open(tmp_path / "out").frames] == [f"good/{START}"]
+    with pytest.raises(SourceError, match="none of the first 3 images"):
+        extract([bad], tmp_path / "none")
 
 
 def test_what_is_no_extraction_is_refused_by_name(tmp_path):

@@ -34,7 +34,7 @@ TIMED = ("image", "right_image", "depth", "points", "labels")
 MARGIN_S = 1.0
 """Read more than the wanted stretch of time: a partner may be recorded later than its image."""
 LOOKED_AT = 200
-"""Messages that are searched for a calibration of the image's size."""
+"""Messages that are searched for an image that can be decoded, or for a calibration of its size."""
 NS = 1_000_000_000
 MessageKey = tuple[int, int]
 """A message among those of its topic: when it was recorded, and the stamp in its header [ns]. Neither tells it from others by itself: the
@@ -173,7 +173,7 @@ class BagIndex:
 
 
 def scan(bag: Bag, options: Options) -> BagIndex:
-    """Read a bag once, and see what is in it. Raises DamagedBag, or SourceError for options that do not fit it."""
+    """Read a bag once, and see what is in it. Raises DamagedBag, or SourceError for options that do not fit it or undecodable images."""
     topics, remarks = find_topics(bag, options.topics)
     index = BagIndex(
         bag.name, bag.path, bag.is_ros2, bag.salvaged, bag.start, bag.end, bag.count, fingerprint(bag), topics, remarks=remarks,
@@ -239,19 +239,21 @@ def key_of(recorded: int, raw: bytes, is_ros2: bool) -> MessageKey:
 
 
 def look_at_image(bag: Bag, index: BagIndex) -> None:
-    """Size and frame of the first image that can be decoded."""
+    """Size and frame of the first image that can be decoded. Raises SourceError where there are images, but none of the first can be."""
     image = index.streams.get("image")
     if image is None or not len(image):
         return
+    reason = ""
     for place, (_, kind, _, raw) in enumerate(bag.messages([image.topic], int(image.recorded.min()), int(image.recorded.max()) + 1)):
         try:
             index.size = load_image(raw, kind, image.topic, bag.is_ros2)[0].shape[:2]
             index.frame_id = bag.decode(raw, kind).header.frame_id
             return
         except LixError as error:
+            reason = str(error)
             if place + 1 >= LOOKED_AT:
-                index.remarks.append(f"none of the first {LOOKED_AT} images of {image.topic} can be decoded: {error}")
-                return
+                break
+    raise SourceError(f"bag {index.path}: none of the first {min(len(image), LOOKED_AT)} images of {image.topic} can be decoded: {reason}")
 
 
 def look_at_cameras(bag: Bag, index: BagIndex) -> None:
