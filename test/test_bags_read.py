@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
+from rosbags.rosbag2.storage_mcap import zstd
 
 import bags
 import recorded
@@ -219,6 +220,25 @@ def test_messages_compressed_one_by_one_are_salvaged_too(tmp_path):
     path = WRITERS["sqlite3, messages in zstd"](tmp_path / "bag", messages)
     (path / "metadata.yaml").unlink()
     assert whole_of(path, read) == rows(messages)
+
+
+@pytest.mark.parametrize("storage", [StoragePlugin.SQLITE3, StoragePlugin.MCAP])
+def test_a_message_that_cannot_be_decompressed_is_left_out_alone(tmp_path, storage):
+    messages = drive(3, ("image", "depth"))
+    raw = [STORE.serialize_cdr(m.message, m.message.__msgtype__) for m in messages]
+    packed = [zstd.compress(bytes(data)) for data in raw]
+    packed[3] = packed[3][:4] + bytes(len(packed[3]))
+    writer = Writer(tmp_path / "bag", version=9, storage_plugin=storage)
+    with writer:
+        topics = {topic: writer.add_connection(topic, "sensor_msgs/msg/Image", typestore=STORE) for topic in ("/image", "/depth")}
+        for m, data in zip(messages, packed):
+            writer.write(topics[m.topic], m.time, data)
+    (tmp_path / "bag" / "metadata.yaml").unlink()
+    with Bag(tmp_path / "bag", salvaged=True) as bag:
+        assert read(bag) == rows([*messages[:3], *messages[4:]])
+        assert {topic.name: topic.count for topic in bag.topics} == {"/image": 3, "/depth": 2} and bag.count == 5
+        assert bag.faults[1:] == [f"1 messages of {data_file(bag.path).name} cannot be decompressed and are left out"]
+        assert "is missing: the recorder was killed" in bag.faults[0]
 
 
 def test_damaged_pages_of_sqlite_are_leapt_over(tmp_path):

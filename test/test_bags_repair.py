@@ -10,9 +10,9 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rosbags.rosbag2 import Reader
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, Reader, Writer
 
-from bags import MS, text_message, write_bag
+from bags import MS, STORAGES, STORE, text_message, write_bag
 from lix_core.bags.reader import Bag, whole_of
 from lix_core.bags.repair import repair
 from lix_core.bags.writer import NO_HASH, Qos, RosbagsWriter, Topic
@@ -214,6 +214,34 @@ def test_a_repaired_bag_keeps_storage_compression_qos_and_types(tmp_path, storag
     assert contents(target) == [("/names" if n == 0 else "/a", n, raw(n)) for n in range(40)]
     data = b"".join(file.read_bytes() for file in target.iterdir())
     assert raw(7)[4:] not in data, "it is not compressed"
+
+
+@pytest.mark.parametrize("has_metadata", [True, False])
+def test_a_message_that_cannot_be_decompressed_is_noticed_and_left_out_of_the_copy(tmp_path, has_metadata):
+    bag = killed_bag(tmp_path / "bag", storage="sqlite3", compression="zstd", is_closed=has_metadata)
+    with sqlite3.connect(bag / "bag.db3") as database:
+        ((data,),) = database.execute("SELECT data FROM messages WHERE timestamp = 7").fetchall()
+        database.execute("UPDATE messages SET data = ? WHERE timestamp = 7", (data[:4] + bytes(len(data) - 4),))
+    database.close()
+    report = repair(bag)
+    assert (report.bag, report.changed, report.messages) == (tmp_path / "bag_repaired", "new", 39)
+    assert report.faults == ("1 messages of bag.db3 cannot be decompressed and are left out",)
+    assert contents(report.bag) == [("/names" if n == 0 else "/a", n, raw(n)) for n in range(40) if n != 7]
+    assert whole_of(bag, lambda opened: [stamp for _, _, stamp, _ in opened.messages()]) == [n for n in range(40) if n != 7]
+
+
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+def test_metadata_that_is_added_says_that_messages_are_compressed_one_by_one(tmp_path, storage):
+    writer = Writer(tmp_path / "bag", version=9, storage_plugin=STORAGES[storage])
+    writer.set_compression(CompressionMode.MESSAGE, CompressionFormat.ZSTD)
+    with writer:
+        topic = writer.add_connection("/a", TEXT, typestore=STORE)
+        for number in range(5):
+            writer.write(topic, number, raw(number))
+    (tmp_path / "bag" / "metadata.yaml").unlink()
+    report = repair(tmp_path / "bag")
+    assert (report.changed, report.messages) == ("metadata", 5)
+    assert contents(report.bag) == [("/a", number, raw(number)) for number in range(5)]
 
 
 def test_a_transaction_that_was_cut_off_is_taken_back_in_the_copy(tmp_path):

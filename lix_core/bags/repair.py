@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from rosbags.interfaces import Connection
 
 STORAGE = {".mcap": "mcap", ".db3": "sqlite3"}
-ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-"""Begins a compressed message of an sqlite3 bag; a message itself begins with a zero byte."""
 JOURNALS = ("-journal", "-wal", "-shm")
 
 
@@ -115,7 +113,7 @@ class WholeMcap(McapPart):
 
     @property
     def compressed(self) -> bool:
-        return any(run.compression for run in self._runs)
+        return self.zstd or any(run.compression for run in self._runs)
 
     def _define(self, kind: int, record: bytes) -> None:
         super()._define(kind, record)
@@ -137,9 +135,6 @@ class WholeMcap(McapPart):
                 if name == "offered_qos_profiles":
                     self.offers.setdefault(topic, value)
 
-    def whole_messages(self) -> Iterator[tuple[str, str, int, bytes]]:
-        yield from self.messages((), 0, 2**63 - 1)
-
 
 class WholeSqlite(SqlitePart):
     """The same of an sqlite3 file."""
@@ -152,19 +147,13 @@ class WholeSqlite(SqlitePart):
 
     @property
     def compressed(self) -> bool:
-        return any(raw.startswith(ZSTD_MAGIC) for *_, raw in self.messages((), 0, 2**63 - 1))
+        return self.zstd
 
     def _pairs(self, query: str) -> dict[str, str]:
         """Empty where a bag of an older ROS has no such table or column."""
         with suppress(sqlite3.Error), closing(self._connect()) as database:
             return dict(database.execute(query).fetchall())
         return {}
-
-    def whole_messages(self) -> Iterator[tuple[str, str, int, bytes]]:
-        from rosbags.rosbag2.storage_mcap import DECOMPRESSORS
-
-        for topic, kind, recorded, raw in self.messages((), 0, 2**63 - 1):
-            yield topic, kind, recorded, DECOMPRESSORS["zstd"](raw, 0) if raw.startswith(ZSTD_MAGIC) else raw
 
 
 Part = WholeMcap | WholeSqlite
@@ -209,8 +198,8 @@ def _connections(files: list[Path], bag: Path | None) -> list[Connection] | None
 
 def _add_metadata(bag: Path, files: list[Path], parts: list[Part], connections: list[Connection]) -> None:
     extents = [Extent(file, part.start, part.end, part.counts.total()) for file, part in zip(files, parts)]
-    compressed = files[0].suffix == ".db3" and any(part.compressed for part in parts)
-    write_metadata(bag, STORAGE[files[0].suffix], connections, extents, ("message", "zstd") if compressed else ("", ""))
+    compression = ("message", "zstd") if any(part.zstd for part in parts) else ("", "")
+    write_metadata(bag, STORAGE[files[0].suffix], connections, extents, compression)
 
 
 @dataclass(frozen=True)
@@ -288,7 +277,7 @@ def _copy(parts: list[Part], out: Path) -> None:
     try:
         known: set[str] = set()
         for part in parts:
-            for topic, kind, recorded, raw in part.whole_messages():
+            for topic, kind, recorded, raw in part.messages((), 0, 2**63 - 1):
                 if topic not in known:
                     known.add(topic)
                     writer.add(Topic(topic, kind, _offered(part.offers.get(topic, ""))), _definition(kind, part.texts.get(kind, "")))

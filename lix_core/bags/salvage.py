@@ -2,7 +2,8 @@
 
 MCAP (https://mcap.dev/spec) is a sequence of records of known length; a chunk whose checksum fails is passed over, damage between chunks
 is leapt over if there is a summary that says where the next one is, and a file that ends in mid-record ends there. Of sqlite3 the rows
-are read one after another, and those on damaged pages are leapt over.
+are read one after another, and those on damaged pages are leapt over. Of either, a message that is compressed by itself and cannot be
+decompressed is left out alone.
 """
 
 from __future__ import annotations
@@ -47,9 +48,10 @@ def files_of(folder: Path) -> list[Path]:
 
 class Part(Protocol):
     """One file. counts: (topic, type) -> messages. start, end: of its messages [ns]. faults: in words. dropped: bytes of damaged records,
-    where they are known."""
+    where they are known. zstd: whether messages are compressed one by one; `messages` are not."""
 
     counts: Counter[tuple[str, str]]
+    zstd: bool
     start: int
     end: int
     faults: list[str]
@@ -80,8 +82,7 @@ class Salvage:
 
     def messages(self, topics: Collection[str], start: int | None, stop: int | None) -> Iterator[tuple[str, str, int, bytes]]:
         for part in self._parts:
-            for topic, kind, recorded, raw in part.messages(topics, start or 0, 2**63 - 1 if stop is None else stop):
-                yield topic, kind, recorded, decompressed(raw) if raw[:4] == ZSTD_MAGIC else raw
+            yield from part.messages(topics, start or 0, 2**63 - 1 if stop is None else stop)
 
     def close(self) -> None:
         """Files are open only while they are read."""
@@ -113,7 +114,8 @@ class McapPart:
         self._path = path
         self.counts: Counter[tuple[str, str]] = Counter()
         self.faults: list[str] = []
-        self.dropped = 0
+        self.dropped = self._undone = 0
+        self.zstd = False
         self._schemas: dict[int, str] = {}
         self._channels: dict[int, tuple[str, int]] = {}
         self._found: list[tuple[Run, dict[int, Extent]]] = []
@@ -204,6 +206,10 @@ class McapPart:
             whole += HEAD.size + len(body)
             if kind == MESSAGE and len(body) >= MESSAGE_HEAD.size:
                 channel, _, recorded, _ = MESSAGE_HEAD.unpack_from(body)
+                self.zstd |= is_compressed(body[MESSAGE_HEAD.size :])
+                if decompressed(body[MESSAGE_HEAD.size :]) is None:
+                    self._undone += 1
+                    continue
                 count, first, last = extents.get(channel, (0, recorded, recorded))
                 extents[channel] = count + 1, min(first, recorded), max(last, recorded)
             elif kind in (SCHEMA, CHANNEL):
@@ -228,6 +234,7 @@ class McapPart:
                 self.start, self.end = min(self.start, run.start), max(self.end, run.end)
         if lost:
             self.faults.append(f"{lost} messages of {self._path.name} are left out: what says of which topics they are is damaged")
+        self.faults += undone(self._undone, self._path)
 
     def _define(self, kind: int, record: bytes) -> None:
         """Take note of a schema (id, name) or a channel (id, schema, topic). Repetitions are the same, so the first counts."""
@@ -256,7 +263,9 @@ class McapPart:
                         if channel in self._channels and start <= recorded < stop:
                             topic, message_type = self._key(channel)
                             if not topics or topic in topics:
-                                yield topic, message_type, recorded, bytes(body[MESSAGE_HEAD.size :])
+                                raw = decompressed(body[MESSAGE_HEAD.size :])
+                                if raw is not None:
+                                    yield topic, message_type, recorded, bytes(raw)
 
 
 def records(data: memoryview) -> Iterator[tuple[int, memoryview]]:
@@ -294,11 +303,26 @@ def read_run(file: BinaryIO, run: Run) -> memoryview:
     return memoryview(data)
 
 
-def decompressed(raw: bytes) -> bytes:
-    """A message that rosbag2 compressed by itself. Raises what the decompressor does."""
+def is_compressed(raw: bytes | memoryview) -> bool:
+    """Whether rosbag2 compressed a message by itself."""
+    return raw[:4] == ZSTD_MAGIC
+
+
+def decompressed(raw: bytes | memoryview) -> bytes | memoryview | None:
+    """A message as it was sent, whether it is compressed or not; None where that cannot be told any more."""
+    if not is_compressed(raw):
+        return raw
     from rosbags.rosbag2.storage_mcap import DECOMPRESSORS
 
-    return DECOMPRESSORS["zstd"](raw, 0)
+    try:
+        return DECOMPRESSORS["zstd"](raw, 0)
+    except Exception:  # of whatever library decompresses
+        return None
+
+
+def undone(count: int, path: Path) -> list[str]:
+    """The fault of a file with so many messages that cannot be decompressed."""
+    return [f"{count} messages of {path.name} cannot be decompressed and are left out"] if count else []
 
 
 def read_text(record: bytes, offset: int) -> str:
@@ -313,7 +337,7 @@ class SqlitePart:
     dropped = 0
 
     def __init__(self, path: Path):
-        self._path = path
+        self._path, self.zstd, count = path, False, 0
         self.counts: Counter[tuple[str, str]] = Counter()
         self.faults: list[str] = []
         self.start, self.end = 2**63 - 1, 0
@@ -325,9 +349,16 @@ class SqlitePart:
             self.faults.append(f"{path.name}: its table of topics cannot be read ({error})")
             return
         self._topics = {number: (name, kind) for number, name, kind in rows}
-        for key, _, recorded, _ in self._rows("substr(data, 1, 1)", 0, 2**63 - 1, self.faults):
+        # The others are not read: a byte of them will do.
+        data = f"CASE WHEN substr(data, 1, 4) = x'{ZSTD_MAGIC.hex()}' THEN data ELSE substr(data, 1, 1) END"
+        for key, _, recorded, raw in self._rows(data, 0, 2**63 - 1, self.faults):
+            self.zstd |= is_compressed(raw)
+            if decompressed(raw) is None:
+                count += 1
+                continue
             self.counts[key] += 1
             self.start, self.end = min(self.start, recorded), max(self.end, recorded)
+        self.faults += undone(count, path)
 
     def _connect(self) -> sqlite3.Connection:
         database = sqlite3.connect(f"{self._path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)
@@ -357,5 +388,5 @@ class SqlitePart:
 
     def messages(self, topics: Collection[str], start: int, stop: int) -> Iterator[tuple[str, str, int, bytes]]:
         for (topic, kind), _, recorded, raw in self._rows("data", start, stop, []):
-            if not topics or topic in topics:
-                yield topic, kind, recorded, raw
+            if (not topics or topic in topics) and (whole := decompressed(raw)) is not None:
+                yield topic, kind, recorded, whole
