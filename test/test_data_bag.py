@@ -18,7 +18,7 @@ from lix_core.bags.index import NS, Options
 from lix_core.bags.repair import repair
 from lix_core.data.bag import BagDataset, split_places
 from lix_core.data.registry import open_dataset
-from lix_core.errors import DataError
+from lix_core.errors import DataError, LabelError
 from lix_core.files import save, save_image
 from lix_core.geometry.encodings import ENCODINGS
 from lix_core.labels import STREET, Label, LabelSet
@@ -113,6 +113,17 @@ def test_the_best_labels_of_each_frame_share_the_classes_that_are_kept(labelled)
     assert np.array_equal(data[1].labels, expected)
     with pytest.raises(DataError, match="no label set here has the classes boat; there are sky, building"):
         BagDataset(labelled, "all", labels="best", classes=["boat"])
+
+
+def test_a_whole_label_set_may_have_classes_that_nobody_labelled(labelled):
+    wanted = LabelSet("robot", (Label("boat", (1, 2, 3)), Label("road", (4, 5, 6)), Label("car", (7, 8, 9))))
+    data = BagDataset(labelled, "all", labels="masks", classes=wanted.to_dict())
+    assert data.labels == wanted and (data[0].labels == 2).all()
+    best = BagDataset(labelled, "all", labels="best", classes=wanted.to_dict())
+    assert [set(np.unique(sample.labels).tolist()) for sample in best] == [{2}, {1, 2, 255}, {1, 2, 255}]
+    assert BagDataset(labelled, "all", labels="none", classes=wanted.to_dict()).labels == wanted
+    with pytest.raises(LabelError, match="'robot' .boat. share no class"):
+        BagDataset(labelled, "all", labels="masks", classes=LabelSet("robot", wanted.labels[:1]).to_dict())
 
 
 def test_frames_without_labels_or_depth_are_told_apart(tmp_path):

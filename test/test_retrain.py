@@ -23,7 +23,8 @@ from lix_core.bags.pseudo import PseudoSettings
 from lix_core.camera import Camera
 from lix_core.cli.main import app
 from lix_core.data.bag import BagDataset
-from lix_core.errors import BundleError, DataError, TrainingError
+from lix_core.errors import BundleError, DataError, LabelError, TrainingError
+from lix_core.labels import Label, LabelSet
 from lix_core.runtime.bundle import Bundle
 from lix_core.runtime.segmenter import Segmenter
 from lix_core.training import retrain as module
@@ -257,6 +258,44 @@ def test_masks_of_training_frames_alone_leave_the_comparison_to_pseudo_labels(ol
     assert kind_of_labels(task) == ("best", True) and known_judge(task, load_network(old / "student")[1]) is None
 
 
+def test_masks_that_lack_a_class_of_the_models_judge_and_judge_again(old, tmp_path):
+    """People drew what they saw; the command that is given again goes on with the run that the same frames chose."""
+    task = task_of(
+        old, tmp_path / "out", bags=(write_drive(tmp_path / "bare", 12, labels=False),), held_out=0.4, teacher_steps=0, student_steps=1
+    )
+    extract(list(task.bags), task.out / "extraction", Options(), 1)
+    masks, street = task.out / "extraction" / "masks", TinyStreet(split="night", x="depth", count=12, noise=5)
+    held = BagDataset(task.out / "extraction", "val", labels="none", held_out=0.4, block=0.4).names
+    (masks / "bare").mkdir(parents=True)
+    for name in held:  # ids: 0 tractor, 1 ground, 2 sky
+        truth = street[(int(name.split("/")[1]) - START) // PERIOD].labels
+        cv2.imwrite(str(masks / f"{name}.png"), np.choose(np.minimum(truth, 3), [1, 255, 2, 255]).astype(np.uint8))
+    drawn = LabelSet("masks", (Label("tractor", (9, 9, 9)), TINY.labels[0], TINY.labels[2]))
+    (masks / "labels.json").write_text(drawn.to_json())
+    kind, frames = known_judge(task, load_network(old / "student")[1])
+    assert (kind, frames.labels, frames.names) == ("masks", TINY, held)
+    truth = street[(int(held[0].split("/")[1]) - START) // PERIOD].labels
+    assert np.array_equal(frames[0].labels, np.where(truth == 1, 255, truth))
+    first = retrain(task, quiet=True)
+    assert first.kind == "masks" and first.before[NEW]["iou"]["sky"] is not None
+    again = retrain(task, quiet=True)
+    assert again == first and load_network(task.out / "student")[1].config.data.val.options["labels"] == "masks"
+
+
+def test_labels_that_cannot_judge_are_an_error_and_no_reason_to_take_others(old, tmp_path):
+    task = task_of(old, tmp_path / "out", bags=(write_drive(tmp_path / "bare", 12, labels=False),), held_out=0.4)
+    extract(list(task.bags), task.out / "extraction", Options(), 1)
+    masks = task.out / "extraction" / "masks"
+    (masks / "bare").mkdir(parents=True)
+    for name in BagDataset(task.out / "extraction", "val", labels="none", held_out=0.4, block=0.4).names:
+        cv2.imwrite(str(masks / f"{name}.png"), np.zeros((64, 96), np.uint8))
+    with pytest.raises(DataError, match="masks/labels.json is missing: it says what the ids mean"):
+        known_judge(task, load_network(old / "student")[1])
+    (masks / "labels.json").write_text(LabelSet("farm", (Label("tractor", (9, 9, 9)),)).to_json())
+    with pytest.raises(LabelError, match="'farm' .tractor. and 'tiny' .ground, wall, sky. share no class"):
+        known_judge(task, load_network(old / "student")[1])
+
+
 def test_bags_that_are_not_named_and_models_that_do_not_exist_are_refused_first(old, retrained, tmp_path, monkeypatch):
     out, _ = retrained
     monkeypatch.setattr("lix_core.training.run.Run.train", lambda *_: pytest.fail("trained"))
@@ -318,6 +357,9 @@ def test_what_can_be_known_before_training_is_told_before_it(old, retrained, tmp
         retrain(task_of(old, tmp_path / "b", student=out / "student"), quiet=True)
     with pytest.raises(TrainingError, match="labels is one of auto, masks, bag, pseudo, none, got 'people'"):
         task_of(old, tmp_path / "c", labels="people")
+    for block in (1e-10, float("inf")):
+        with pytest.raises(DataError, match=f"block a finite time of at least 1e-09 s, got 0.25 and {block}"):
+            task_of(old, tmp_path / "d", block=block)
 
 
 def test_runs_that_do_not_fit_are_refused_before_anything_is_done(old, tmp_path):

@@ -44,11 +44,12 @@ class BagDataset(FrameSet):
     labels: whose: `masks` (people's), `bag` (the label topic), `pseudo` (a teacher's), `best` (for each frame the first of these that it
     has), `none`. Only frames that have such labels are in the data set; with `none` all are. Straight from bags there are `bag` and `none`.
     held_out: share of each bag's blocks that are held out, by a hash of the block's number. block: how long one is [s].
-    classes: names of the classes to keep, which become ids 0, 1, ...; needed where label sets of bags or makers differ.
+    classes: names of the classes to keep, which become ids 0, 1, ...; needed where label sets of bags or makers differ. Or a whole label
+    set, as `LabelSet.to_dict` has it: a class of it that nobody's labels have then just never occurs.
     reading: lix_core.bags.index.Options by name, for bags; an extraction was made with its own.
 
     Raises:
-        DataError: no frame with such labels, an empty split, label sets that differ, or a damaged extraction.
+        DataError: no frame with such labels, an empty split, label sets that differ, or a damaged extraction. LabelError: no label set.
         SourceError: a bag that cannot be read, or gives no frames.
     """
 
@@ -63,14 +64,13 @@ class BagDataset(FrameSet):
         labels: str = "bag",
         held_out: float = 0.2,
         block: float = 10.0,
-        classes: Sequence[str] = (),
+        classes: Sequence[str] | Mapping[str, Any] = (),
         reading: Mapping[str, Any] | None = None,
     ):
         check_choice("split", split, SPLITS)
         check_choice("kind of labels", labels, (*KINDS, BEST, NO_LABELS))
         check_x(x, OWN_KINDS)
-        if not (0 <= held_out <= 1 and 1 <= block * NS < math.inf):
-            raise DataError(f"held_out is a share from 0 to 1 and block a finite time of at least {1 / NS} s, got {held_out} and {block}")
+        check_blocks(held_out, block)
         self._frames: Frames = Extracted(root) if Extraction.is_one(root) else Recorded(root, reading or {})
         kinds = {NO_LABELS: ("",), BEST: KINDS}.get(labels, (labels,))
         every = range(len(self._frames.keys))
@@ -88,7 +88,7 @@ class BagDataset(FrameSet):
         with_x = x not in OWN_KINDS and any(map(self._frames.has_depth, every))
         super().__init__(["{}/{}".format(*self._frames.keys[place]) for place in self._places], x if with_x else "")
         self._check_x()
-        self.labels, self._tables = self._label_sets(list(classes))
+        self.labels, self._tables = self._label_sets(classes)
 
     def _check_x(self) -> None:
         """Raises DataError where X is disparity and a bag has no pair to take the baseline of."""
@@ -96,7 +96,7 @@ class BagDataset(FrameSet):
             if self.x_kind == "disparity" and not self._frames.calibration(bag).baseline:
                 raise DataError(f"bag {bag} has no stereo pair, so no baseline to make disparity of depth with; take inverse_depth")
 
-    def _label_sets(self, classes: list[str]) -> tuple[LabelSet, dict[tuple[str, str], np.ndarray]]:
+    def _label_sets(self, classes: Sequence[str] | Mapping[str, Any]) -> tuple[LabelSet, dict[tuple[str, str], np.ndarray]]:
         """The data set's label set, and for each kind and bag the table from their ids to its own."""
         sources = {(kind, self._frames.keys[place][0]) for place, kind in zip(self._places, self._kinds) if kind}
         sets = {source: self._frames.label_set(*source) for source in sorted(sources)}
@@ -106,6 +106,9 @@ class BagDataset(FrameSet):
                 unlike = "; ".join(f"{kind} of {bag}: {', '.join(found.names)}" for (kind, bag), found in sets.items())
                 raise DataError(f"label sets differ; name the classes to keep in `classes`. {unlike}")
             return next(iter(sets.values()), STREET), {source: np.arange(256, dtype=np.uint8) for source in sets}
+        if isinstance(classes, Mapping):
+            target = LabelSet.from_dict(classes)
+            return target, {source: LabelMapping.by_name(found, target).lut for source, found in sets.items()}
         known = {label.name: label for found in (STREET, *self._unread_sets(), *sets.values()) for label in found.labels}
         if not sets:  # without labels, classes are what those who train on these frames say
             known |= {name: Label(name, (40 * number % 256,) * 3) for number, name in enumerate(classes) if name not in known}
@@ -132,6 +135,12 @@ class BagDataset(FrameSet):
         if depth is not None and of.camera is not None:
             encoded = encode(self.x_kind, depth=to_metres(depth), camera=of.camera, baseline=of.baseline)
         return self.sample(index, image, labels, encoded, of.camera)
+
+
+def check_blocks(held_out: float, block: float) -> None:
+    """Raises DataError where a share and a time [s] are not such as hold out blocks."""
+    if not (0 <= held_out <= 1 and 1 <= block * NS < math.inf):
+        raise DataError(f"held_out is a share from 0 to 1 and block a finite time of at least {1 / NS} s, got {held_out} and {block}")
 
 
 def split_places(keys: Sequence[Key], split: str, held_out: float, block: int) -> list[int]:

@@ -16,7 +16,6 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
@@ -26,7 +25,7 @@ import numpy as np
 from lix_core.bags.extract import BagOutcome, Extraction, extract
 from lix_core.bags.index import Options
 from lix_core.bags.pseudo import PseudoSettings, make_pseudo_labels
-from lix_core.data.bag import BEST, BagDataset
+from lix_core.data.bag import BEST, NS, BagDataset, check_blocks, split_places
 from lix_core.data.registry import open_dataset
 from lix_core.errors import DataError, TrainingError
 from lix_core.files import make_folder, save, save_image
@@ -98,6 +97,7 @@ class Retraining:
             raise TrainingError(f"labels is one of {', '.join(get_args(Labels))}, got {self.labels!r}")
         if not (0 < self.held_out < 1 and self.block > 0):
             raise TrainingError(f"held_out is a share between 0 and 1, block a time above 0 s; got {self.held_out} and {self.block}")
+        check_blocks(self.held_out, self.block)
 
 
 @dataclass
@@ -235,7 +235,7 @@ def refuse_other_bags(task: Retraining, outcomes: Sequence[BagOutcome]) -> None:
 
 def source_of(task: Retraining, split: str, kind: str, record: Record) -> Source:
     """The frames of a split with labels of a kind, for a configuration."""
-    options = {"labels": kind, "held_out": task.held_out, "block": task.block, "classes": list(record.labels.names)}
+    options = {"labels": kind, "held_out": task.held_out, "block": task.block, "classes": record.labels.to_dict()}
     return Source("bag", str(task.out / "extraction"), split, options)
 
 
@@ -246,9 +246,14 @@ def frames_of(task: Retraining, split: str, kind: str, record: Record) -> BagDat
 
 
 def known_judge(task: Retraining, record: Record) -> tuple[str, BagDataset] | None:
-    """The held-out frames with the best labels that somebody knows to be right, and their kind; None where there are none."""
+    """The held-out frames with the best labels that somebody knows to be right, and their kind; None where there are none.
+
+    Raises DataError, LabelError where those labels cannot be used.
+    """
+    found = Extraction.open(task.out / "extraction")
+    held = split_places([(frame.bag, frame.stamp) for frame in found.frames], "val", task.held_out, round(task.block * NS))
     for kind in TRUE_KINDS:
-        with suppress(DataError):
+        if any(found.label_path(found.frames[place], kind) for place in held):
             return kind, frames_of(task, "val", kind, record)
     return None
 
