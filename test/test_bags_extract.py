@@ -139,6 +139,31 @@ def test_unrectified_images_and_their_labels_are_rectified(tmp_path):
     assert json.loads((tmp_path / "out/bag/camera.json").read_text())["rectified"] == "from /image by its plumb_bob calibration"
 
 
+@pytest.mark.parametrize("topic", ["/aligned_depth/image_raw", "/aligned_depth/image_rect", "/aligned_depth/image_raw/compressedDepth"])
+def test_depth_of_unrectified_pixels_is_rectified_with_its_image(tmp_path, topic):
+    lens = Camera(160, 64, DISTORTED.k, "plumb_bob", (0.3, 0.1, 0.002, -0.001, 0.0))  # whose picture ends within the rectified one
+    depth = np.full((64, 160), 10, np.float32)
+    depth[5:25, 5:45] = 3.0  # a box in the corner, where the lens bends most
+    gray = np.where(depth == 3, np.uint8(230), np.uint8(40))
+    packed = "compressed" in topic
+    messages = [
+        Recorded("/cam/image_raw", START, recorded.image(START, gray, "mono8")),
+        Recorded("/cam/camera_info", START, recorded.camera_info(START, lens)),
+        Recorded(topic, START, recorded.compressed_depth(START, depth) if packed else recorded.image(START, depth, "32FC1")),
+    ]
+    extract([write(tmp_path / "bag", messages)], tmp_path / "out")
+    (frame,) = Extraction.open(tmp_path / "out").frames
+    found, image = to_metres(png(frame.depth)), png(frame.image)[..., 0]
+    if "rect" in topic:
+        assert np.array_equal(found, depth)
+        return
+    columns, rows = lens.rectification_maps()
+    beyond = (columns < -1) | (columns > 160) | (rows < -1) | (rows > 64)
+    assert beyond.any() and np.isnan(found[beyond]).all()
+    assert set(np.unique(found[np.isfinite(found)])) == {3.0, 10.0}, "no depth between near and far is made up"
+    assert ((found == 3) == (image > 135))[~beyond].mean() > 0.995 and not np.array_equal(found == 3, depth == 3)
+
+
 def test_a_topic_that_is_rectified_already_is_not_rectified_again(tmp_path):
     messages = [Recorded("/cam/image_rect", START, recorded.image(START, world_frame(0).rgb, "rgb8"))]
     messages.append(Recorded("/cam/camera_info", START, recorded.camera_info(START, DISTORTED)))

@@ -15,6 +15,7 @@ import numpy as np
 
 from lix_core.bags.index import GEOMETRIES, BagIndex, FramePlan, MessageKey, Options, key_of, plan_frames, scan
 from lix_core.bags.reader import COMPRESSED_TYPE, Bag, image_of, whole_of
+from lix_core.bags.topics import RECTIFIED, last_name
 from lix_core.camera import Camera
 from lix_core.errors import GeometryError, ImageError, LixError, SourceError
 from lix_core.geometry.clouds import read_cloud
@@ -148,6 +149,8 @@ class FrameReader:
             if depth.shape != image.shape[:2]:
                 size, own = image.shape[1::-1], depth.shape[::-1]
                 raise GeometryError(f"the depth image is {own[0]}x{own[1]}, the image {size[0]}x{size[1]}: record depth registered to it")
+            if RECTIFIED not in last_name(self._index.topics.depth):
+                depth = self._rectified(depth, np.nan)
         elif "right_image" in parts:
             baseline, infinity = self._pair
             disparity = self._matcher.match(image, self._right(*parts["right_image"]), infinity)
@@ -178,10 +181,14 @@ class FrameReader:
                 ids = ", ".join(map(str, np.unique(labels[beyond])))
                 warnings.append(f"labels have ids {ids}, which the label set does not; they become unlabelled")
                 labels = np.where(beyond, np.uint8(UNLABELLED), labels)
+        return self._rectified(labels, UNLABELLED)
+
+    def _rectified(self, pixels: np.ndarray, unknown: float) -> np.ndarray:
+        """(H, W) values of the raw image's pixels -> of the rectified one's: those of the nearest, for none of them is a mean of two."""
         camera = self._index.camera
         if camera is None or camera.is_rectified:
-            return np.ascontiguousarray(labels)
-        return cv2.remap(labels, *self._maps, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=UNLABELLED)
+            return np.ascontiguousarray(pixels)
+        return cv2.remap(pixels, *self._maps, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=unknown)
 
     @cached_property
     def _maps(self) -> tuple[np.ndarray, np.ndarray]:
