@@ -395,7 +395,7 @@ def test_frames_that_cannot_be_made_are_left_out_and_told(tmp_path):
     (outcome,) = extract([write(tmp_path / "bag", messages)], tmp_path / "out")
     assert (outcome.done, outcome.with_depth, outcome.with_labels) == (3, 2, 2)
     truncated, resized = outcome.left_out[START + PERIOD], outcome.left_out[START + 2 * PERIOD]
-    assert "is it truncated" in truncated and "the image is 80x32, its calibration is for 160x64" in resized
+    assert "is it truncated" in truncated and "the image is 80x32, the first is 160x64" in resized
     rows = [json.loads(line) for line in (tmp_path / "out/bag/frames.jsonl").read_text().splitlines()]
     assert rows[1]["warnings"] == ["no depth: the depth image is 80x32, the image 160x64: record depth registered to it"]
     assert rows[1]["geometry"] == "none" and rows[1]["depth"] is None
@@ -403,6 +403,14 @@ def test_frames_that_cannot_be_made_are_left_out_and_told(tmp_path):
     assert outcome.warnings == {rows[1]["warnings"][0]: 1, rows[2]["warnings"][0]: 1}
     told = lix("extract", tmp_path / "bag", "-o", tmp_path / "out", "--jobs", 1)
     assert "  1 frames: no depth: the depth image is 80x32, the image 160x64: record depth registered to it\n" in told.output
+
+
+def test_images_of_another_size_are_left_out_without_a_calibration_too(tmp_path):
+    small = recorded.image(START + PERIOD, np.zeros((32, 80, 3), np.uint8), "rgb8")
+    messages = [Recorded(m.topic, m.time, small if m.time == START + PERIOD + 5 * MS else m.message) for m in drive(3, ("image",))]
+    (outcome,) = extract([write(tmp_path / "bag", messages)], tmp_path / "out")
+    assert outcome.left_out == {START + PERIOD: "the image is 80x32, the first is 160x64; both must be of one camera mode"}
+    assert [png(frame.image).shape for frame in Extraction.open(tmp_path / "out").frames] == [(64, 160, 3)] * 2
 
 
 def of_half_size(messages: list[Recorded], topic: str) -> list[Recorded]:

@@ -135,8 +135,9 @@ class FrameReader:
         """The rectified RGB image, and the JPEG it came as where it was rectified already."""
         image = to_rgb(*image_of(message, kind, self._index.topics.image))
         camera = self._index.camera
-        if camera is not None:
-            camera.check_size(image, "the image")
+        if image.shape[:2] != self._index.size:
+            (height, width), (first_height, first_width) = image.shape[:2], self._index.size
+            raise ImageError(f"the image is {width}x{height}, the first is {first_width}x{first_height}; both must be of one camera mode")
         if camera is not None and not camera.is_rectified:
             return camera.rectify(image), None
         data = bytes(memoryview(message.data)[:2]) if kind == COMPRESSED_TYPE else b""
