@@ -436,6 +436,27 @@ def test_depth_that_cannot_be_made_is_told_before_and_the_next_sensor_is_taken(t
         extract([path], tmp_path / "depth", Options(geometry="depth"))
 
 
+@pytest.mark.parametrize(("kept", "geometry"), [(1, "lidar"), (4, "lidar"), (5, "depth"), (10, "depth")])
+def test_auto_takes_no_sensor_that_fits_few_images_for_one_that_fits_all(tmp_path, kept, geometry):
+    messages = drive(10, ("image", "camera_info", "depth", "points", "/tf_static"))
+    path = write(tmp_path / "bag", [m for m in messages if m.topic != "/depth" or m.time < START + kept * PERIOD])
+    report, (outcome,) = check(path), extract([path], tmp_path / "out")
+    assert (report.geometry, report.with_depth, outcome.with_depth) == (geometry, *[10 if geometry == "lidar" else kept] * 2)
+    told = f"depth fits {kept} images, lidar 10: depth is made of lidar; --geometry depth takes the other"
+    assert outcome.remarks == ([told] if geometry == "lidar" else []) and outcome.remarks == report.remarks[: len(outcome.remarks)]
+    (named,) = extract([path], tmp_path / "named", Options(geometry="depth"))
+    assert named.with_depth == kept and not named.remarks
+
+
+def test_a_sensor_that_fits_few_images_is_taken_where_the_other_gives_no_depth(tmp_path):
+    messages = drive(6, ("image", "camera_info", "points", "/tf_static"))
+    blind = [Recorded(m.topic, m.time, recorded.cloud(m.time - 5 * MS, np.zeros((0, 3)))) for m in only(messages, "/points")]
+    others = only(messages, "/image", "/camera_info", "/tf_static")
+    report = check(write(tmp_path / "bag", [*others, *blind, *drive(1, ("depth",))]))
+    assert (report.geometry, report.with_depth) == ("depth", 1)
+    assert any(remark.startswith("lidar: ") for remark in report.remarks) and not any(" fits " in remark for remark in report.remarks)
+
+
 def test_compressed_depth_that_cannot_be_read_is_told_before(tmp_path):
     packed = recorded.compressed_depth(START, world_frame(0).depth)
     packed.format = "16UC1; compressedDepth rvl"

@@ -10,6 +10,7 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,8 @@ from lix_core.labels import LabelSet
 GEOMETRIES = {"depth": "depth", "stereo": "right_image", "lidar": "points"}
 """What depth is made of -> the role whose messages must be paired with the images for it. In the order of `auto`: the dense ones first."""
 AUTO, NO_GEOMETRY = "auto", "none"
+FEW_PAIRS = 0.5
+"""A sensor that fits a smaller share of the images that another one fits is passed over by `auto`."""
 HEADER, RECORDED = "header", "recorded"
 """Clocks: the sensors' stamps, or the time of recording."""
 TIMED = ("image", "right_image", "depth", "points", "labels")
@@ -453,6 +456,11 @@ def obstacle(geometry: str, index: BagIndex, pairs: Mapping[str, np.ndarray]) ->
     return index.unusable.get(geometry, "")
 
 
+def usable(index: BagIndex, pairs: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Geometry -> how many images have a partner for it, of those that depth can be made of."""
+    return {geometry: int((pairs[role] >= 0).sum()) for geometry, role in GEOMETRIES.items() if not obstacle(geometry, index, pairs)}
+
+
 def choose_geometry(index: BagIndex, options: Options, pairs: Mapping[str, np.ndarray]) -> str:
     """What depth is made of. Raises SourceError where it is asked for and cannot be."""
     if options.geometry == NO_GEOMETRY:
@@ -461,7 +469,19 @@ def choose_geometry(index: BagIndex, options: Options, pairs: Mapping[str, np.nd
         if why := obstacle(options.geometry, index, pairs):
             raise SourceError(f"bag {index.path}: no depth from {options.geometry}: {why}")
         return options.geometry
-    return next((geometry for geometry in GEOMETRIES if not obstacle(geometry, index, pairs)), NO_GEOMETRY)
+    paired = usable(index, pairs)
+    return next((geometry for geometry, count in paired.items() if count >= FEW_PAIRS * max(paired.values())), NO_GEOMETRY)
+
+
+def passed_over(index: BagIndex, options: Options) -> list[str]:
+    """Remarks on what `auto` would have taken, did another sensor not fit more images."""
+    pairs = pairs_of(index, options)
+    paired, chosen = usable(index, pairs), choose_geometry(index, options, pairs)
+    return [
+        f"{geometry} fits {count} images, {chosen} {paired[chosen]}: depth is made of {chosen}; --geometry {geometry} takes the other"
+        for geometry, count in takewhile(lambda item: item[0] != chosen, paired.items())
+        if options.geometry == AUTO
+    ]
 
 
 def plan_frames(index: BagIndex, options: Options) -> list[FramePlan]:
