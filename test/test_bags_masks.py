@@ -533,6 +533,10 @@ def test_masks_left_out_are_listed_and_the_status_says_so(extraction, tmp_path, 
         (["--export", "png", "--out", "x", "--from", "air"], "nothing 'air' to start from"),
         (["--export", "png", "--out", "x", "--from", "bag"], "labels of kind 'bag' are asked for, but .* have none"),
         (["--pseudo", "--scales", "big"], "--scales takes numbers"),
+        *(
+            (["--export", "png", "--out", "x", "--held-out", "0.2", "--block", block], f"block a finite time .*, got 0.2 and {block}")
+            for block in ("nan", "inf", "1e-10", "0.0")
+        ),
     ],
 )
 def test_a_wrong_word_of_the_command_is_told(extraction, tmp_path, command, monkeypatch, words, reason):

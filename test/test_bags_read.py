@@ -564,6 +564,8 @@ def test_a_ros_1_bag_has_the_same_report(tmp_path):
         ({"clock": "sun"}, "there is no clock 'sun'"),
         ({"begin": 5.0, "end": 2.0}, "from 5.0 s to 2.0 s is no stretch of time"),
         ({"every": 0}, "every is 1 or more"),
+        ({"offset": float("inf")}, "times are finite numbers of seconds, got offset inf"),
+        ({"slop": float("nan"), "end": float("inf")}, "times are finite numbers of seconds, got end inf, slop nan"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options, words):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -74,6 +75,9 @@ class Options:
             raise SourceError(f"there is no geometry {self.geometry!r}; there are {AUTO}, {', '.join(GEOMETRIES)} and {NO_GEOMETRY}")
         if self.clock not in (HEADER, RECORDED):
             raise SourceError(f"there is no clock {self.clock!r}; there are {HEADER} and {RECORDED}")
+        times = {name: getattr(self, name) for name in ("begin", "end", "slop", "offset")}
+        if endless := [f"{name} {value}" for name, value in times.items() if not math.isfinite(value)]:
+            raise SourceError(f"times are finite numbers of seconds, got {', '.join(endless)}")
         if self.every < 1 or self.slop < 0 or self.begin < 0 or self.end < 0:
             raise SourceError(f"every is 1 or more, slop, from and to 0 or more; got {self.every}, {self.slop}, {self.begin}, {self.end}")
         if self.end and self.end <= self.begin:

@@ -71,11 +71,10 @@ def label(
 
 
 def keep_held_out(extraction: Any, share: float, block: float) -> None:
-    """Leave out the frames that a retraining trains on. Raises SourceError where none is left."""
-    from lix_core.data.bag import NS, split_places
+    """Leave out the frames that a retraining trains on. Raises DataError, SourceError where none is left."""
+    from lix_core.data.bag import NS, check_blocks, split_places
 
-    if block <= 0:
-        raise SourceError(f"--block is a time above 0 s, got {block}")
+    check_blocks(share, block)
     places = split_places([(frame.bag, frame.stamp) for frame in extraction.frames], "val", share, round(block * NS))
     if not places:
         raise SourceError(f"no frame is held out of blocks of {block:g} s: make --block shorter")
