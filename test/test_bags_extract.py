@@ -20,7 +20,7 @@ from bags import MS
 from lix_core.bags.check import check, check_all
 from lix_core.bags.extract import Extraction, extract
 from lix_core.bags.index import NS, Options
-from lix_core.bags.reader import bags_in
+from lix_core.bags.reader import Bag, bags_in
 from lix_core.bags.repair import repair
 from lix_core.bags.sensors import to_file, to_metres
 from lix_core.camera import Camera
@@ -599,6 +599,40 @@ def test_the_command_says_what_is_damaged_and_refuses_what_cannot_be(tmp_path):
     ):
         refused = lix(*arguments)
         assert isinstance(refused.exception, SourceError) and words in str(refused.exception)
+
+
+def test_the_command_repairs_several_bags_and_goes_on_where_one_is_beyond_it(tmp_path, monkeypatch):
+    for name in ("a", "b", "c"):
+        write(tmp_path / "recs" / name, drive(1))
+        (tmp_path / "recs" / name / "metadata.yaml").unlink()
+    data_file(tmp_path / "recs" / "b").write_bytes(b"nothing")
+    done = lix("repair", tmp_path / "recs")
+    assert isinstance(done.exception, SourceError) and "nothing can be recovered of" in str(done.exception)
+    assert [(tmp_path / "recs" / name / "metadata.yaml").exists() for name in ("a", "b", "c")] == [True, False, True]
+    refused = lix("repair", tmp_path / "recs" / "a", tmp_path / "recs" / "c", "--out", tmp_path / "new")
+    assert isinstance(refused.exception, SourceError) and "--out is the folder of one new bag, got 2 bags" in str(refused.exception)
+
+
+def test_the_command_repairs_the_bag_that_it_is_started_in(tmp_path, monkeypatch):
+    path = write(tmp_path / "drive", drive(4))
+    content = data_file(path).read_bytes()
+    data_file(path).write_bytes(content[: len(content) // 2])
+    monkeypatch.chdir(path)
+    assert lix("repair", ".").exit_code == 0
+    with Bag(tmp_path / "drive_repaired") as repaired:
+        assert repaired.count > 4 and sorted(p.name for p in tmp_path.iterdir()) == ["drive", "drive_repaired"]
+
+
+@pytest.mark.parametrize("out", ["recs", "recs/drive", "recs/drive/frames", "recs/night"])
+def test_frames_are_not_written_among_the_files_of_a_bag(tmp_path, out):
+    path, night = write(tmp_path / "recs" / "drive", drive(1)), write(tmp_path / "recs" / "night", drive(1))
+    before = {p: p.read_bytes() for p in (tmp_path / "recs").rglob("*") if p.is_file()}
+    with pytest.raises(SourceError, match=f"frames of bag {path} would be written to .*, among the files of a bag; give another --out"):
+        extract([path], tmp_path / out)
+    other = write(tmp_path / "elsewhere" / "night", drive(1))
+    with pytest.raises(SourceError, match=f"frames of bag {other} would be written to "):
+        extract([other], night.parent)
+    assert {p: p.read_bytes() for p in (tmp_path / "recs").rglob("*") if p.is_file()} == before
 
 
 def test_lix_has_the_commands_on_bags_and_errors_are_one_line(tmp_path):

@@ -31,7 +31,7 @@ import cv2
 
 from lix_core import __version__
 from lix_core.bags.index import NO_GEOMETRY, BagIndex, FramePlan, Options
-from lix_core.bags.reader import home_of, repaired_of
+from lix_core.bags.reader import home_of, is_bag, repaired_of
 from lix_core.bags.sensors import BagFrame, FrameReader, open_frames
 from lix_core.camera import Camera
 from lix_core.errors import DataError, LabelError, LixError, SourceError
@@ -292,6 +292,8 @@ def prepare(
         if other != name and entry["fingerprint"] == index.fingerprint:
             index.remarks.append(f"it looks like a copy of bag {other} ({entry['path']}): all its frames are here twice")
     folder = out / name
+    if is_bag(out) or is_bag(folder) or out.resolve().is_relative_to(home) or home.is_relative_to(folder.resolve()):
+        raise SourceError(f"frames of bag {home} would be written to {folder}, among the files of a bag; give another --out")
     make_folder(folder)
     entry = {
         "name": name,

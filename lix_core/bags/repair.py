@@ -60,9 +60,9 @@ def repair(bag: str | Path, out: str | Path | None = None) -> RepairReport:
     Raises:
         SourceError: there is no bag, nothing of it can be read, or the new one cannot be written.
     """
-    bag = expanded(bag)
+    bag = expanded(bag).resolve()  # `.` has no name
     files = _files_in(bag)
-    with TemporaryDirectory(prefix=".repair-", dir=bag.absolute().parent) if _journals(files) else nullcontext() as folder:
+    with TemporaryDirectory(prefix=".repair-", dir=bag.parent) if _journals(files) else nullcontext() as folder:
         parts = [_part(file, folder) for file in files]
         whole = not folder and not any(part.faults for part in parts)
         has_metadata = bag.is_file() or (bag / "metadata.yaml").exists()

@@ -177,16 +177,29 @@ def extract(
 
 @app.command()
 def repair(
-    bag: Path = typer.Argument(..., help="A bag folder, or a .mcap or .db3 file, of a recorder that was killed."),
-    out: Optional[Path] = typer.Option(None, "--out", "-o", help="Folder of the new bag, where one is needed; left out: BAG_repaired."),
+    bags: list[Path] = BAGS,
+    out: Optional[Path] = typer.Option(
+        None, "--out", "-o", help="Folder of the new bag, where one is needed; for one bag. Left out: BAG_repaired."
+    ),
 ) -> None:
-    """Make a bag whole: add the metadata.yaml that is missing, or copy every whole message to a new bag."""
+    """Make bags whole: add the metadata.yaml that is missing, or copy every whole message to a new bag."""
     from lix_core.bags.repair import repair as run
 
-    report = run(bag, out)
-    print(report)
-    for fault in report.faults:
-        print(f"  fault: {fault}")
+    found = found_bags(bags)
+    if out and len(found) > 1:
+        raise SourceError(f"--out is the folder of one new bag, got {len(found)} bags; repair them one by one, or leave it out")
+    failed = []
+    for bag in found:
+        try:
+            report = run(bag, out)
+        except SourceError as error:
+            failed.append(str(error))
+            continue
+        print(report)
+        for fault in report.faults:
+            print(f"  fault: {fault}")
+    if failed:
+        raise SourceError("; ".join(failed))
 
 
 app.command()(label)
