@@ -136,6 +136,21 @@ def test_frames_without_labels_or_depth_are_told_apart(tmp_path):
         BagDataset(tmp_path / "out", "all", labels="masks")
 
 
+def test_straight_from_a_bag_bad_labels_are_unlabelled_and_a_bad_image_is_an_error(tmp_path):
+    messages = drive(3)
+    (labels,) = (m.message for m in messages if m.topic == "/labels" and m.time == START + PERIOD + 5_000_000)
+    (image,) = (m.message for m in messages if m.topic == "/image" and m.time == START + 2 * PERIOD + 5_000_000)
+    labels.encoding, image.data = "mono16", image.data[:100]
+    path = write(tmp_path / "bag", messages)
+    live = BagDataset(path, "all")
+    assert np.array_equal(live[0].labels, world_frame(0).labels) and (live[1].labels == 255).all() and len(live) == 3
+    assert BagDataset(path, "all", labels="none")[1].labels is None
+    with pytest.raises(DataError, match=f"frame bag/{START + 2 * PERIOD}: .* is it truncated"):
+        live[2]
+    extract([path], tmp_path / "out")
+    assert BagDataset(tmp_path / "out", "all").names == [f"bag/{START}"]
+
+
 def test_bags_without_depth_have_no_x_and_no_pair_has_no_disparity(tmp_path):
     path = write(tmp_path / "bag", drive(2, ("image", "labels", "label_names")))
     data = BagDataset(path, "all", x="normals")

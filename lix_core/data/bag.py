@@ -1,4 +1,4 @@
-"""Recorded bags: their frames with depth as X, out of an extraction or straight from the bags; the samples are the same."""
+"""Recorded bags: their frames with depth as X, out of an extraction or straight from the bags; of whole frames the samples are the same."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lix_core.data.sample import Sample
 from lix_core.errors import DataError, ImageError, LixError
 from lix_core.files import read_mask
 from lix_core.geometry.encodings import encode
-from lix_core.labels import STREET, Label, LabelMapping, LabelSet
+from lix_core.labels import STREET, UNLABELLED, Label, LabelMapping, LabelSet
 from lix_core.pixels import read_compressed, to_rgb
 
 SPLITS = ("train", "val", "all")
@@ -37,7 +37,9 @@ Parts = tuple[np.ndarray, "np.ndarray | None", "np.ndarray | None"]
 class BagDataset(FrameSet):
     """Frames of recorded bags.
 
-    root: a folder that `lix bag extract` wrote, or a bag, or a folder of bags, of which the same samples are made.
+    root: a folder that `lix bag extract` wrote, or a bag, or a folder of bags, of which the same samples are made. An extraction leaves out
+    what is wrong with single frames; straight from bags, a frame that cannot be made raises DataError when it is asked for, and labels that
+    cannot be read are all 255.
     split: `val` are blocks of time that are held out, `train` what is in no such block of any bag nor near one, `all` every frame.
     x: a kind of lix_core.geometry.encodings, made of the frame's depth; frames without depth have no X. Where no frame has depth, or the
     kind is another data set's own, the data set has no X either, as data sets without geometry.
@@ -263,4 +265,5 @@ class Recorded:
         ((_, frame),) = self._bags[self.keys[place][0]][1].read([self._plans[place]])
         if isinstance(frame, LixError):
             raise DataError(f"frame {'{}/{}'.format(*self.keys[place])}: {frame}")
-        return frame.image, frame.depth if depth else None, frame.labels if kind else None
+        labels = frame.labels if frame.labels is not None else np.full(frame.image.shape[:2], UNLABELLED, np.uint8)
+        return frame.image, frame.depth if depth else None, labels if kind else None
