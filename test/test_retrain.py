@@ -260,9 +260,8 @@ def test_masks_of_training_frames_alone_leave_the_comparison_to_pseudo_labels(ol
 
 def test_masks_that_lack_a_class_of_the_models_judge_and_judge_again(old, tmp_path):
     """People drew what they saw; the command that is given again goes on with the run that the same frames chose."""
-    task = task_of(
-        old, tmp_path / "out", bags=(write_drive(tmp_path / "bare", 12, labels=False),), held_out=0.4, teacher_steps=0, student_steps=1
-    )
+    bare = write_drive(tmp_path / "bare", 12, labels=False, night=False)
+    task = task_of(old, tmp_path / "out", bags=(bare,), held_out=0.4, teacher_steps=0, student_steps=1)
     extract(list(task.bags), task.out / "extraction", Options(), 1)
     masks, street = task.out / "extraction" / "masks", TinyStreet(split="night", x="depth", count=12, noise=5)
     held = BagDataset(task.out / "extraction", "val", labels="none", held_out=0.4, block=0.4).names
