@@ -27,6 +27,7 @@ from lix_core.cli.label import label
 from lix_core.errors import DataError, LabelError, LixError, SourceError
 from lix_core.files import read_mask
 from lix_core.labels import STREET, Label, LabelSet
+from trees import png_of_size
 
 FIRST, SECOND = 1_700_000_000_000_000_000, 1_700_000_000_100_000_000
 REGIONS = arrays.arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9)))
@@ -339,7 +340,7 @@ def test_what_can_be_used_of_a_folder_is_used_and_the_rest_is_told(extraction, t
     put(folder / f"{FIRST}_again.png", png(mask))
     put(folder / f"{FIRST + 5}.png", png(mask))
     put(folder / "drive" / f"{SECOND}.png", png(mask[:32]))
-    put(folder / "night" / f"{SECOND}.png", b"\x89PNG broken")
+    put(folder / "night" / f"{SECOND}.png", png_of_size(200_000, 200_000))
     report = import_masks(extraction, folder)
     assert report.imported == [f"drive/{FIRST}"] and list(stored(extraction)) == report.imported
     reasons = {line.partition(": ")[0]: line.partition(": ")[2].split(";")[0] for line in report.left_out}

@@ -29,6 +29,7 @@ from lix_core.bags.regions import compressed, decompressed, polygon_region, regi
 from lix_core.errors import DataError, LabelError, SourceError, first_line
 from lix_core.files import expanded, make_folder, save
 from lix_core.labels import UNLABELLED, LabelSet
+from lix_core.pixels import decoded
 
 FORMATS = ("png", "cvat", "coco")
 LABELS_FILE = "labels.json"
@@ -133,8 +134,7 @@ def palette_png(mask: np.ndarray, colours: np.ndarray) -> bytes:
 
 def decode_mask(content: bytes, name: str) -> np.ndarray:
     """(H, W) uint8 of a grey image, or (H, W, 3) uint8 RGB of one with colours or a palette. Raises DataError."""
-    buffer = np.frombuffer(content, np.uint8)
-    pixels = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED) if buffer.size else None
+    pixels = decoded(content, cv2.IMREAD_UNCHANGED)
     if pixels is None:
         raise DataError(f"{name} cannot be decoded; is it whole, and an image?")
     if pixels.dtype != np.uint8:

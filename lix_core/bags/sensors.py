@@ -23,7 +23,7 @@ from lix_core.geometry.completion import complete
 from lix_core.geometry.lidar import cloud_fault, project_cloud
 from lix_core.geometry.stereo import StereoMatcher, StereoOptions, disparity_to_depth, pair_fault, pair_geometry
 from lix_core.labels import UNLABELLED
-from lix_core.pixels import read_compressed_depth, read_depth, to_rgb
+from lix_core.pixels import decoded, read_compressed_depth, read_depth, to_rgb
 
 DEPTH_UNIT = 256.0
 """Depth in files: 16 bits, in so-manieth parts of a metre; 0 is unknown."""
@@ -253,7 +253,7 @@ def depth_of(kind: str, message: Any) -> np.ndarray:
 def read_ids(kind: str, message: Any) -> np.ndarray:
     """(H, W) uint8 class ids of a label image. Raises ImageError where it is no image of ids."""
     if kind == COMPRESSED_TYPE:
-        ids = cv2.imdecode(np.frombuffer(message.data, np.uint8), cv2.IMREAD_UNCHANGED) if len(message.data) else None
+        ids = decoded(message.data, cv2.IMREAD_UNCHANGED)
         if ids is None or ids.ndim != 2 or ids.dtype != np.uint8 or bytes(message.data[:2]) == JPEG:
             raise ImageError(f"compressed labels must be PNG of 8-bit ids, got format {message.format!r}; JPEG blurs ids")
         return ids

@@ -14,7 +14,7 @@ from lix_core.bags.extract import BagCalibration, ExtractedFrame, Extraction
 from lix_core.bags.sensors import to_metres
 from lix_core.errors import DataError, GeometryError, ImageError, first_line
 from lix_core.geometry.encodings import ENCODINGS, encode
-from lix_core.pixels import read_compressed, to_rgb
+from lix_core.pixels import decoded, read_compressed, to_rgb
 from lix_core.runtime.backends import DEFAULT_BACKEND, BackendOptions
 from lix_core.runtime.bundle import Bundle
 from lix_core.runtime.segmenter import Segmenter
@@ -73,7 +73,7 @@ def depth_of(frame: ExtractedFrame, calibration: BagCalibration) -> np.ndarray |
     camera = calibration.camera
     if frame.depth is None or camera is None:
         return None
-    units = cv2.imread(str(frame.depth), cv2.IMREAD_UNCHANGED) if frame.depth.exists() else None
+    units = decoded(frame.depth.read_bytes(), cv2.IMREAD_UNCHANGED) if frame.depth.exists() else None
     if units is None or units.dtype != np.uint16 or units.shape != camera.shape:
         raise DataError(f"{frame.depth} is missing, or no 16-bit image of {camera.width}x{camera.height}; extract the bag again")
     return to_metres(units)
