@@ -74,7 +74,11 @@ class Camera:
     """Publishes images with ascending stamps, and remembers them."""
 
     def __init__(self, peer: Peer, topic: str = "/image", kind: type = Image):
-        self.publisher, self.sent, self.start = peer.publisher(kind, topic), [], time.time_ns()
+        told, self.publisher = peer.diagnostics("logger"), peer.publisher(kind, topic)
+        # The subscriber may be that of a test before, whose end is not known yet.
+        unknown = f"; {topic}: nobody publishes it"
+        wait_for(lambda: told.latest and unknown not in told.latest.message, f"the logger does not see {topic}")
+        self.sent, self.start = [], time.time_ns()
         time.sleep(DISCOVERY_S)
 
     def send(self, index: int, pixels: np.ndarray | None = None) -> int:
