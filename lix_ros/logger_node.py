@@ -50,7 +50,7 @@ class Input:
     """One topic that is recorded.
 
     name: absolute. subscriptions: one, or two where some publishers are latched and others not. stamped: whether its messages begin with
-    a header. since: when it was subscribed. said: where there are two subscriptions, what came of late, as both may hear it.
+    a header. since: when it was subscribed. said: of each of two subscriptions, what it alone has heard of late: the other may yet.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Input:
     since: float = 0.0
     subscriptions: list[Subscription] = field(default_factory=list)
     profiles: list[QoSProfile] = field(default_factory=list)
-    said: deque[bytes] = field(default_factory=lambda: deque(maxlen=LATCHED_DEPTH))
+    said: tuple[deque[bytes], ...] = ()
     topic: Topic | None = None
     stamped: bool = False
     trouble: str = "nobody publishes it"
@@ -195,7 +195,8 @@ class LoggerNode(Node):
             for subscription in entry.subscriptions:
                 self.destroy_subscription(subscription)
             entry.arrivals.begin()
-            entry.subscriptions = [self._subscribe(message_type, entry, profile) for profile in profiles]
+            entry.said = tuple(deque(maxlen=LATCHED_DEPTH) for _ in profiles)
+            entry.subscriptions = [self._subscribe(message_type, entry, profile, place) for place, profile in enumerate(profiles)]
             entry.profiles, entry.since = profiles, time.monotonic()
             self.get_logger().info(f"records {entry.name} ({kind}, {profiles[0].reliability.name.lower()})")
         entry.trouble = self._silence(entry, len(offers)) if len(kinds) == 1 else f"it carries {', '.join(kinds)}; only {kind} is recorded"
@@ -206,16 +207,17 @@ class LoggerNode(Node):
             return ""
         return f"no message for {quiet:.0f} s: {publishers} publishers, none sends, or the transport loses all (see docs/transport.md)"
 
-    def _subscribe(self, message_type: type, entry: Input, profile: QoSProfile) -> Subscription:
+    def _subscribe(self, message_type: type, entry: Input, profile: QoSProfile, place: int) -> Subscription:
         def with_info(raw: bytes, info: dict[str, Any]) -> None:
             # Sequence numbers run per publisher; with several they say nothing.
             take(raw, info.get("publication_sequence_number") if len(entry.topic.qos) == 1 else None)
 
         def take(raw: bytes, sequence: int | None = None) -> None:
-            if len(entry.profiles) > 1:
-                if raw in entry.said:
+            for other in entry.said[:place] + entry.said[place + 1 :]:
+                if raw in other:
+                    other.remove(raw)
                     return
-                entry.said.append(raw)
+                entry.said[place].append(raw)
             entry.arrivals.on_received(sequence)
             self._take(entry, raw)
 
@@ -227,13 +229,13 @@ class LoggerNode(Node):
 
     def _take(self, entry: Input, raw: bytes) -> None:
         now = self.get_clock().now().nanoseconds
-        # During a pause nothing is chosen either, or what comes after it would be compared with what was not kept. And with use_sim_time
-        # there is no time before the first /clock: a bag that began in 1970 would play for half a century.
-        if (self._recording.paused or not now) and not entry.topic.latched:
-            return
+        if not now and not entry.topic.latched:
+            return  # use_sim_time before the first /clock: a bag that began in 1970 would play for half a century
         if self._selector is None:
             self._recording.write(entry.name, now, raw)
             return
+        if self._recording.paused and not entry.topic.latched:
+            return  # what comes after a pause would be compared with what was chosen in it, and not kept
         stamp = (header_stamp(raw) if entry.stamped else None) or now
         with self._lock:
             self._write(self._selector.add(entry.name, stamp, raw, now))
@@ -244,9 +246,9 @@ class LoggerNode(Node):
             self._selector.expected = frozenset(reason for topic, reason in self._opinions.items() if self.count_publishers(topic))
             self._write(self._selector.tick(self.get_clock().now().nanoseconds))
 
-    def _write(self, kept: list[Kept], held: bool = False) -> None:
+    def _write(self, kept: list[Kept]) -> None:
         for topic, recorded, raw in kept:
-            if self._recording.write(topic, recorded, raw, held) and topic == self._selector.records:
+            if self._recording.write(topic, recorded, raw) and topic == self._selector.records:
                 self._keyframes.publish(raw)
 
     # ---- services
@@ -262,7 +264,7 @@ class LoggerNode(Node):
             return response
         with self._lock:
             kept = self._selector.trigger(self.get_clock().now().nanoseconds)
-            self._write(kept, held=True)
+            self._write(kept)
         response.success = True
         response.message = f"kept {len(kept)} messages of the {settings.before:g} s before; all of the next {settings.after:g} s follows"
         return response
@@ -349,6 +351,8 @@ def recording_settings(settings: LoggerParameters) -> RecordingSettings:
     same = ("prefix", "storage", "compression", "split_size", "split_duration", "quota", "delete_oldest", "queue")
     chosen = {name: getattr(settings, name) for name in same} | {"floor": settings.disk_floor}
     if settings.mode != "everything":
+        # A trigger hands over all that is buffered at once.
+        chosen["queue"] += settings.buffer
         # So long may the selector hold a message.
         chosen |= {"late": settings.before + settings.patience + settings.slop, "flush": KEYFRAME_FLUSH_S}
     return RecordingSettings(**chosen)

@@ -387,7 +387,9 @@ class LoggerParameters:
         False, "At the quota, the oldest bags of this prefix are deleted; otherwise recording stops there. Needs a `quota`."
     )
     queue: int = parameter(
-        256_000_000, "Most that may wait for the disk; beyond, messages are lost, counted and told [bytes].", range=(1, 64_000_000_000)
+        256_000_000,
+        "Most that may wait for the disk, beside the `buffer`; beyond, messages are lost, counted and told [bytes].",
+        range=(1, 64_000_000_000),
     )
     input_depth: int = parameter(100, "History depth of the subscriptions [messages].", range=(1, 10000))
     silence_timeout: float = parameter(

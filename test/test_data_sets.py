@@ -331,7 +331,9 @@ def test_vkitti2_names_the_file_of_a_focal_length_that_is_none(tmp_path):
     intrinsic = tmp_path / "Scene06/clone/intrinsic.txt"
     for focal in ("0", "nan"):
         intrinsic.write_text(f"frame cameraID K[0,0] K[1,1] K[0,2] K[1,2]\n0 0 100 {focal} 19.5 11.5\n")
-        with pytest.raises(DataError, match=f"intrinsic.txt should have focal lengths above 0, frame 0 has .100.0, {focal}"):
+        with pytest.raises(
+            DataError, match=f"intrinsic.txt should have finite numbers and focal lengths above 0, frame 0 has .100.0, {focal}"
+        ):
             Vkitti2Dataset(tmp_path, "val")
 
 

@@ -109,6 +109,22 @@ def test_depth_that_comes_thirty_images_late_finds_its_own(start: Any, peer: Pee
     assert float(told.value("depth paired [%]")) > 80 and "found its image" not in told.latest.message
 
 
+def test_depth_that_comes_when_its_image_waits_no_more_is_told_as_late(start: Any, peer: Peer) -> None:
+    start(image_depth=50, image_reliability="reliable")
+    masks, robot, told = peer.listen(Image, f"{NODE}/mask"), Robot(peer), peer.diagnostics("teacher")
+    answer_to(robot.send, masks)
+    first, late = time.time_ns(), "after its image, which waits for"
+    for index in range(3000):
+        robot.image.publish(image_message(IMAGE, "rgb8", first + index * 10_000_000))
+        if index >= 200 and index % 2 == 0:
+            robot.depth.publish(image_message(DEPTH, "32FC1", first + (index - 200) * 10_000_000))
+        time.sleep(0.01)
+        if told.latest and late in told.latest.message:
+            break
+    found = told.wait(late, DiagnosticStatus.WARN)
+    assert "% of the depth found its image within 20 ms; it comes 2.0 s after its image" in found.message
+
+
 def test_disagreement_is_where_both_have_a_class_and_not_the_same(start: Any, peer: Peer, model: Path) -> None:
     start()
     answers, robot = peer.listen(Image, f"{NODE}/disagreement"), Robot(peer)

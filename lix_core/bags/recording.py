@@ -111,12 +111,11 @@ class RecordingStatistics:
 
 @dataclass(frozen=True)
 class Item:
-    """What waits for the thread: a message. size: that it takes of the queue [bytes]."""
+    """What waits for the thread: a message."""
 
     topic: str
     stamp: int
     data: bytes | memoryview
-    size: int
 
 
 class Recording:
@@ -181,11 +180,10 @@ class Recording:
             else:
                 self._topics[topic.name] = TopicStatistics(topic)
 
-    def write(self, topic: str, stamp_ns: int, data: bytes | memoryview, held: bool = False) -> bool:
+    def write(self, topic: str, stamp_ns: int, data: bytes | memoryview) -> bool:
         """Hand a message over, recorded at stamp_ns [ns]. False where it is not recorded: paused, closed, or the queue is full.
 
-        held: it is out of a buffer, where its memory is counted; it takes no room in the queue. Latched messages are recorded during a
-        pause too: they tell what others mean. Raises DataError for a topic that was not added.
+        Latched messages are recorded during a pause too: they tell what others mean. Raises DataError for a topic that was not added.
         """
         now = self._clock()
         with self._changed:
@@ -197,12 +195,11 @@ class Recording:
                 statistics.arrivals.popleft()
             if self._closing or (self._paused and not statistics.topic.latched):
                 return False
-            size = 0 if held else len(data)
-            if size and self._queued + size > self.settings.queue:
+            if self._queued + len(data) > self.settings.queue:
                 self._lose(topic, 1)
                 return False
-            self._queue.append(Item(topic, stamp_ns, data, size))
-            self._queued += size
+            self._queue.append(Item(topic, stamp_ns, data))
+            self._queued += len(data)
             self._changed.notify()
         return True
 
@@ -298,7 +295,7 @@ class Recording:
             self._fail(error)
             recorded = False
         with self._changed:
-            self._queued -= item.size
+            self._queued -= len(item.data)
             if not recorded:
                 self._lose(item.topic, 1)
 

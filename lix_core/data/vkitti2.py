@@ -108,7 +108,7 @@ vkitti_2.0.3_classSegmentation.tar, vkitti_2.0.3_textgt.tar.gz; for X also vkitt
             for (frame, number), values in sorted(intrinsics.items()):
                 if not (min(values[:2]) > 0 and np.isfinite(values).all()):
                     text = self.root / sequence / "intrinsic.txt"
-                    wrong = f"{text} should have focal lengths above 0, frame {frame} has {values[:2]} for camera {number}"
+                    wrong = f"{text} should have finite numbers and focal lengths above 0, frame {frame} has {values} for camera {number}"
                     raise DataError(f"{wrong}; fetch it again")
                 if CAMERAS[number] in cameras and frame % step == 0:
                     self._frames.append((sequence, CAMERAS[number], f"{frame:05d}", values))

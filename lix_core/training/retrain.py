@@ -95,8 +95,8 @@ class Retraining:
             )
         if self.labels not in get_args(Labels):
             raise TrainingError(f"labels is one of {', '.join(get_args(Labels))}, got {self.labels!r}")
-        if not (0 < self.held_out < 1 and self.block > 0):
-            raise TrainingError(f"held_out is a share between 0 and 1, block a time above 0 s; got {self.held_out} and {self.block}")
+        if not 0 < self.held_out < 1:
+            raise TrainingError(f"held_out is a share between 0 and 1, got {self.held_out}")
         check_blocks(self.held_out, self.block)
 
 
