@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -265,6 +271,47 @@ def test_other_options_and_other_processes_leave_each_others_runs_in_the_file(tm
     one.write()
     other.write()
     assert len(other.data["runs"]) == 8 == len(json.loads((tmp_path / "tiny.json").read_text())["runs"])
+
+
+ENDLESS = """
+import sys
+from pathlib import Path
+import test_reproduce, tiny_street
+from lix_core.training import reproduce
+reproduce.run_cell = tiny_street.endless
+work = Path(sys.argv[1])
+with tiny_street.known():
+    reproduce.reproduce(test_reproduce.table(), work, work / "runs", test_reproduce.ROOTS, jobs=2)
+"""
+
+
+@pytest.mark.parametrize("end", ["the table is killed", "the table is interrupted", "one process dies"])
+def test_no_process_trains_on_when_the_table_has_ended(tmp_path, end):
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here.parent), str(here)]), "OMP_NUM_THREADS": "1"}
+    table = subprocess.Popen([sys.executable, "-c", ENDLESS, str(tmp_path)], env=environment, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: len(list(tmp_path.glob("runs/*.pid"))) == 2)
+    workers = [int(path.stem) for path in tmp_path.glob("runs/*.pid")]
+    if end == "one process dies":
+        os.kill(workers[0], signal.SIGKILL)
+    else:
+        table.send_signal(signal.SIGKILL if end == "the table is killed" else signal.SIGINT)
+    wait_for(lambda: not any(map(runs, workers)))
+    assert ("a process that trains died" in table.communicate(timeout=60)[1]) == (end == "one process dies")
+
+
+def runs(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_for(condition):
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_what_cannot_be_scored_is_told_before_anything_is_trained(tmp_path, monkeypatch):

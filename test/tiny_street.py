@@ -73,6 +73,13 @@ class TinyStreet:
         return Sample(self.names[index], image.clip(0, 255).astype(np.uint8), labels, x, known, self.x_kind)
 
 
+def endless(cell, work, *_):
+    """In place of `reproduce.run_cell`: a run that says which process it is in, as a file in `work`, and does not end."""
+    work.mkdir(parents=True, exist_ok=True)
+    (work / f"{os.getpid()}.pid").touch()
+    time.sleep(600)
+
+
 @contextmanager
 def known():
     """Within it `tiny` is a data set, and PyTorch has one thread: small networks are faster so, and the same on every machine."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -119,7 +120,12 @@ def run(
             progress.console.print(text, highlight=False, markup=False)
 
         prepare = partial(render_world, streets, progress) if streets else lambda: None
-        result = go(table, out, work / table.name, places, overrides, jobs, keep, teacher, report, prepare)
+        try:
+            result = go(table, out, work / table.name, places, overrides, jobs, keep, teacher, report, prepare)
+        except KeyboardInterrupt:
+            progress.stop()
+            print("\nstopped; the same command goes on from the last epoch that was finished", file=sys.stderr)
+            raise typer.Exit(130) from None
     show(result, out / f"{table.name}.md")
 
 

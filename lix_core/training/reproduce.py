@@ -19,14 +19,19 @@ import os
 import re
 import shlex
 import shutil
+import signal
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import resources
+from itertools import chain
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -379,23 +384,28 @@ def finished_cells(
     units: list[list[Cell]], record: "Record", work: Path, jobs: int, teacher: Path | None
 ) -> Iterator[tuple[Cell, dict[str, Any]]]:
     """Each missing cell with its result, as they come."""
+    missing = [left for unit in units if (left := needed(unit, record, work))]
+    jobs = min(jobs, len(missing))
     if jobs <= 1:
-        for unit in units:
-            for cell in needed(unit, record, work):
-                yield cell, run_cell(cell, work, 0, teacher)
+        for cell in chain.from_iterable(missing):
+            yield cell, run_cell(cell, work, 0, teacher)
         return
     # Spawned, because a forked process inherits the threads of the libraries in a state that hangs.
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=keep_freed_memory) as pool:
-        queues = [iter(needed(unit, record, work)) for unit in units]
-        running: dict[Any, tuple[Cell, Iterator[Cell]]] = {}
+    context = get_context("spawn")
+    theirs, ours = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(jobs, context, begin_work, (theirs,))
+    running: dict[Any, tuple[Cell, Iterator[Cell]]] = {}
 
-        def go_on(queue: Iterator[Cell]) -> bool:
-            cell = next(queue, None)
-            if cell is not None:
-                running[pool.submit(run_cell, cell, work, jobs, teacher)] = (cell, queue)
-            return cell is not None
+    def go_on(queue: Iterator[Cell]) -> bool:
+        cell = next(queue, None)
+        if cell is not None:
+            running[pool.submit(run_cell, cell, work, jobs, teacher)] = (cell, queue)
+        return cell is not None
 
-        waiting = iter(queues)
+    waiting = map(iter, missing)
+    try:
+        # A pool notices the death of no process that it has started since it last had a result: all of them are started here.
+        wait([pool.submit(os.getpid) for _ in range(jobs)])
         while True:
             while len(running) < jobs and (queue := next(waiting, None)) is not None:
                 go_on(queue)
@@ -405,6 +415,25 @@ def finished_cells(
                 cell, queue = running.pop(future)
                 yield cell, future.result()
                 go_on(queue)
+    except BrokenProcessPool:
+        raise TrainingError("a process that trains died (is memory short?); the same command goes on, fewer --jobs need less") from None
+    finally:
+        ours.close()
+        pool.shutdown(cancel_futures=True)
+
+
+def begin_work(stop: Connection) -> None:
+    """In a worker process: Ctrl-C, which reaches every process of a terminal, is the parent's; and where the parent stops or dies, so does
+    this, in the middle of a run, which another command goes on with."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=end_with, args=(stop,), daemon=True).start()
+    keep_freed_memory()
+
+
+def end_with(stop: Connection) -> None:
+    with suppress(OSError):
+        stop.poll(None)
+    os._exit(1)
 
 
 def needed(unit: Sequence[Cell], record: "Record", work: Path) -> list[Cell]:
