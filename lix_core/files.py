@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import math
 import os
 import tempfile
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import cv2
@@ -30,6 +34,34 @@ def make_folder(path: Path) -> None:
             pass
     except OSError as error:
         raise SourceError(f"cannot write to output folder {path}: {error.strerror}; name another") from None
+
+
+@contextmanager
+def locked(folder: Path, wait_s: float = math.inf) -> Iterator[bool]:
+    """While it lasts no other process gets past here for the same folder. Yields False, and holds nothing, where another one does not leave
+    within `wait_s` seconds; True where the file system has no locks.
+    """
+    handle, end, free = os.open(folder, os.O_RDONLY), time.monotonic() + wait_s, False
+    try:
+        while not (free := locks(handle)) and time.monotonic() < end:
+            time.sleep(0.1)
+        yield free
+    finally:
+        if free:
+            with suppress(OSError):  # expressly: children that were forked meanwhile have the handle too
+                fcntl.flock(handle, fcntl.LOCK_UN)
+        os.close(handle)
+
+
+def locks(handle: int) -> bool:
+    """Whether nobody else has the lock; this process has it then."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        pass
+    return True
 
 
 def save(path: Path, content: bytes) -> None:

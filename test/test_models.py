@@ -178,6 +178,19 @@ def test_networks_that_cannot_be_encoders_are_refused_with_the_reason_before_any
         build_encoder(name, "timm")
 
 
+def test_an_encoder_of_ones_own_is_any_module_with_stages(monkeypatch):
+    class Halves(nn.Module):
+        feature_info = timm.models.FeatureInfo([dict(num_chs=c, reduction=s, module="") for c, s in ((4, 4), (8, 8))], (0, 1))
+
+        def forward(self, image):
+            return [F.avg_pool2d(image.mean(1, keepdim=True), s).expand(-1, c, -1, -1) for c, s in ((4, 4), (8, 8))]
+
+    monkeypatch.setattr(timm, "create_model", lambda name, **_: Halves())
+    monkeypatch.setattr(timm, "list_models", lambda *_, **__: ["halves"])
+    encoder = build_encoder("halves", "none")
+    assert encoder.mean == pytest.approx([123.675, 116.28, 103.53]) and encoder.std == pytest.approx([58.395, 57.12, 57.375])
+
+
 def test_a_network_whose_stages_are_not_where_timm_says_is_refused(monkeypatch):
     network = timm.create_model(TINY, features_only=True)
     monkeypatch.setattr(network.feature_info, "reduction", lambda: [2, 4, 8, 16, 64])

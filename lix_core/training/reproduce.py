@@ -11,7 +11,6 @@ file goes on where it stops, on any machine, and a cell whose configuration has 
 from __future__ import annotations
 
 import copy
-import fcntl
 import hashlib
 import json
 import math
@@ -25,7 +24,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import resources
@@ -41,7 +40,7 @@ import yaml
 from lix_core.data.registry import open_dataset
 from lix_core.distill.config import DistillConfig
 from lix_core.errors import DataError, TrainingError
-from lix_core.files import save
+from lix_core.files import locked, save
 from lix_core.metrics import ConfusionMatrix, rounded
 from lix_core.options import nearest
 from lix_core.training.config import Config, TrainerConfig, from_dict, load_config, override, to_dict
@@ -104,26 +103,35 @@ class Table:
         names = table_names()
         if name not in names:
             raise TrainingError(f"there is no table {name!r}{nearest(name, names)}; there are {', '.join(names)}")
-        return cls.from_dict(name, yaml.safe_load((TABLES / f"{name}.yaml").read_text(encoding="utf-8")))
+        try:
+            data = yaml.safe_load((TABLES / f"{name}.yaml").read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise TrainingError(f"table {name} cannot be read: {' '.join(str(error).split())}") from None
+        return cls.from_dict(name, data)
 
     @classmethod
     def from_dict(cls, name: str, data: Mapping[str, Any]) -> "Table":
-        """Raises TrainingError where a key is unknown or missing, or a row learns from a teacher that there is none of."""
-        known = ("title", "metric", "base", "teachers", "rows", "folds", "seeds", "shown", "notes")
+        """Raises TrainingError where a key is unknown, missing or no such thing, or a row learns from a teacher that there is none of."""
+        known = {"title": str, "metric": str, "base": dict, "teachers": dict, "rows": dict, "folds": list, "seeds": list}
+        known |= {"shown": dict, "notes": str}
+        check_kinds(f"table {name}", data, known)
         unknown = [key for key in data if key not in known]
         missing = [key for key in ("title", "metric", "base", "rows") if key not in data]
         if unknown or missing:
             wrong = f"unknown key {unknown[0]}{nearest(unknown[0], known)}" if unknown else f"{missing[0]} is missing"
             raise TrainingError(f"table {name}: {wrong}")
-        teachers = {str(key): flat(value or ()) for key, value in data.get("teachers", {}).items()}
+        teachers = {str(key): flat(value or (), f"teacher {key} of table {name}") for key, value in data.get("teachers", {}).items()}
         rows = []
         for key, value in data["rows"].items():
             value = value or {}
+            check_kinds(f"row {key} of table {name}", value, {"teacher": str, "control": str, "start": str})
+            if other := [word for word in value if word not in ROW]:
+                raise TrainingError(f"row {key} of table {name}: unknown key {other[0]}{nearest(other[0], ROW)}; there are {', '.join(ROW)}")
             teacher = value.get("teacher", TEACHER if TEACHER in teachers else "")
             start = value.get("start", "")
             if start and start not in [*teachers, *(row.name for row in rows)]:
                 raise TrainingError(f"row {key} of table {name} starts from {start!r}, which is no teacher and no row above it")
-            rows.append(Row(str(key), flat(value.get("set", ())), teacher, value.get("control", CONTROL), start))
+            rows.append(Row(str(key), flat(value.get("set", ()), f"row {key} of table {name}"), teacher, value.get("control", CONTROL), start))
             if rows[-1].teacher and rows[-1].teacher not in teachers:
                 raise TrainingError(f"row {key} of table {name} learns from {rows[-1].teacher!r}; its teachers are {', '.join(teachers)}")
         names = [row.name for row in rows]
@@ -189,9 +197,24 @@ class Table:
         return tree.get("distill", {}).get("method", DistillConfig().method) != "none"
 
 
-def flat(overrides: Sequence[Any]) -> tuple[str, ...]:
-    """Overrides out of a list that may hold lists, as YAML's aliases of lists make them."""
-    return tuple(text for part in overrides for text in ([part] if isinstance(part, str) else flat(part)))
+ROW = ("teacher", "control", "start", "set")
+
+
+def check_kinds(what: str, data: Any, kinds: Mapping[str, type]) -> None:
+    """Raises TrainingError unless `data` is a mapping whose values are of the kinds that YAML gives for them."""
+    words = {str: "text", dict: "keys with values", list: "a list"}
+    for key, value, kind in (("", data, dict), *((key, data[key], kinds[key]) for key in kinds if isinstance(data, dict) and key in data)):
+        if not isinstance(value, kind):
+            raise TrainingError(f"{what}: {key or 'it'} must be {words[kind]}, got {value!r}")
+
+
+def flat(overrides: Any, where: str) -> tuple[str, ...]:
+    """Overrides out of one text, or a list that may hold lists, as YAML's aliases of lists make them. Raises TrainingError."""
+    if isinstance(overrides, str):
+        return (overrides,)
+    if not isinstance(overrides, (list, tuple)):
+        raise TrainingError(f"{where}: options are texts as optim.lr=0.001, in a list; got {overrides!r}")
+    return tuple(text for part in overrides for text in flat(part, where))
 
 
 def table_names() -> list[str]:
@@ -524,18 +547,6 @@ class Record:
             self.data = {**summary(self.table, counted, self.overrides), "runs": dict(sorted(self.runs.items()))}
             save(self.path, (json.dumps(self.data, indent=1) + "\n").encode())
             save(self.path.with_suffix(".md"), page(self.table, self.data).encode())
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """One process after the other."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def score_of(counts: Sequence[Sequence[int]], names: Sequence[str], metric: str) -> float:

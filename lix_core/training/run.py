@@ -9,12 +9,11 @@ import logging
 import math
 import os
 import platform
-import shutil
 import signal
 import subprocess
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,7 +29,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lix_core.data.registry import difference
 from lix_core.distill.objective import LIX, build_distiller
 from lix_core.errors import LixError, TrainingError, first_line
-from lix_core.files import make_folder, save
+from lix_core.files import locked, make_folder, save
 from lix_core.labels import LabelSet
 from lix_core.metrics import ConfusionMatrix
 from lix_core.models.networks import Network
@@ -227,29 +226,67 @@ def fit(
     lead = rank_zero()
     if lead:
         make_folder(out)
-    if resume and any((out / name).exists() for name in ("result.json", "checkpoints/last.ckpt")):
+    with locked(out, wait_s=LEFT_OVER_S) if lead else nullcontext(True) as free:
+        if not free:
+            raise TrainingError(f"another process trains in {out}: wait for its end, or name another folder")
+        return train_in(out, config, Path(teacher) if distilled else None, resume, quiet, Path(start) if start else None, lead)
+
+
+LEFT_OVER_S = 15.0
+"""How long a folder may be held by what is left of a run that was killed: the workers that read data for it end within seconds."""
+
+
+def train_in(
+    out: Path, config: Config, teacher: Path | None, resume: bool, quiet: bool, start: Path | None, lead: bool
+) -> RunResult:
+    """`fit` in a folder that no other run uses. lead: whether this is the process that writes."""
+    if resume and any((out / name).exists() for name in FINISHED_OR_BEGUN):
         refuse_another_run(config, out)
         if (out / "result.json").exists():
-            refuse_other_weights(out, Path(teacher) if distilled else None, Path(start) if start else None)
+            refuse_other_weights(out, teacher, start)
             return RunResult.load(out)
+    if lead:
+        refuse_foreign_config(out)
     silence()
     try:
-        run = Run(config, out, Path(teacher) if distilled else None, resume, Path(start) if start else None)
+        run = Run(config, out, teacher, resume, start)
+        run.set_up(quiet)
         if lead:  # not before it is known that there is a run to put in its place
             if not resume:
                 clear(out)
             save(out / "config.yaml", to_yaml(config).encode())
-        return run.train(quiet)
+        return run.train()
     except LixError as error:
         raise type(error)(own_words(error)) from None
 
 
+FINISHED_OR_BEGUN = ("result.json", "checkpoints/last.ckpt")
+FILES = ("checkpoints/*.ckpt", "checkpoints/.*.part", "tensorboard/events.out.tfevents.*", "tensorboard/hparams.yaml")
+"""What a run leaves in its folders; patterns."""
+
+
 def clear(out: Path) -> None:
     """Remove what an earlier run left in its folder, and nothing else."""
+    if not any((out / name).exists() for name in FINISHED_OR_BEGUN):
+        return
+    names = ("config.yaml", "result.json", "metrics.csv", "curves.png", "sheet.png", "weights.png")
+    for path in (*(path for pattern in FILES for path in out.glob(pattern)), *(out / name for name in names)):
+        path.unlink(missing_ok=True)
     for name in ("checkpoints", "tensorboard"):
-        shutil.rmtree(out / name, ignore_errors=True)
-    for name in ("config.yaml", "result.json", "metrics.csv", "curves.png", "sheet.png", "weights.png"):
-        (out / name).unlink(missing_ok=True)
+        with suppress(OSError):  # somebody else's files are in it
+            (out / name).rmdir()
+
+
+def refuse_foreign_config(out: Path) -> None:
+    """A TrainingError where the config.yaml of the folder is no run's: it would be overwritten."""
+    path = out / "config.yaml"
+    if any((out / name).exists() for name in FINISHED_OR_BEGUN) or not path.exists():
+        return
+    with suppress(OSError, ValueError, yaml.YAMLError, LixError):
+        text = path.read_text()
+        if to_yaml(from_dict(yaml.safe_load(text))) == text:
+            return
+    raise TrainingError(f"{path} is there, and no run wrote it: the run's own would replace it; name another folder for the run")
 
 
 def refuse_another_run(config: Config, out: Path) -> None:
@@ -258,7 +295,7 @@ def refuse_another_run(config: Config, out: Path) -> None:
         old = yaml.safe_load((out / "config.yaml").read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:
         what = f"{out} holds a run whose config.yaml cannot be read ({first_line(error)})"
-        raise TrainingError(f"{what}; name another folder, or do not resume") from None
+        raise TrainingError(f"{what}; name another folder, or train anew with --no-resume") from None
     with suppress(TrainingError):
         old = to_dict(from_dict(old))  # options that came to be since then have their defaults
     free = (*FREE, "distill.") if config.model.kind == "teacher" else FREE  # a teacher is not distilled
@@ -267,7 +304,7 @@ def refuse_another_run(config: Config, out: Path) -> None:
     }
     if changed:
         words = "; ".join(f"{key}: {before!r} -> {after!r}" for key, (before, after) in list(changed.items())[:4])
-        raise TrainingError(f"{out} holds a run of other settings ({words}); name another folder, or do not resume")
+        raise TrainingError(f"{out} holds a run of other settings ({words}); name another folder, or train anew with --no-resume")
 
 
 def refuse_other_weights(out: Path, teacher: Path | None, start: Path | None) -> None:
@@ -278,7 +315,7 @@ def refuse_other_weights(out: Path, teacher: Path | None, start: Path | None) ->
     for what, run in (("teacher", teacher), ("start", start)):
         if record.get(what, "") != (checksum(run) if run else ""):
             raise TrainingError(
-                f"{out} holds a finished run with another {what} than {run or 'none'}; name another folder, or do not resume"
+                f"{out} holds a finished run with another {what} than {run or 'none'}; name another folder, or train anew with --no-resume"
             )
 
 
@@ -298,6 +335,8 @@ class Run:
         self.data = TrainingData(data, config.seed, optim.accumulate, min(optim.steps, optim.steps_per_epoch))
         self.labels = self.data.labels
         self.evaluate = partial(evaluate, batch=trainer.val_batch, size=config.data.eval_size, workers=config.data.workers)
+        if config.model.kind == "teacher" and config.data.x and not self.data.x_channels:
+            raise TrainingError(f"a teacher needs X, and no frames of {self._sources()} have any: add a data set that has {config.data.x}")
         torch.manual_seed(seed_of(config.seed, 1))
         network = build_network(config.model, len(self.labels), self.data.x_channels).to(memory_format=torch.channels_last)
         check_crop(config, network)
@@ -331,15 +370,19 @@ class Run:
             unlike = difference(record.labels, self.labels)
             raise TrainingError(f"the teacher {run} was trained on other labels than this data has: {unlike}")
         if record.x_channels and record.x_kind != self.data.x_kind:
-            raise TrainingError(
-                f"the teacher {run} sees X {record.x_kind!r}, this data gives {self.data.x_kind!r}: set data.x={record.x_kind}"
-            )
+            has = f"this data gives {self.data.x_kind!r}: set data.x={record.x_kind}"
+            if record.x_kind == self.config.data.x:
+                has = f"no frames of {self._sources()} have any: add a data set that has, or train the teacher with data.x_dropout"
+            raise TrainingError(f"the teacher {run} sees X {record.x_kind!r}, {has}")
         self.teacher_needs_x = needs_x(record)
         digest = checksum(run)
         self._check_begun("teacher", digest, f"with another teacher than {run}")
         if not self.begun:
             self._check_teacher(network, run)
         return network, digest
+
+    def _sources(self) -> str:
+        return ", ".join(f"{source.dataset} {source.split}" for source in self.config.data.sources)
 
     def _start(self, run: Path, network: Network) -> str:
         """Give the network the best weights of a run, a student those of a teacher's RGB encoder and decoder too; the hash of its
@@ -365,7 +408,7 @@ class Run:
     def _check_begun(self, what: str, digest: str, otherwise: str) -> None:
         """A TrainingError where the run that is gone on with was begun on another checkpoint than that of `digest`, "" for none."""
         if self.begun and self.begun_record.get(what, "") != digest:
-            raise TrainingError(f"{self.out} was begun {otherwise}; name that one, or do not resume")
+            raise TrainingError(f"{self.out} was begun {otherwise}; name that one, or train anew with --no-resume")
 
     def _check_teacher(self, network: Network, run: Path) -> None:
         """A TrainingError where the teacher is not better than chance on labelled frames spread over the validation data, else over the
@@ -384,7 +427,8 @@ class Run:
                 )
             return
 
-    def train(self, quiet: bool) -> RunResult:
+    def set_up(self, quiet: bool) -> None:
+        """Make the trainer. Raises TrainingError where this machine, or the batch, is not made for it."""
         config = self.config
         facts = (config, self.labels, self.data.x_kind, self.data.x_channels, 0, git_revision(), str(torch.__version__))
         record = Record(*facts, self.teacher_hash, start=self.start_hash).to_dict()
@@ -393,10 +437,15 @@ class Run:
         except (MisconfigurationException, ValueError) as error:
             hardware = f"trainer.accelerator={config.trainer.accelerator}, trainer.devices={config.trainer.devices}"
             raise TrainingError(f"{hardware} cannot be had here: {first_line(error)}") from None
+        processes = trainer.num_devices * trainer.num_nodes
+        if config.data.batch % processes:
+            raise TrainingError(f"data.batch is {config.data.batch}, for {processes} processes: it must be a multiple of their number")
+
+    def train(self) -> RunResult:
         try:
-            trainer.fit(self.learner, datamodule=self.data, ckpt_path=self.begun, weights_only=True)
+            self.trainer.fit(self.learner, datamodule=self.data, ckpt_path=self.begun, weights_only=True)
         except RuntimeError as error:
-            if not config.trainer.deterministic or "deterministic" not in str(error):
+            if not self.config.trainer.deterministic or "deterministic" not in str(error):
                 raise
             raise TrainingError(f"trainer.deterministic=true cannot be had with these losses here: {first_line(error)}") from None
         except SystemExit:  # Lightning's answer to Ctrl-C, after which it leaves the signal ignored
