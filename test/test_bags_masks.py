@@ -397,6 +397,12 @@ def test_later_masks_come_into_the_label_set_of_earlier_ones(extraction, tmp_pat
     assert all((mask == 3).all() for mask in stored(extraction).values())
 
 
+def test_a_folder_without_a_mask_says_what_would_be_one(extraction, tmp_path):
+    put(tmp_path / "in" / "a.jpg", "x")
+    with pytest.raises(DataError, match="in has no masks: no file of it ends in .bmp, .png, .tif, .tiff, or they list no images"):
+        import_masks(extraction, tmp_path / "in", STREET, "png")
+
+
 def test_coco_is_read_in_all_its_ways_with_the_smaller_on_top(extraction, tmp_path):
     region = np.zeros((64, 96), bool)
     region[2:6, 3:9] = True
@@ -408,6 +414,8 @@ def test_coco_is_read_in_all_its_ways_with_the_smaller_on_top(extraction, tmp_pa
         {"id": 5, "image_id": 7, "category_id": 10, "bbox": [1, 2, 3, 4]},
         {"id": 6, "image_id": 7, "category_id": 99, "segmentation": [[0, 0, 9, 0, 9, 9]]},
         {"id": 7, "image_id": 8, "category_id": 10, "segmentation": [[0, 0, 9, 0, 9, 9]]},
+        {"id": 8, "image_id": [7], "category_id": 10, "segmentation": [[0, 0, 9, 0, 9, 9]]},
+        {"id": 9, "image_id": 7, "category_id": [10], "segmentation": [[0, 0, 9, 0, 9, 9]]},
     ]
     data = {
         "images": [{"id": 7, "file_name": f"drive/{FIRST}.jpg", "height": 64, "width": 96}],
@@ -419,8 +427,13 @@ def test_coco_is_read_in_all_its_ways_with_the_smaller_on_top(extraction, tmp_pa
     expected[10:14, 10:12] = expected[0:5, 50:60] = 8
     expected[region] = 0
     assert np.array_equal(stored(extraction)[f"drive/{FIRST}"], expected)
-    assert report.notes[0] == "annotation 7: of an image that the file does not list"
-    for number, reason in ((4, "add up to 14 pixels"), (5, "a box alone"), (6, "category 99 is not listed")):
+    assert report.notes[0] == "annotation 7, annotation 8: of an image that the file does not list"
+    for number, reason in (
+        (4, "add up to 14 pixels"),
+        (5, "a box alone"),
+        (6, "category 99 is not listed"),
+        (9, "category [10] is not listed"),
+    ):
         assert f"annotation {number}: " in report.notes[1] and reason in report.notes[1]
 
 
@@ -431,7 +444,9 @@ def test_coco_is_read_in_all_its_ways_with_the_smaller_on_top(extraction, tmp_pa
         ("x.json", "{]", "coco", DataError),
         ("x.json", "[1]", "coco", DataError),
         ("x.json", '{"images": [{}], "categories": [], "annotations": []}', "coco", DataError),
-        ("x.zip", "PK no zip", "cvat", DataError),
+        ("x.zip", "PK no zip", "cvat", SourceError),
+        ("x.zip", "", "", SourceError),
+        ("x.xml", "no zip", "cvat", DataError),
         ("in/SegmentationClass/1.png", "x", "", LabelError),
         ("in/labels.json", "{}", "png", LabelError),
         ("in/a.png", "x", "svg", SourceError),

@@ -19,6 +19,7 @@ import bags
 import recorded
 from bags import MS, STORE
 from lix_core.bags.check import check, check_all, lines_of
+from lix_core.bags.extract import extract
 from lix_core.bags.index import NS, Frames, Options, nearest, pair
 from lix_core.bags.reader import Bag, DamagedBag, bags_in, decode, header_stamp, whole_of
 from lix_core.bags.topics import find_topics
@@ -434,9 +435,35 @@ def test_a_constant_offset_is_named_and_taken_off(tmp_path):
     path = write(tmp_path / "bag", drive(12, ("image", "camera_info", "points", "/tf_static"), {"points": 30 * MS}))
     report = check(path)
     assert (report.with_depth, pair_of(report, "/points").alone) == (0, 12)
-    assert any("its stamps are +30 ms off: give --offset 0.030 if that is constant" in remark for remark in report.remarks)
+    cure = "its stamps are +30 ms off: give --offset 0.030 with --geometry lidar if that is constant"
+    told = f"12 of 12 images have no partner on /points; {cure}"
+    assert told in report.remarks
+    (outcome,) = extract([path], tmp_path / "out")
+    assert outcome.with_depth == 0 and told in outcome.remarks
+    (outcome,) = extract([path], tmp_path / "without", Options(geometry="none"))
+    assert told not in outcome.remarks
     assert check(path, Options(offset=0.03)).with_depth == 12
     assert check(path, Options(slop=0.04)).with_depth == 12
+
+
+def test_an_offset_of_about_half_an_interval_may_be_to_the_other_side(tmp_path):
+    path = write(tmp_path / "bag", drive(12, ("image", "camera_info", "points", "/tf_static"), {"points": 60 * MS}))
+    (remark,) = (remark for remark in check(path).remarks if "/points" in remark)
+    assert (
+        "its stamps are -40 ms off: give --offset -0.040, or 0.060 where that is the nearer to the truth, with --geometry lidar" in remark
+    )
+    assert check(path, Options(offset=0.06)).with_depth == 12
+
+
+def test_frames_are_of_images_and_a_bag_without_any_is_told_in_two_lines(tmp_path):
+    with pytest.raises(SourceError, match="name the camera's topic as image"):
+        Options(topics={"image": "none"})
+    for wrong in (10, 0, 100):
+        with pytest.raises(SourceError, match=f"max_disparity is a multiple of 16, at least 16, got {wrong}"):
+            Options(max_disparity=wrong)
+    path = write(tmp_path / "bag", drive(2))
+    lines = lines_of(check_all([path], Options(topics={"image": "/nope"}))[0], Options())
+    assert lines[0] == "bag: no frame can be made of it" and len(lines) == 2 and "has no topic /nope for image" in lines[1]
 
 
 def test_sensors_that_never_overlap_are_told_and_images_are_used(tmp_path):

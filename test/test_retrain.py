@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -154,12 +155,47 @@ def test_nothing_is_done_twice(retrained, old, monkeypatch):
 def test_pseudo_labels_of_the_old_teacher_do_where_nobody_labelled_and_what_is_not_better_is_not_taken(old, tmp_path):
     write_drive(tmp_path / "bare", frames=12, labels=False)
     steps = []
-    task = task_of(old, tmp_path / "out", bags=(tmp_path / "bare",), teacher_steps=0, student_steps=1, gain=1.0, held_out=0.4)
+    changes = {"teacher_steps": 0, "student_steps": 1, "gain": 1.0, "held_out": 0.4, "share": 0.3}
+    task = task_of(old, tmp_path / "out", bags=(tmp_path / "bare",), **changes)
     found = retrain(task, steps.append, quiet=True)
     assert steps == ["frames of the bags", "pseudo-labels", "student", "comparison"] and found.kind == "pseudo"
     assert not found.better and "not more than 100.0" in found.why and not (tmp_path / "out" / "model.lix").exists()
     report = (tmp_path / "out" / "report.md").read_text()
     assert "**Not taken: " in report and "pseudo-labels, which favour a model trained with them" in report
+    assert "25% of each batch new frames" in report  # one of four
+
+
+def test_a_model_that_was_taken_and_is_no_more_goes_with_a_word(retrained, old, tmp_path):
+    shutil.copytree(retrained[0], tmp_path / "out")
+    found = retrain(task_of(old, tmp_path / "out", gain=2.0), quiet=True)
+    assert not found.better and not (tmp_path / "out" / "model.lix").exists()
+    words = "model.lix, taken by an earlier comparison, is removed, candidate.lix is the same"
+    assert found.why.endswith(words) and words in (tmp_path / "out" / "report.md").read_text()
+    assert (tmp_path / "out" / "candidate.lix").read_bytes() == (retrained[0] / "model.lix").read_bytes()
+    (tmp_path / "out" / "inputs.json").write_text('{"a":')
+    with pytest.raises(TrainingError, match="inputs.json cannot be read .*, so nobody knows what the runs are made of"):
+        retrain(task_of(old, tmp_path / "out"), quiet=True)
+
+
+@pytest.mark.parametrize("name", ["report.md", "model.lix"])
+def test_files_that_no_retraining_wrote_are_not_replaced(old, tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(TrainingError, match=f"{name} is there, and of no retraining"):
+        retrain(task_of(old, tmp_path), quiet=True)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_held_out_frames_without_a_label_are_told_before_anything_is_trained(old, tmp_path, monkeypatch):
+    monkeypatch.setattr("lix_core.training.run.Run.train", lambda *_: pytest.fail("trained"))
+    task = task_of(old, tmp_path / "out", bags=(write_drive(tmp_path / "bare", 12, labels=False),), held_out=0.4)
+    extract(list(task.bags), task.out / "extraction", Options(), 1)
+    masks = task.out / "extraction" / "masks"
+    (masks / "bare").mkdir(parents=True)
+    (masks / "labels.json").write_text(TINY.to_json())
+    for name in BagDataset(task.out / "extraction", "val", labels="none", held_out=0.4, block=0.4).names:
+        cv2.imwrite(str(masks / f"{name}.png"), np.full((64, 96), 255, np.uint8))
+    with pytest.raises(TrainingError, match="no pixel of the held-out frames of the bags has a label .masks.: *.*label others"):
+        retrain(task, quiet=True)
 
 
 def test_old_data_keep_their_share_of_every_batch_and_the_schedule_is_the_tasks(old, tmp_path):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lix_core.bags.index import NS, BagIndex, Options, Stream, nearest, offset_of, pairs_of
+from lix_core.bags.index import GEOMETRIES, NO_GEOMETRY, NS, BagIndex, FramePlan, Options, Stream, nearest, offset_of, pairs_of
 from lix_core.bags.sensors import open_frames
 from lix_core.errors import SourceError
 
@@ -42,7 +44,7 @@ class PairReport:
 
     paired: images with a partner. alone: images without. first_alone: when the first of those were taken [s] since the bag's first image.
     offset: how much later its messages typically are than the images nearest to them: median [s]. spread: 95 % of the differences are
-    within so much of the median [s]. overlap: how long both were recorded [s].
+    within so much of the median [s]. interval: between its messages, median [s]. overlap: how long both were recorded [s].
     """
 
     role: str
@@ -53,6 +55,7 @@ class PairReport:
     first_alone: tuple[float, ...]
     offset: float
     spread: float
+    interval: float
     overlap: float
 
 
@@ -148,6 +151,7 @@ def compare(role: str, index: BagIndex, places: np.ndarray, options: Options) ->
         first_alone=tuple(float(t) for t in (image.stamps[alone[:3]] - image.stamps[0]) / NS),
         offset=median,
         spread=float(np.percentile(np.abs(differences - median), 95)) if len(differences) else 0.0,
+        interval=float(np.median(np.diff(stamps))) / NS if len(stamps) > 1 else math.inf,
         overlap=max(0.0, float(overlap) / NS),
     )
 
@@ -159,14 +163,26 @@ def advice(report: BagReport, options: Options) -> list[str]:
         # Keyframes are picked: what lies between them is no loss.
         if stream.gaps and not report.reasons:
             found.append(f"{stream.topic} has {stream.gaps} gaps, in which some {stream.missing} messages are missing")
-    for pair in report.pairs:
+    return found + misfits(report.pairs, options)
+
+
+def misfits(pairs: Sequence[PairReport], options: Options) -> list[str]:
+    """What to do where streams do not fit the images."""
+    found = []
+    for pair in pairs:
         if pair.paired >= FEW * pair.images:
             continue
         said = f"{pair.alone} of {pair.images} images have no partner on {pair.topic}"
+        geometry = next((name for name, role in GEOMETRIES.items() if role == pair.role), "")
+        offset = options.offset + pair.offset
         if not pair.overlap and not pair.paired:
             cure = "the two never overlap in time by their stamps; do their clocks agree? try --clock recorded"
-        elif abs(pair.offset) > options.slop and pair.spread <= options.slop and pair.role not in ("labels",):
-            cure = f"its stamps are {1e3 * pair.offset:+.0f} ms off: give --offset {options.offset + pair.offset:.3f} if that is constant"
+        elif abs(pair.offset) > options.slop and pair.spread <= options.slop and geometry:
+            # Beyond a third of the interval the next neighbour on the other side is about as near.
+            doubt = abs(pair.offset) > pair.interval / 3
+            other = offset - math.copysign(pair.interval, pair.offset)
+            either = f"--offset {offset:.3f}, or {other:.3f} where that is the nearer to the truth," if doubt else f"--offset {offset:.3f}"
+            cure = f"its stamps are {1e3 * pair.offset:+.0f} ms off: give {either} with --geometry {geometry} if that is constant"
         elif abs(pair.offset) + pair.spread > options.slop:
             cure = f"nearest stamps are {1e3 * pair.offset:+.0f} ms off, by up to {1e3 * pair.spread:.0f} ms more: give a larger --slop"
         else:
@@ -175,8 +191,20 @@ def advice(report: BagReport, options: Options) -> list[str]:
     return found
 
 
+def without_depth(index: BagIndex, plans: Sequence[FramePlan], options: Options) -> list[str]:
+    """Why a good part of the frames has no depth although there are messages for it, where that is a matter of time."""
+    have = sum(plan.geometry != NO_GEOMETRY for plan in plans)
+    if options.geometry == NO_GEOMETRY or have >= FEW * len(plans):
+        return []
+    places = pairs_of(index, options)
+    sensors = [role for role in GEOMETRIES.values() if role in places and len(index.streams[role])]
+    return misfits([compare(role, index, places[role], options) for role in sensors], options)
+
+
 def lines_of(report: BagReport, options: Options) -> list[str]:
     """The report as text, a line each."""
+    if not report.streams:
+        return [f"{report.name}: no frame can be made of it", *(f"  fault: {fault}" for fault in report.faults)]
     size = f"{report.size[1]}x{report.size[0]}" if report.size else "unknown size"
     lines = [f"{report.name}: {report.messages} messages in {report.seconds:.1f} s, {size}, calibration: {report.calibration}"]
     lines.append(f"  frames {report.frames}, with depth {report.with_depth} (from {report.geometry}), with labels {report.with_labels}")

@@ -30,6 +30,7 @@ from typing import Any
 import cv2
 
 from lix_core import __version__
+from lix_core.bags.check import without_depth
 from lix_core.bags.index import NO_GEOMETRY, BagIndex, FramePlan, Options
 from lix_core.bags.reader import home_of, is_bag, repaired_of
 from lix_core.bags.sensors import BagFrame, FrameReader, open_frames
@@ -224,6 +225,7 @@ def extract(
         try:
             home = home_of(path).resolve()
             opened = open_frames(home, options)
+            opened[0].remarks.extend(without_depth(*opened[:2], options))
             if is_replaced(home, opened[0], given):
                 remarks = [f"left out: it is damaged, and {repaired_of(home).name} is what is whole of it"]
                 others.append(BagOutcome(home.name, home, remarks=remarks))

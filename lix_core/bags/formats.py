@@ -160,6 +160,8 @@ class Files:
                     self.names = sorted(name for name in archive.namelist() if not name.endswith("/") and "__MACOSX" not in name)
             else:
                 path.open("rb").close()
+                if path.suffix.lower() == ".zip":
+                    raise SourceError(f"{path} is no whole zip archive: it is empty, cut off or something else; fetch it again")
                 self.names = [path.name]
         except (OSError, zipfile.BadZipFile) as error:
             raise SourceError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
@@ -263,6 +265,11 @@ class CvatMasks:
         return ids_of_colours(pixels, self.colours) if pixels.ndim == 3 else ids_in_range(pixels, len(self.classes))
 
 
+def as_id(value: Any) -> int | str:
+    """A number or text by which a COCO file refers to something; what else stands there refers to nothing, and is shown as text."""
+    return value if isinstance(value, (int, str)) else repr(value)
+
+
 class CocoMasks:
     """The instances of a COCO file. Raises DataError where it is none."""
 
@@ -275,8 +282,8 @@ class CocoMasks:
         try:
             data = json.loads(files.read(name))
             categories = sorted((int(c["id"]), str(c["name"])) for c in data["categories"])
-            images = [(str(i["file_name"]), i["id"], (int(i["height"]), int(i["width"]))) for i in data["images"]]
-            found = [(a["image_id"], a["category_id"], a) for a in data["annotations"]]
+            images = [(str(i["file_name"]), as_id(i["id"]), (int(i["height"]), int(i["width"]))) for i in data["images"]]
+            found = [(as_id(a["image_id"]), as_id(a["category_id"]), a) for a in data["annotations"]]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(f"{where} is no COCO file with images, categories and annotations ({explain_key(error)})") from None
         if any(min(shape) < 1 or shape[0] * shape[1] > 1 << 28 for *_, shape in images):

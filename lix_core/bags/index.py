@@ -18,7 +18,7 @@ import numpy as np
 
 from lix_core.bags.keyframes import keyframe_record
 from lix_core.bags.reader import CAMERA_INFO_TYPE, CLOUD_TYPE, TEXT_TYPE, TF_TYPE, Bag, camera_of, header_stamp, load_image
-from lix_core.bags.topics import RECTIFIED, Topics, find_topics, last_name
+from lix_core.bags.topics import NONE, RECTIFIED, Topics, find_topics, last_name
 from lix_core.camera import Camera
 from lix_core.errors import DataError, GeometryError, LabelError, LixError, SourceError
 from lix_core.geometry.lidar import check_rigid
@@ -78,6 +78,10 @@ class Options:
         times = {name: getattr(self, name) for name in ("begin", "end", "slop", "offset")}
         if endless := [f"{name} {value}" for name, value in times.items() if not math.isfinite(value)]:
             raise SourceError(f"times are finite numbers of seconds, got {', '.join(endless)}")
+        if self.topics.get("image") == NONE:
+            raise SourceError("frames are made of images: name the camera's topic as image, or leave it out; it cannot be none")
+        if self.max_disparity < 16 or self.max_disparity % 16:
+            raise SourceError(f"max_disparity is a multiple of 16, at least 16, got {self.max_disparity}")
         if self.every < 1 or self.slop < 0 or self.begin < 0 or self.end < 0:
             raise SourceError(f"every is 1 or more, slop, from and to 0 or more; got {self.every}, {self.slop}, {self.begin}, {self.end}")
         if self.end and self.end <= self.begin:

@@ -17,6 +17,7 @@ from lix_core.bags.formats import (
     FORMATS,
     LABELS_FILE,
     MANY,
+    MASK_SUFFIXES,
     WRITERS,
     MaskSource,
     open_masks,
@@ -170,6 +171,8 @@ def import_masks(
             report.notes += [f"{name}: {complaint}"] if complaint else []
             report.pixels += np.bincount(np.minimum(mask, len(target)).ravel(), minlength=len(target) + 1)
         on_mask()
+    if not source.names:
+        raise DataError(f"{path} has no masks: no file of it ends in {', '.join(sorted(MASK_SUFFIXES))}, or they list no images")
     if not report.imported:
         raise DataError(f"none of {len(source.names)} masks of {path} can be used: {'; '.join((report.left_out + report.notes)[:MANY])}")
     return report

@@ -219,7 +219,7 @@ class Search:
             return beside(found.labels, "label_names"), ""
         if len(names) == 1:
             return names[0], ""
-        return "", f"no topic label_names says what the ids of {found.labels} mean; put a label set into labels.json of the extraction"
+        return "", f"no topic label_names says what the ids of {found.labels} mean; put a label set into <bag>/labels.json there"
 
     def keyframes(self, found: Topics) -> tuple[str, str]:
         return next((name for name in self._of_type(TEXT_TYPE) if last_name(name) == "keyframes"), ""), ""

@@ -17,7 +17,7 @@ from lix_core.errors import SourceError
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Bags: what is in them, and their frames to learn from.")
 BAGS = typer.Argument(..., help="Bags (folders, .mcap, .db3 or .bag files), or folders of bags.")
 TOPIC = "Found by itself where left out; `none`: do without."
-IMAGE = typer.Option("", "--image", help=f"Image topic of the camera. {TOPIC}")
+IMAGE = typer.Option("", "--image", help="Image topic of the camera. Found by itself where left out.")
 CAMERA_INFO = typer.Option("", "--camera-info", help=f"Its calibration. {TOPIC}")
 RIGHT_IMAGE = typer.Option("", "--right-image", help=f"Image topic of the pair's right camera. {TOPIC}")
 RIGHT_CAMERA_INFO = typer.Option("", "--right-camera-info", help=f"Its calibration. {TOPIC}")
@@ -109,8 +109,10 @@ def check(
     """Report rates, gaps, offsets between sensors, frames without partner, and the frames that would be extracted."""
     options = options_of(**{name: value for name, value in locals().items() if name not in ("bags", "json_file")})
     from lix_core.bags.check import check_all, lines_of
-    from lix_core.files import save
+    from lix_core.files import make_folder, save
 
+    if json_file:
+        make_folder(json_file.parent)
     reports = check_all(found_bags(bags), options)
     for report in reports:
         print("\n".join(lines_of(report, options)))

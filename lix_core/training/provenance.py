@@ -56,7 +56,7 @@ def lineage(record: Record, runs: Sequence[Path]) -> Lineage:
         if not digest:
             return None
         if digest not in folders:
-            given = ", ".join(map(str, runs)) or "none is named"
+            given = f"named: {', '.join(map(str, runs))}, which is none with it" if runs else "none is named"
             raise TrainingError(
                 f"{record.config.name!r} {what} a run whose best.ckpt has the SHA-256 {digest[:12]}...; {given}. "
                 "Its data and licences belong to this model too: name its folder (lix export --teacher, lix retrain --behind)"

@@ -123,17 +123,17 @@ class Table:
         teachers = {str(key): flat(value or (), f"teacher {key} of table {name}") for key, value in data.get("teachers", {}).items()}
         rows = []
         for key, value in data["rows"].items():
-            value = value or {}
-            check_kinds(f"row {key} of table {name}", value, {"teacher": str, "control": str, "start": str})
+            value, where = value or {}, f"row {key} of table {name}"
+            check_kinds(where, value, {"teacher": str, "control": str, "start": str})
             if other := [word for word in value if word not in ROW]:
-                raise TrainingError(f"row {key} of table {name}: unknown key {other[0]}{nearest(other[0], ROW)}; there are {', '.join(ROW)}")
+                raise TrainingError(f"{where}: unknown key {other[0]}{nearest(other[0], ROW)}; there are {', '.join(ROW)}")
             teacher = value.get("teacher", TEACHER if TEACHER in teachers else "")
             start = value.get("start", "")
             if start and start not in [*teachers, *(row.name for row in rows)]:
-                raise TrainingError(f"row {key} of table {name} starts from {start!r}, which is no teacher and no row above it")
-            rows.append(Row(str(key), flat(value.get("set", ()), f"row {key} of table {name}"), teacher, value.get("control", CONTROL), start))
+                raise TrainingError(f"{where} starts from {start!r}, which is no teacher and no row above it")
+            rows.append(Row(str(key), flat(value.get("set", ()), where), teacher, value.get("control", CONTROL), start))
             if rows[-1].teacher and rows[-1].teacher not in teachers:
-                raise TrainingError(f"row {key} of table {name} learns from {rows[-1].teacher!r}; its teachers are {', '.join(teachers)}")
+                raise TrainingError(f"{where} learns from {rows[-1].teacher!r}; its teachers are {', '.join(teachers)}")
         names = [row.name for row in rows]
         for key, value in data["rows"].items():
             control = (value or {}).get("control", "")

@@ -29,7 +29,7 @@ from lix_core.data.bag import BEST, NS, BagDataset, check_blocks, split_places
 from lix_core.data.registry import open_dataset
 from lix_core.errors import DataError, TrainingError
 from lix_core.files import make_folder, save, save_image
-from lix_core.labels import LabelMapping, LabelSet
+from lix_core.labels import UNLABELLED, LabelMapping, LabelSet
 from lix_core.metrics import ConfusionMatrix
 from lix_core.runtime.bundle import SUFFIX, Bundle, find_bundle
 from lix_core.runtime.segmenter import Segmenter
@@ -128,6 +128,7 @@ def retrain(task: Retraining, watch: Watcher = lambda step: None, quiet: bool = 
     current = model_to_beat(task, record.labels)
     old = old_frames(task, record)
     make_folder(task.out)
+    refuse_foreign_files(task.out)
     watch("frames of the bags")
     outcomes = extract(list(task.bags), task.out / "extraction", task.extraction, task.jobs)
     refuse_other_bags(task, outcomes)
@@ -140,6 +141,9 @@ def retrain(task: Retraining, watch: Watcher = lambda step: None, quiet: bool = 
         make_pseudo_labels(Extraction.open(task.out / "extraction"), task.out / f"old-teacher{SUFFIX}", task.pseudo, jobs=task.jobs)
     held = judge or ("pseudo", frames_of(task, "val", "pseudo", record))
     frames_of(task, "train", kind, record)  # what is wrong with them is told before anything is trained
+    if not any(is_labelled(held[1][i].labels) for i in range(len(held[1]))):
+        how = "lower --confidence, or label some of them" if held[0] == "pseudo" else "label others, or give another --block or --held-out"
+        raise TrainingError(f"no pixel of the {NEW} has a label ({held[0]}), so that nothing could be compared: {how}")
     new = source_of(task, "train", kind, record)
     val = source_of(task, "val", judge[0], record) if judge else None
     teacher = task.teacher
@@ -154,14 +158,20 @@ def retrain(task: Retraining, watch: Watcher = lambda step: None, quiet: bool = 
     behind = dict.fromkeys((*task.behind, task.teacher, task.student, teacher))
     candidate = bundle_of(Path(student.folder), task.out / f"candidate{SUFFIX}", tuple(behind))
     before = current or bundle_of(task.student, task.out / f"before{SUFFIX}", (*task.behind, task.teacher))
-    comparison = compare(task, before, candidate, held, old)
+    comparison, taken = compare(task, before, candidate, held, old), task.out / f"model{SUFFIX}"
+    if taken.exists() and not comparison.better:
+        comparison.why += f"; {taken.name}, taken by an earlier comparison, is removed, candidate{SUFFIX} is the same"
     save(task.out / "comparison.json", (json.dumps(dataclasses.asdict(comparison), indent=1) + "\n").encode())
     if comparison.better:
-        candidate.save(task.out / f"model{SUFFIX}")
+        candidate.save(taken)
     else:
-        (task.out / f"model{SUFFIX}").unlink(missing_ok=True)
+        taken.unlink(missing_ok=True)
     report(task, outcomes, kind, comparison, held[1], student, (before, candidate))
     return comparison
+
+
+def is_labelled(labels: np.ndarray | None) -> bool:
+    return labels is not None and bool((labels != UNLABELLED).any())
 
 
 def matching_records(task: Retraining) -> Record:
@@ -218,10 +228,23 @@ def note_inputs(task: Retraining, kind: str) -> None:
     }
     inputs = json.loads(json.dumps(inputs))
     begun = any((task.out / run / "checkpoints").exists() for run in ("teacher", "student"))
-    before = json.loads(path.read_text()) if begun and path.exists() else inputs
+    try:
+        before = json.loads(path.read_bytes()) if begun and path.exists() else inputs
+        if not isinstance(before, dict):
+            raise ValueError("it holds no inputs")
+    except ValueError as error:
+        raise TrainingError(f"{path} cannot be read ({error}), so nobody knows what the runs are made of; name another folder") from None
     if other := [name for name, value in inputs.items() if before.get(name) != value]:
         raise TrainingError(f"the runs in {task.out} were trained with other {', '.join(other)}; name another folder")
     save(path, (json.dumps(inputs, indent=1) + "\n").encode())
+
+
+def refuse_foreign_files(out: Path) -> None:
+    """Raises TrainingError where the folder has files that a retraining would replace, and no retraining wrote them."""
+    if not (out / "inputs.json").exists():
+        for name in ("report.md", "report.jpg", f"model{SUFFIX}", f"candidate{SUFFIX}"):
+            if (out / name).exists():
+                raise TrainingError(f"{out / name} is there, and of no retraining: it would be replaced; name another folder")
 
 
 def refuse_other_bags(task: Retraining, outcomes: Sequence[BagOutcome]) -> None:
@@ -380,6 +403,8 @@ def report(
         if found.kind in TRUE_KINDS
         else "pseudo-labels, which favour a model trained with them: look at the pictures"
     )
+    data = student.config["data"]
+    share = data["sources"][-1]["per_batch"] / data["batch"]
     lines = [
         "# Retraining",
         "",
@@ -397,7 +422,7 @@ def report(
         *(f"- {outcome.name}: {count} frames: {text}" for outcome in outcomes for text, count in outcome.warnings.items()),
         *([f"- Why frames were recorded: {', '.join(f'{name} {count}' for name, count in reasons.most_common())}."] if reasons else []),
         f"- Trained with labels of kind `{kind}`; {len(frames)} held-out frames judged by `{found.kind}`: {judged}.",
-        f"- Student: {student.steps} steps, {student.seconds / 60:.0f} min on {student.device}, {task.share:.0%} of each batch new frames.",
+        f"- Student: {student.steps} steps, {student.seconds / 60:.0f} min on {student.device}, {share:.0%} of each batch new frames.",
         "",
     ]
     for name in found.before:

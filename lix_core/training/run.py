@@ -236,9 +236,7 @@ LEFT_OVER_S = 15.0
 """How long a folder may be held by what is left of a run that was killed: the workers that read data for it end within seconds."""
 
 
-def train_in(
-    out: Path, config: Config, teacher: Path | None, resume: bool, quiet: bool, start: Path | None, lead: bool
-) -> RunResult:
+def train_in(out: Path, config: Config, teacher: Path | None, resume: bool, quiet: bool, start: Path | None, lead: bool) -> RunResult:
     """`fit` in a folder that no other run uses. lead: whether this is the process that writes."""
     if resume and any((out / name).exists() for name in FINISHED_OR_BEGUN):
         refuse_another_run(config, out)
