@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lix_core.bags.index import GEOMETRIES, NO_GEOMETRY, NS, BagIndex, FramePlan, Options, Stream, nearest, offset_of, pairs_of
+from lix_core.bags.index import AUTO, GEOMETRIES, NO_GEOMETRY, NS, BagIndex, FramePlan, Options, Stream, nearest, offset_of, pairs_of
 from lix_core.bags.sensors import open_frames
 from lix_core.errors import SourceError
 
@@ -197,7 +197,8 @@ def without_depth(index: BagIndex, plans: Sequence[FramePlan], options: Options)
     if options.geometry == NO_GEOMETRY or have >= FEW * len(plans):
         return []
     places = pairs_of(index, options)
-    sensors = [role for role in GEOMETRIES.values() if role in places and len(index.streams[role])]
+    asked = [role for geometry, role in GEOMETRIES.items() if options.geometry in (AUTO, geometry)]
+    sensors = [role for role in asked if role in places and len(index.streams[role])]
     return misfits([compare(role, index, places[role], options) for role in sensors], options)
 
 
