@@ -76,6 +76,12 @@ def test_one_image_is_a_source_of_one_frame(tmp_path):
     assert np.array_equal(frame.load()[0], written["street"])
 
 
+def test_where_stems_repeat_full_names_are_used_for_the_whole_folder(tmp_path):
+    names = ["a.jpg", "a.jpg.png", "a.png", "b.png"]
+    write_images(tmp_path, names)
+    assert [frame.stem for frame in open_source(tmp_path)] == names
+
+
 def test_a_source_can_be_read_again(tmp_path):
     write_images(tmp_path, ["a.png", "b.png"])
     source = open_source(tmp_path)
@@ -96,8 +102,10 @@ def test_a_calibration_beside_the_images_is_read(tmp_path):
 def test_a_damaged_calibration_is_an_error_and_not_ignored(tmp_path):
     write_images(tmp_path, ["a.png"])
     (tmp_path / "camera_info.yaml").write_text("nothing")
+    source = open_source(tmp_path)
+    assert len(list(source)) == 1, "who needs no calibration does not read it"
     with pytest.raises(LixError, match="camera_info.yaml is not a camera_calibration YAML file"):
-        open_source(tmp_path)
+        source.camera
 
 
 def test_a_corrupt_image_fails_alone_and_by_name(tmp_path):
@@ -119,6 +127,25 @@ def test_an_image_that_vanished_meanwhile_is_named(tmp_path):
     (tmp_path / "a.png").unlink()
     with pytest.raises(ImageError, match="cannot read .*a.png: No such file"):
         frame.load()
+
+
+def test_of_a_folder_of_simulated_streets_the_images_of_one_are_named(tmp_path):
+    for scene in ("Scene02", "Scene01"):
+        (tmp_path / scene / "clear" / "frames" / "rgb" / "Camera_0").mkdir(parents=True)
+    with pytest.raises(SourceError, match="simulated streets; give the images of one .*/Scene01/clear/frames/rgb/Camera_0$"):
+        open_source(tmp_path)
+
+
+def test_a_live_world_is_for_the_replay_node(tmp_path):
+    for name in ("world", "world:7"):
+        with pytest.raises(SourceError, match=f"no such input: {name}; a live world is played by the replay node alone"):
+            open_source(name)
+
+
+def test_a_topic_of_what_is_no_bag_is_refused(tmp_path):
+    write_images(tmp_path, ["a.png"])
+    with pytest.raises(SourceError, match="topics are of bags, .* leave out the topic /image"):
+        open_source(tmp_path, "/image")
 
 
 def test_an_empty_folder_is_refused(tmp_path):
@@ -158,10 +185,87 @@ def test_a_frame_of_a_video_stays_what_it_was(tmp_path):
     assert frames[0].load()[0].mean() < 40 and frames[1].load()[0].mean() > 200
 
 
-def test_a_cut_video_gives_the_frames_it_has(tmp_path):
+def test_a_cut_video_gives_the_frames_it_has_and_tells_once_which_it_has_not(tmp_path):
     path = write_video(tmp_path / "drive.avi", [20] * 20)
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
-    assert 5 < len(list(open_source(path))) < 20
+    *whole, lost = open_source(path)
+    assert 5 < len(whole) < 20 and all(frame.load()[0].shape == (48, 64, 3) for frame in whole)
+    assert lost.stem == f"drive_{len(whole):06d}"
+    with pytest.raises(ImageError, match=rf"frames {len(whole)} to 19 of .*drive.avi cannot be decoded"):
+        lost.load()
+
+
+class Reads:
+    """In place of cv2.VideoCapture: a video whose header counts `count` frames, of which those in `bad`, and those after `end`, fail."""
+
+    def __init__(self, count: int, end: int, bad: range):
+        self.count, self.end, self.bad, self.tried = count, end, bad, 0
+
+    def read(self) -> tuple[bool, np.ndarray | None]:
+        index, self.tried = self.tried, self.tried + 1
+        good = index < self.end and index not in self.bad
+        return good, np.full((2, 2, 3), index, np.uint8) if good else None
+
+    def grab(self) -> bool:
+        return self.read()[0]
+
+    def get(self, what: int) -> float:
+        return {cv2.CAP_PROP_FPS: 10.0, cv2.CAP_PROP_FRAME_COUNT: self.count}[what]
+
+    isOpened = release = lambda self: True
+
+
+def told(path: Path) -> list[tuple[int, object]]:
+    """Of each frame its number in the stem and time, and what is in it or why not."""
+    found = []
+    for frame in open_source(path):
+        try:
+            content: object = int(frame.load()[0].mean())
+        except ImageError as error:
+            content = str(error).partition(" of ")[0]
+        assert frame.stem == f"drive_{round(frame.time * 10):06d}"
+        found.append((int(frame.stem[-6:]), content))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("suffix", "count", "end", "bad", "expected"),
+    [
+        (".mp4", 6, 6, range(2, 4), [(0, 0), (1, 1), (2, "frame 2"), (3, "frame 3"), (4, 4), (5, 5)]),
+        (".mp4", 3, 3, range(0, 1), [(0, "frame 0"), (1, 1), (2, 2)]),
+        (".mp4", 900, 2, range(0), [(0, 0), (1, 1), (2, "frames 2 to 899")]),
+        (".mp4", 10**12, 2, range(0), [(0, 0), (1, 1), (2, f"frames 2 to {10**12 - 1}")]),
+        (".mp4", 3, 2, range(0), [(0, 0), (1, 1), (2, "frame 2")]),
+        (".mkv", 900, 3, range(1, 2), [(0, 0), (1, "frame 1"), (2, 2)]),  # its count is an estimate
+        (".mp4", 0, 3, range(2, 3), [(0, 0), (1, 1)]),  # a stream
+        (".mp4", 1, 3, range(0), [(0, 0), (1, 1), (2, 2)]),  # more than it counts
+    ],
+)
+def test_frames_of_a_video_that_cannot_be_decoded_are_told(tmp_path, monkeypatch, suffix, count, end, bad, expected):
+    (tmp_path / f"drive{suffix}").touch()
+    monkeypatch.setattr(cv2, "VideoCapture", lambda _: Reads(count, end, bad))
+    assert told(tmp_path / f"drive{suffix}") == expected
+
+
+def test_a_hole_in_a_video_costs_its_frames_and_no_others(tmp_path):
+    path = tmp_path / "drive.mp4"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 10, (64, 48))
+    if not writer.isOpened():
+        pytest.skip("this OpenCV writes no mp4")
+    noise = np.random.default_rng(0)
+    for index in range(50):
+        writer.write(noise.integers(4 * index, 4 * index + 50, (48, 64, 3), np.uint8))
+    writer.release()
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3 : len(data) // 2] = bytes(len(data) // 2 - len(data) // 3)
+    path.write_bytes(data)
+    lost = [(number, why) for number, why in told(path) if isinstance(why, str)]
+    assert 0 < len(lost) < 25 and lost == [(number, f"frame {number}") for number in range(lost[0][0], lost[-1][0] + 1)]
+    whole = np.array([(number, content) for number, content in told(path) if isinstance(content, int)])
+    assert len(whole) + len(lost) == 50 and whole[-1, 0] == 49
+    # Those right after the hole are made of what is lost.
+    assert np.abs(whole[whole[:, 0] > 40] @ [4, -1] + 25).max() < 12
+    assert np.abs(whole[whole[:, 0] < lost[0][0]] @ [4, -1] + 25).max() < 12
 
 
 @pytest.mark.parametrize("data", [b"", b"not a video", bytes(5000)])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Callable, Iterator, Protocol
@@ -19,7 +20,11 @@ from lix_core.files import expanded
 from lix_core.pixels import natural_key, read_compressed
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg")
+COUNTED_SUFFIXES = (".mp4", ".avi", ".mov", ".m4v")
+"""Videos whose files say how many frames they hold; of the others it is an estimate."""
+VIDEO_SUFFIXES = (*COUNTED_SUFFIXES, ".mkv", ".webm", ".mpg", ".mpeg")
+GIVE_UP = 1000
+"""Frames in a row that cannot be decoded, after which no more of a video is tried."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +59,15 @@ class ImageSource:
 
     def __init__(self, name: str, paths: list[Path]):
         self.name, self.paths = name, paths
-        stems = Counter(p.stem for p in paths)
-        # a.jpg and a.png beside each other: their results must not take the same name.
-        self.stems = [p.stem if stems[p.stem] == 1 else p.name for p in paths]
-        calibration = paths[0].parent / "camera_info.yaml"
-        self.camera = Camera.load(calibration) if calibration.exists() else None
+        # a.jpg and a.png beside each other: their results must not take the same name, nor that of a.jpg.png.
+        unique = len({p.stem for p in paths}) == len(paths)
+        self.stems = [p.stem if unique else p.name for p in paths]
+
+    @cached_property
+    def camera(self) -> Camera | None:
+        """Of camera_info.yaml beside the images. Raises LixError where that is none."""
+        calibration = self.paths[0].parent / "camera_info.yaml"
+        return Camera.load(calibration) if calibration.exists() else None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -76,7 +85,10 @@ class ImageSource:
 
 
 class VideoSource:
-    """A video file, through OpenCV. Frames must be loaded in order."""
+    """A video file, through OpenCV. Frames must be loaded in order.
+
+    Frames that cannot be decoded fail one by one where others follow; at the end of the video, the first for all of them.
+    """
 
     camera = None
 
@@ -85,7 +97,7 @@ class VideoSource:
         capture = self._open()
         self.rate = capture.get(cv2.CAP_PROP_FPS) or 30.0
         self._count = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
-        readable, _ = capture.read()
+        readable = any(capture.grab() for _ in range(self._patience(0)))
         capture.release()
         if not readable:
             raise SourceError(f"no frame of {path} can be decoded; is it a video that OpenCV's FFmpeg reads?")
@@ -96,21 +108,38 @@ class VideoSource:
             raise SourceError(f"cannot open video {self._path}")
         return capture
 
+    def _patience(self, index: int) -> int:
+        """How many reads may fail, from frame `index` on, before the video is at its end."""
+        return min(max(1, self._count - index), GIVE_UP)
+
     def __len__(self) -> int:
         return self._count
 
     def __iter__(self) -> Iterator[Frame]:
         capture = self._open()
         try:
-            index = 0
-            while True:
+            index = failed = 0
+            while failed < self._patience(index):
                 readable, image = capture.read()
                 if not readable:
-                    return
-                yield Frame(f"{self.name}_{index:06d}", index / self.rate, lambda image=image: (image, "bgr"))
+                    failed += 1
+                    continue
+                for lost in range(index, index + failed):
+                    yield self._frame(lost, partial(self._refuse, f"frame {lost}"))
+                index, failed = index + failed, 0
+                yield self._frame(index, lambda image=image: (image, "bgr"))
                 index += 1
         finally:
             capture.release()
+        if index < self._count and self._path.suffix.lower() in COUNTED_SUFFIXES:
+            last = self._count - 1
+            yield self._frame(index, partial(self._refuse, f"frame {last}" if index == last else f"frames {index} to {last}"))
+
+    def _frame(self, index: int, load: Callable[[], tuple[np.ndarray, str]]) -> Frame:
+        return Frame(f"{self.name}_{index:06d}", index / self.rate, load)
+
+    def _refuse(self, what: str) -> tuple[np.ndarray, str]:
+        raise ImageError(f"{what} of {self._path} cannot be decoded; is the file whole?")
 
 
 class BagSource:
@@ -171,15 +200,20 @@ def open_source(path: str | Path, topic: str = "") -> Source:
         topic: which image topic of a bag; may be left out where there is one camera.
 
     Raises:
-        SourceError: nothing there, or nothing in it that can be read.
+        SourceError: nothing there, nothing in it that can be read, or a topic of what is no bag.
     """
     path = expanded(path)
     if not path.exists():
-        raise SourceError(f"no such input: {path}")
+        live = "; a live world is played by the replay node alone" if re.fullmatch(r"world(:\d*)?", str(path)) else ""
+        raise SourceError(f"no such input: {path}{live}")
     if path.suffix.lower() in BAG_SUFFIXES or (path / "metadata.yaml").exists():
         return BagSource(path, topic)
+    if topic:
+        raise SourceError(f"topics are of bags, and {path} is none; leave out the topic {topic}")
     if path.is_dir():
         paths = sorted((p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES), key=lambda p: natural_key(p.name))
+        if not paths and (street := min(path.glob("Scene*/*/frames/rgb/Camera_0"), default=None)):
+            raise SourceError(f"{path} holds simulated streets; give the images of one of them, such as {street}")
         if not paths:
             raise SourceError(f"folder {path} holds no images ({', '.join(IMAGE_SUFFIXES)}) and is no bag (no metadata.yaml)")
         return ImageSource(path.name, paths)
