@@ -95,22 +95,32 @@ def test_predict_with_remap_and_threshold(model: Path, images: Path, tmp_path: P
 def test_predict_never_writes_over_an_image_that_it_is_to_segment(model: Path, images: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(images)
     before = {path: path.read_bytes() for path in images.iterdir()}
-    for given, out in ((images, images), (images / "frame2.png", tmp_path / "link")):
-        done = lix("predict", given, "-o", out, "--output", "color", "--model", model)
+    one, link = images / "frame2.png", tmp_path / "link"
+    for given, out, output, words in (
+        (one, link, "color", f"a result would overwrite {link}/frame2.png"),
+        (images, images, "overlay", f"--out {images} is the folder of the images"),
+        (images, link, "color", f"--out {link} is the folder of the images"),
+    ):
+        done = lix("predict", given, "-o", out, "--output", output, "--model", model)
         assert done.returncode == 2 and "Traceback" not in done.stderr
-        assert f"a result would overwrite {out}/frame" in done.stderr and "give another --out" in done.stderr
+        assert words in done.stderr and "give another --out" in done.stderr
     assert {path: path.read_bytes() for path in images.iterdir()} == before
-    # Overlays are JPEG: beside PNG they are in nobody's way.
-    assert lix("predict", images, "-o", images, "--model", model).returncode == 0
-    assert {path: path.read_bytes() for path in before} == before and (images / "frame0.jpg").exists()
+    # The overlay of one PNG is a JPEG: beside it, it is in nobody's way.
+    assert lix("predict", one, "-o", images, "--model", model).returncode == 0
+    assert {path: path.read_bytes() for path in before} == before and (images / "frame2.jpg").exists()
 
 
 def test_predict_leaves_out_what_it_cannot_read_and_says_so(model: Path, images: Path, tmp_path: Path) -> None:
     (images / "frame1.png").write_bytes(b"broken")
     done = lix("predict", images, "-o", tmp_path / "out", "--model", model)
     assert done.returncode == 2
-    assert "1 of 3 frames could not be read" in done.stderr and "frame1" in done.stderr
+    assert "lix: 1 of 3 frames could not be read; the others are done\n" in done.stderr
     assert sorted(p.stem for p in (tmp_path / "out").iterdir()) == ["frame0", "frame2"]
+    named = images / f"{'frame' * 20}.png"
+    named.write_bytes(b"broken")
+    done = lix("predict", named, "-o", tmp_path / "out", "--model", model, COLUMNS="80")
+    assert f"left out {named.stem}: {named.name} (6 bytes) cannot be decoded" in done.stderr
+    assert "lix: 1 of 1 frames could not be read\n" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import typer
 from lix_core import viz
 from lix_core.cli.progress import progress_bar
 from lix_core.errors import ImageError, SourceError
-from lix_core.files import make_folder, save, save_image
+from lix_core.files import expanded, make_folder, save, save_image
 from lix_core.labels import LabelMapping
 from lix_core.pixels import to_rgb
 from lix_core.runtime.backends import DEFAULT_BACKEND, BackendOptions
@@ -54,7 +54,7 @@ def predict(
     """Segment an image, a folder, a video or a bag into files `<stem>.png` (.jpg, .npz)."""
     source = open_source(input, topic)
     if isinstance(source, ImageSource):
-        refuse_inputs(source, out, SUFFIXES[output])
+        refuse_inputs(source, input, out, SUFFIXES[output])
     segmenter = Segmenter(model, backend, BackendOptions(threads, precision), max_pixels)
     mapping = LabelMapping.load(segmenter.labels, remap) if remap else None
     make_folder(out)
@@ -75,7 +75,7 @@ def predict(
                 busy += time.perf_counter() - started
             except ImageError as error:
                 unreadable.append(f"{frame.stem}: {error}")
-                progress.console.print(f"left out {unreadable[-1]}", markup=False)
+                progress.console.print(f"left out {unreadable[-1]}", markup=False, highlight=False, soft_wrap=True)
             else:
                 if mapping:
                     result = result.remapped(mapping)
@@ -85,11 +85,14 @@ def predict(
         progress.update(task, total=done + len(unreadable))
     print(f"{done} frames segmented into {out} ({segmenter.description})")
     if unreadable:
-        raise SourceError(f"{len(unreadable)} of {done + len(unreadable)} frames could not be read; the others are done")
+        others = "; the others are done" if done else ""
+        raise SourceError(f"{len(unreadable)} of {done + len(unreadable)} frames could not be read{others}")
 
 
-def refuse_inputs(source: ImageSource, out: Path, suffix: str) -> None:
-    """Raises SourceError where a result would take the place of an image of the source."""
+def refuse_inputs(source: ImageSource, input: Path, out: Path, suffix: str) -> None:
+    """Raises SourceError where a result would take the place of an image of the source, or be one the next time."""
+    if out.resolve() == expanded(input).resolve():
+        raise SourceError(f"--out {out} is the folder of the images, whose results would be segmented the next time; give another --out")
     images = {path.resolve() for path in source.paths}
     for stem in source.stems:
         if (target := out / f"{stem}{suffix}").resolve() in images:
