@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from bundles import COLOURS, PALETTE, random_image
-from lix_core.errors import GeometryError
+from lix_core.errors import GeometryError, ImageError
 from lix_core.labels import STREET, UNLABELLED
 from lix_core.viz import colorize, contact_sheet, depth_color, draw_depth_points, legend, normals_color, overlay
 
@@ -86,6 +86,39 @@ def test_images_of_several_sizes_share_a_contact_sheet():
     assert sheet.shape[1] == 3 * 64 and sheet.dtype == np.uint8
 
 
+def test_a_strip_of_pixels_makes_no_sheet_that_fills_the_memory():
+    sheet = contact_sheet([np.full((5760, 2, 3), 200, np.uint8), random_image(30, 60)], COLOURS, cell_width=60)
+    assert sheet.shape == (120 + 4 + legend(COLOURS, 128).shape[0], 128, 3)
+    assert (sheet[2:122, 2] == 200).all() and (sheet[2:122, 3:62] == 24).all()
+
+
+GRAY, RGB, IDS_2X3 = np.zeros((2, 3), np.uint8), np.zeros((2, 3, 3), np.uint8), np.zeros((2, 3), np.int64)
+METRES = np.ones((2, 3), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("draw", "error", "words"),
+    [
+        (lambda: colorize(IDS_2X3, COLOURS), ImageError, r"the mask must be an array \(H, W\) of uint8, got int64 \(2, 3\)"),
+        (lambda: colorize(GRAY[:0], COLOURS), ImageError, r"got uint8 \(0, 3\)"),
+        (lambda: colorize(None, COLOURS), ImageError, "got NoneType"),
+        (lambda: overlay(GRAY, GRAY, COLOURS), ImageError, r"the image must be an array \(H, W, 3\) of uint8, got uint8 \(2, 3\)"),
+        (lambda: overlay(RGB, GRAY[:1], COLOURS), ImageError, r"the mask of this image must be an array \(2, 3\) of uint8, got .* \(1, 3\)"),
+        (lambda: legend(COLOURS, 0), ImageError, "at least 1 pixel wide, got 0"),
+        (lambda: contact_sheet([], COLOURS), ImageError, "at least one image"),
+        (lambda: contact_sheet([RGB, GRAY], COLOURS), ImageError, "an image of the sheet must be"),
+        (lambda: depth_color(GRAY), GeometryError, r"depth \[m\] must be an array \(H, W\) of floating, got uint8 \(2, 3\)"),
+        (lambda: depth_color(None), GeometryError, "got NoneType"),
+        (lambda: normals_color(METRES), GeometryError, r"normals must be an array \(H, W, 3\) of floating, got float32 \(2, 3\)"),
+        (lambda: draw_depth_points(RGB, METRES[:1]), GeometryError, r"to draw over this image must be an array \(2, 3\)"),
+        (lambda: draw_depth_points(GRAY, METRES), ImageError, "the image must be"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_with_what_it_is(draw, error, words):
+    with pytest.raises(error, match=words):
+        draw()
+
+
 def test_one_image_takes_one_column():
     assert contact_sheet([random_image(10, 10)], COLOURS, columns=4, cell_width=300).shape[1] == 304
 
@@ -120,5 +153,3 @@ def test_points_are_drawn_as_squares_the_nearer_one_on_top():
     changed = (drawn != image).any(axis=2)
     assert changed.sum() == 6
     assert (drawn[changed] == near).all(axis=1).sum() == 4 and (drawn[changed] == far).all(axis=1).sum() == 2
-    with pytest.raises(GeometryError, match="cannot be drawn"):
-        draw_depth_points(image, sparse[:4])
