@@ -29,7 +29,7 @@ from std_msgs.msg import String
 
 from lix_core import viz
 from lix_core.cli.progress import progress_bar
-from lix_core.errors import LixError
+from lix_core.errors import LixError, first_line
 from lix_core.files import make_folder, save, save_image
 from lix_core.labels import LabelSet
 from lix_core.runtime.bundle import find_bundle
@@ -52,36 +52,47 @@ class DemoError(LixError):
 
 
 class VideoFile:
-    """Writes RGB frames and a legend to an mp4, in a thread of its own."""
+    """Writes RGB frames and a legend to an mp4, in a thread of its own. fault: why there is no video."""
 
     def __init__(self, path: Path, labels: LabelSet, rate: float):
         self._path, self._labels, self._rate = path, labels, rate
         self._queue: queue.Queue[np.ndarray | None] = queue.Queue()
-        self.failed = False
+        self.fault = ""
         self._writer: cv2.VideoWriter | None = None
         self._size = (0, 0)
         self._thread = threading.Thread(target=self._run, name="video", daemon=True)
         self._thread.start()
 
     def add(self, image: np.ndarray) -> None:
-        self._queue.put(image)
+        if not self.fault:
+            self._queue.put(image)
 
     def close(self) -> None:
         self._queue.put(None)
         self._thread.join()
         if self._writer is not None:
             self._writer.release()
+        if self.fault:
+            self._path.unlink(missing_ok=True)
 
     def _run(self) -> None:
+        try:
+            self._write()
+        except Exception as error:  # OpenCV's too: the demo goes on without a video
+            self.fault = first_line(error)
+
+    def _write(self) -> None:
         while (image := self._queue.get()) is not None:
             if self._writer is None:
                 # Codecs want even sides; a video keeps the size of its first frame.
-                self._legend = viz.legend(self._labels, image.shape[1] // 2 * 2)
                 self._size = (image.shape[1] // 2 * 2, image.shape[0] // 2 * 2)
+                if not all(self._size):
+                    raise DemoError(f"frames of {image.shape[1]}x{image.shape[0]} are too small for a video")
+                self._legend = viz.legend(self._labels, self._size[0])
                 whole = (self._size[0], self._size[1] + self._legend.shape[0])
                 self._writer = cv2.VideoWriter(str(self._path), cv2.VideoWriter_fourcc(*"mp4v"), self._rate, whole)
                 if not self._writer.isOpened():
-                    self.failed = True
+                    raise DemoError("this OpenCV cannot write mp4")
             if (image.shape[1], image.shape[0]) != self._size:
                 image = cv2.resize(image[: self._size[1], : self._size[0]], self._size)
             self._writer.write(cv2.cvtColor(np.vstack([image, self._legend]), cv2.COLOR_RGB2BGR))
@@ -89,7 +100,8 @@ class VideoFile:
 
 @dataclass
 class Recording:
-    """What came out of the run. sheet: a few overlays, evenly spread; latencies [s] from stamp to arrival here."""
+    """What came out of the run. sheet: a few overlays, evenly spread; latencies [s] from stamp to arrival here; video_fault: why there is no
+    video."""
 
     labels: LabelSet | None = None
     frames: int = 0
@@ -97,7 +109,7 @@ class Recording:
     first_time: float = 0.0
     last_time: float = 0.0
     sheet: list[np.ndarray] = field(default_factory=list)
-    has_video: bool = False
+    video_fault: str = ""
     diagnostics: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
@@ -141,7 +153,7 @@ class Recorder(Node):
     def close(self) -> None:
         if self._video:
             self._video.close()
-            self.recording.has_video = not self._video.failed
+            self.recording.video_fault = self._video.fault
 
 
 class Run:
@@ -254,12 +266,10 @@ def frames_per_second(record: Recording) -> float:
 
 
 def report(record: Recording, out: Path) -> None:
-    """Write sheet.png and summary.json, print the table."""
+    """Write summary.json and sheet.png, print the table."""
     if not record.frames:
         raise DemoError("stopped before the first frame")
     segmentation, replay = (record.diagnostics.get(n, {}) for n in ("segmentation", "replay"))
-    sheet = viz.contact_sheet(record.sheet, record.labels)
-    save_image(out / "sheet.png", sheet)
     p50, p95 = (1e3 * float(np.percentile(record.latencies, q)) for q in (50, 95))
     published = int(replay.get("frames published", record.frames))
     summary = {
@@ -273,10 +283,11 @@ def report(record: Recording, out: Path) -> None:
         "model": segmentation.get("backend", "unknown"),
     }
     save(out / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
+    save_image(out / "sheet.png", viz.contact_sheet(record.sheet, record.labels))
     table = Table(show_header=False)
     for name, value in summary.items():
         table.add_row(Text(name), Text(str(value)))
-    video = str(out / "overlay.mp4") if record.has_video else "none: this OpenCV cannot write mp4"
+    video = f"none: {record.video_fault}" if record.video_fault else str(out / "overlay.mp4")
     for name, file in (("video", video), ("contact sheet", str(out / "sheet.png")), ("these figures", str(out / "summary.json"))):
-        table.add_row(name, Text(file, no_wrap=True))
+        table.add_row(name, Text(file, overflow="fold"))
     Console().print(table)

@@ -16,7 +16,7 @@ pytest.importorskip("rclpy", reason="no ROS 2: neither an installation is source
 
 import bags  # noqa: E402
 import bundles  # noqa: E402
-from lix_core.errors import SourceError  # noqa: E402
+from lix_core.errors import ImageError, SourceError  # noqa: E402
 from lix_ros import demo as demo_module  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,6 +71,33 @@ def test_bad_arguments_are_told_before_anything_starts(tmp_path: Path) -> None:
         assert done.returncode != 0
         assert words in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("size", "named"), [((1, 1), "none: frames of 1x1 are too small for a video"), ((2, 5760), "overlay.mp4"), ((6, 8), "overlay.mp4")]
+)
+def test_a_report_names_a_video_only_where_there_is_one(
+    tmp_path: Path, capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], named: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    video = demo_module.VideoFile(tmp_path / "overlay.mp4", bundles.COLOURS, 10.0)
+    image = bundles.random_image(*size)
+    for _ in range(2):
+        video.add(image)
+    video.close()
+    recording = demo_module.Recording(bundles.COLOURS, 2, [0.01, 0.02], 1.0, 1.1, [image], video.fault)
+    demo_module.report(recording, tmp_path)
+    printed = capfd.readouterr()
+    assert named in printed.out and "Traceback" not in printed.err
+    assert (tmp_path / "overlay.mp4").exists() == (named == "overlay.mp4")
+    assert (tmp_path / "sheet.png").exists() and json.loads((tmp_path / "summary.json").read_text())["frames per second"] == 10.0
+
+
+def test_the_figures_are_kept_where_no_sheet_can_be_drawn(tmp_path: Path) -> None:
+    recording = demo_module.Recording(bundles.COLOURS, 1, [0.01], sheet=[])
+    with pytest.raises(ImageError, match="at least one image"):
+        demo_module.report(recording, tmp_path)
+    assert json.loads((tmp_path / "summary.json").read_text())["frames segmented and received"] == 1
 
 
 class Started:
