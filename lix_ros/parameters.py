@@ -18,7 +18,8 @@ from lix_core.bags.writer import COMPRESSIONS, STORAGES
 from lix_core.errors import LixError
 from lix_core.geometry import normals
 from lix_core.geometry.stereo import StereoOptions
-from lix_core.runtime.backends import PRECISIONS, REGISTRY
+from lix_core.options import nearest
+from lix_core.runtime.backends import MAX_THREADS, PRECISIONS, REGISTRY
 
 if TYPE_CHECKING:
     from rclpy.node import Node
@@ -87,7 +88,7 @@ class SegmentationParameters:
         live=True,
     )
     threads: int = parameter(
-        0, "CPU threads for inference; 0 uses every core. Fewer leave room for other nodes.", range=(0, 256), live=True
+        0, "CPU threads for inference; 0 uses every core. Fewer leave room for other nodes.", range=(0, MAX_THREADS), live=True
     )
     precision: str = parameter(
         "auto",
@@ -465,7 +466,10 @@ def _validate_numbers(name: str, spec: Spec, values: Any) -> list[float]:
 
 
 def declare(node: "Node", cls: type[P]) -> P:
-    """Declare every parameter of `cls` on `node`, with type, range, description and read-only flag; read them back."""
+    """Declare every parameter of `cls` on `node`, with type, range, description and read-only flag; read them back.
+
+    Warns of parameters that the command line or a file gives and the node does not have.
+    """
     from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
     from rclpy.exceptions import InvalidParameterTypeException, InvalidParameterValueException
 
@@ -486,17 +490,19 @@ def declare(node: "Node", cls: type[P]) -> P:
         try:
             value = node.declare_parameter(f.name, defaults[f.name], descriptor).value
         except (InvalidParameterTypeException, InvalidParameterValueException) as error:
-            raise ParameterError(f"{f.name} cannot be {node_override(node, f.name)!r}: {error}") from None
+            raise ParameterError(f"{f.name} cannot be {overrides_of(node).get(f.name)!r}: {error}") from None
         if value is None and hints[f.name] in (list[str], list[float]):
             value = []  # rcl reads the empty list of a command line or file as no value at all
         values[f.name] = validate(cls, f.name, value)
+    for name in overrides_of(node):
+        if not node.has_parameter(name) and not name.startswith("qos_overrides."):
+            node.get_logger().warning(f"there is no parameter {name}; its value is ignored{nearest(name, values)}")
     return cls(**values)
 
 
-def node_override(node: "Node", name: str) -> Any:
-    """The value that the command line or a parameter file gives, or None."""
-    override = node._parameter_overrides.get(name)  # rclpy tells it in no other way
-    return override.value if override else None
+def overrides_of(node: "Node") -> dict[str, Any]:
+    """The parameters that the command line or a parameter file gives, and their values."""
+    return {name: given.value for name, given in node._parameter_overrides.items()}  # rclpy tells it in no other way
 
 
 def to_yaml(cls: type) -> str:

@@ -132,8 +132,9 @@ def test_a_graph_that_is_none_is_refused(backend, graph):
 
 
 def test_bad_options_are_refused_with_their_value():
-    with pytest.raises(BackendError, match=r"threads must be 0 \(every core\) or more, got -1"):
-        BackendOptions(threads=-1)
+    for threads in (-1, 257):
+        with pytest.raises(BackendError, match=rf"threads must be 0 \(every core\) to 256, got {threads}"):
+            BackendOptions(threads=threads)
     with pytest.raises(BackendError, match="precision must be one of auto, f32, bf16, f16, got 'int8'"):
         BackendOptions(precision="int8")
 

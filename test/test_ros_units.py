@@ -9,6 +9,7 @@ import warnings
 from array import array
 from collections import deque
 from pathlib import Path
+from types import SimpleNamespace
 
 import hypothesis.strategies as st
 import numpy as np
@@ -18,6 +19,8 @@ from hypothesis import given
 
 pytest.importorskip("rclpy", reason="no ROS 2: neither an installation is sourced nor are the wheels installed")
 
+from rclpy.node import Node  # noqa: E402
+from rclpy.parameter import Parameter  # noqa: E402
 from sensor_msgs.msg import CameraInfo, PointCloud2, PointField  # noqa: E402
 from std_msgs.msg import Header  # noqa: E402
 
@@ -304,6 +307,18 @@ def test_whole_numbers_pass_for_doubles() -> None:
 def test_a_list_of_numbers_is_checked(value: object, words: str) -> None:
     with pytest.raises(ParameterError, match=f"extrinsics {words}"):
         validate(GeometryParameters, "extrinsics", value)
+
+
+def test_a_parameter_that_the_node_does_not_have_is_told_with_the_nearest_name(ros: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"inptu": "clip", "rate": 5, "use_sim_time": False, "start_type_description_service": True, "qos_overrides./image.publisher.depth": 3}
+    node = Node("probe", parameter_overrides=[Parameter(name, value=value) for name, value in given.items()])
+    told: list[str] = []
+    monkeypatch.setattr(node, "get_logger", lambda: SimpleNamespace(warning=told.append))
+    try:
+        assert parameters.declare(node, parameters.ReplayParameters).rate == 5.0
+    finally:
+        node.destroy_node()
+    assert told == ["there is no parameter inptu; its value is ignored (did you mean input?)"]
 
 
 def test_the_transport_profile_is_set_unless_the_user_chose() -> None:

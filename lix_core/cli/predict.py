@@ -43,7 +43,7 @@ def predict(
     ),
     model: str = typer.Option("street", help="Model name (see `lix models`) or path of a bundle."),
     backend: str = typer.Option(DEFAULT_BACKEND, help="onnxruntime, openvino, torch or auto."),
-    threads: int = typer.Option(0, help="CPU threads; 0 uses every core."),
+    threads: int = typer.Option(0, help="CPU threads, up to 256; 0 uses every core."),
     precision: str = typer.Option("auto", help="auto, f32, bf16 or f16."),
     max_pixels: int = typer.Option(0, min=0, help="Largest image given to the network [pixels]; 0 keeps the model's own."),
     min_confidence: float = typer.Option(0.0, min=0.0, max=1.0, help="Pixels below become unlabelled."),

@@ -25,6 +25,7 @@ INSTALL_HINT = {
 }
 DEFAULT_BACKEND = "onnxruntime"
 NOTHING: Mapping[str, np.ndarray] = MappingProxyType({})
+MAX_THREADS = 256
 PRECISIONS = ("auto", "f32", "bf16", "f16")
 
 
@@ -36,8 +37,8 @@ class BackendOptions:
     precision: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.threads < 0:
-            raise BackendError(f"threads must be 0 (every core) or more, got {self.threads}")
+        if not 0 <= self.threads <= MAX_THREADS:
+            raise BackendError(f"threads must be 0 (every core) to {MAX_THREADS}, got {self.threads}")
         if self.precision not in PRECISIONS:
             raise BackendError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
 
