@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 import bundles
+from lix_core.cli import main
 from lix_core.labels import LabelSet
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -151,6 +153,30 @@ def test_errors_are_one_line_and_no_traceback(model: Path, images: Path, tmp_pat
     assert done.returncode == 2
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_home_of_a_path_is_found_where_no_shell_has_looked(model: Path, images: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(images, home / "images")
+    for out in (("--out=~/a",), ("-o", "~/b"), ("-o~/c",)):
+        assert lix("predict", "~/images/frame0.png", *out, "--model", model, HOME=str(home)).returncode == 0
+    assert sorted(p.name for p in home.glob("[a-z]*")) == ["a", "b", "c", "images"]
+    assert main.at_home("key=~/x") == "key=~/x" and main.at_home("~x") == "~x"
+
+
+def test_ctrl_c_while_the_command_is_imported_is_no_traceback() -> None:
+    stopped = """
+import sys
+class Stop:
+    def find_spec(self, name, *rest):
+        if name == "typer":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Stop())
+from lix_core.cli.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", stopped], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 def test_models_lists_and_prints_cards(model: Path) -> None:

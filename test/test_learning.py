@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import runpy
+import sys
 from pathlib import Path
 
 import cv2
@@ -163,6 +165,27 @@ def two_class_mask() -> np.ndarray:
     mask = np.zeros((32, 32), np.uint8)
     mask[:16, :16], mask[16:, 16:] = STREET.id_of("road"), 11
     return mask
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "words"),
+    [
+        ("street", "--data /no/camvid --out OUT/run", "no images in /no/camvid/train/image; CamVid needs"),
+        ("street", "--data OUT/camvid --out /proc/run", "cannot write to output folder /proc/run"),
+        ("street_bundle", "--checkpoint /no/best.pt --data /no/camvid --out OUT/s.lix", "there is no checkpoint /no/best.pt"),
+        ("street_bundle", "--checkpoint OUT/no.pt --data /no/camvid --out OUT/s.lix", "no.pt is not the best.pt of lix_core.training.street: "),
+    ],
+)
+def test_paths_that_cannot_be_used_are_told_in_one_line(tmp_path, monkeypatch, capfd, script, arguments, words):
+    for split in ("train", "val"):
+        write_frame(tmp_path / "camvid", split, "a", two_class_mask())
+    (tmp_path / "no.pt").write_bytes(b"no checkpoint")
+    monkeypatch.setattr(sys, "argv", [script, *arguments.replace("OUT", str(tmp_path)).split()])
+    monkeypatch.delitem(sys.modules, f"lix_core.training.{script}", raising=False)
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module(f"lix_core.training.{script}", run_name="__main__")
+    said = capfd.readouterr().err
+    assert end.value.code == 2 and said.startswith("lix: ") and words in said and said.count("\n") == 1
 
 
 # Training's parts.

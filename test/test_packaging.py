@@ -197,7 +197,7 @@ def test_wheel_has_code_models_and_nodes_but_not_the_clip(tree: Path, tmp_path: 
     for executable in EXECUTABLES:
         assert data[f"lib/lix_ros/{executable}"].external_attr >> 16 & 0o111 == 0o111
     scripts = entry_points.split("[console_scripts]\n")[1].split("\n\n")[0].strip()
-    assert scripts == "lix = lix_core.cli.main:main"
+    assert scripts == "lix = lix_core.cli.__main__:main"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("colcon_ros") is None, reason="colcon is not installed")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, entry_points, requires
 
 import typer
@@ -12,6 +14,7 @@ from rich.console import Console
 from lix_core import __version__
 from lix_core.cli import bag, compare, doctor, evaluate, export, models, predict, reproduce, retrain, train, world
 from lix_core.errors import LixError
+from lix_core.files import expanded
 
 app = typer.Typer(
     name="lix",
@@ -74,10 +77,25 @@ def common(version: bool = typer.Option(False, "--version", help="Print the vers
         raise typer.Exit
 
 
+def at_home(argument: str) -> str:
+    """An argument with the `~` of its path resolved: no shell does that in quotes or after `--out=`."""
+    option, path = re.fullmatch(r"(--[\w-]+=|-o)?(.*)", argument, re.DOTALL).groups("")
+    return f"{option}{expanded(path)}" if path.startswith("~/") else argument
+
+
 def main() -> None:
-    add_plugin_commands()
+    with told():
+        add_plugin_commands()
+        app(list(map(at_home, sys.argv[1:])))
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Ends the process with one line and status 2 for an error of lix or a package that is missing, with 130 for Ctrl-C."""
     try:
-        app()
+        yield
+    except KeyboardInterrupt:
+        sys.exit(130)
     except LixError as error:
         refuse(str(error))
     except ModuleNotFoundError as error:

