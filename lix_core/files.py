@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from lix_core.errors import DataError, SourceError
+from lix_core.errors import DataError, SourceError, first_line
 from lix_core.pixels import decoded
 
 
@@ -34,6 +34,13 @@ def make_folder(path: Path) -> None:
             pass
     except OSError as error:
         raise SourceError(f"cannot write to output folder {path}: {error.strerror}; name another") from None
+
+
+def make_picture_folder(path: Path) -> None:
+    """The same for the folder of a picture, whose suffix must be one that `save_image` has. Raises SourceError."""
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise SourceError(f"a picture is a PNG or JPEG by its suffix, got {path}")
+    make_folder(path.parent)
 
 
 @contextmanager
@@ -82,7 +89,9 @@ def save_image(path: Path, image: np.ndarray) -> None:
         encoded = cv2.imencode(path.suffix, np.ascontiguousarray(image[..., ::-1] if image.ndim == 3 else image))[1]
         content = encoded.tobytes()
     except (cv2.error, AttributeError) as error:  # formats have limits of size: OpenCV's bindings show them in both ways
-        raise SourceError(f"an image of {image.shape[1]}x{image.shape[0]} cannot be written as {path.suffix}: {error}") from None
+        raise SourceError(
+            f"an image of {image.shape[1]}x{image.shape[0]} cannot be written as {path.suffix!r}: {first_line(error)}"
+        ) from None
     save(path, content)
 
 

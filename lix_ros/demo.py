@@ -100,8 +100,8 @@ class VideoFile:
 
 @dataclass
 class Recording:
-    """What came out of the run. sheet: a few overlays, evenly spread; latencies [s] from stamp to arrival here; video_fault: why there is no
-    video."""
+    """What came out of the run. sheet: a few overlays, evenly spread; latencies [s] from stamp to arrival here; video_fault: why there is
+    no video."""
 
     labels: LabelSet | None = None
     frames: int = 0

@@ -173,7 +173,11 @@ def two_class_mask() -> np.ndarray:
         ("street", "--data /no/camvid --out OUT/run", "no images in /no/camvid/train/image; CamVid needs"),
         ("street", "--data OUT/camvid --out /proc/run", "cannot write to output folder /proc/run"),
         ("street_bundle", "--checkpoint /no/best.pt --data /no/camvid --out OUT/s.lix", "there is no checkpoint /no/best.pt"),
-        ("street_bundle", "--checkpoint OUT/no.pt --data /no/camvid --out OUT/s.lix", "no.pt is not the best.pt of lix_core.training.street: "),
+        (
+            "street_bundle",
+            "--checkpoint OUT/no.pt --data /no/camvid --out OUT/s.lix",
+            "no.pt is not the best.pt of lix_core.training.street: ",
+        ),
     ],
 )
 def test_paths_that_cannot_be_used_are_told_in_one_line(tmp_path, monkeypatch, capfd, script, arguments, words):

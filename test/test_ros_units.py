@@ -310,7 +310,13 @@ def test_a_list_of_numbers_is_checked(value: object, words: str) -> None:
 
 
 def test_a_parameter_that_the_node_does_not_have_is_told_with_the_nearest_name(ros: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = {"inptu": "clip", "rate": 5, "use_sim_time": False, "start_type_description_service": True, "qos_overrides./image.publisher.depth": 3}
+    given = {
+        "inptu": "clip",
+        "rate": 5,
+        "use_sim_time": False,
+        "start_type_description_service": True,
+        "qos_overrides./image.publisher.depth": 3,
+    }
     node = Node("probe", parameter_overrides=[Parameter(name, value=value) for name, value in given.items()])
     told: list[str] = []
     monkeypatch.setattr(node, "get_logger", lambda: SimpleNamespace(warning=told.append))

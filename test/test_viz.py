@@ -103,7 +103,11 @@ METRES = np.ones((2, 3), np.float32)
         (lambda: colorize(GRAY[:0], COLOURS), ImageError, r"got uint8 \(0, 3\)"),
         (lambda: colorize(None, COLOURS), ImageError, "got NoneType"),
         (lambda: overlay(GRAY, GRAY, COLOURS), ImageError, r"the image must be an array \(H, W, 3\) of uint8, got uint8 \(2, 3\)"),
-        (lambda: overlay(RGB, GRAY[:1], COLOURS), ImageError, r"the mask of this image must be an array \(2, 3\) of uint8, got .* \(1, 3\)"),
+        (
+            lambda: overlay(RGB, GRAY[:1], COLOURS),
+            ImageError,
+            r"the mask of this image must be an array \(2, 3\) of uint8, got .* \(1, 3\)",
+        ),
         (lambda: legend(COLOURS, 0), ImageError, "at least 1 pixel wide, got 0"),
         (lambda: contact_sheet([], COLOURS), ImageError, "at least one image"),
         (lambda: contact_sheet([RGB, GRAY], COLOURS), ImageError, "an image of the sheet must be"),

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from lix_core.cli import main
 from lix_core.errors import LixError
+from lix_core.files import save_image
 from lix_core.world.drive import Drive
 from lix_core.world.folder import FILES, WorldFolder
 from lix_core.world.source import rig_of
@@ -148,6 +149,15 @@ def test_an_unknown_weather_names_those_there_are(tmp_path: Path) -> None:
         in_this_process("render", "--out", tmp_path / "w", "--weather", "meteors")
     assert "'meteors'" in str(error.value) and all(name in str(error.value) for name in WEATHERS)
     assert not (tmp_path / "w").exists()
+
+
+def test_a_preview_that_is_no_picture_is_refused_before_anything_is_rendered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Drive, "frame", lambda *_: pytest.fail("rendered"))
+    with pytest.raises(LixError, match=r"a picture is a PNG or JPEG by its suffix, got .*new/x.txt"):
+        in_this_process("preview", "--out", tmp_path / "new" / "x.txt")
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(LixError, match=r"^an image of 3x2 cannot be written as '.txt': [^\n]*$"):
+        save_image(tmp_path / "x.txt", np.zeros((2, 3, 3), np.uint8))
 
 
 def test_a_full_disk_ends_all_processes_with_a_reason(tmp_path: Path) -> None:

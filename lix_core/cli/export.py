@@ -14,7 +14,7 @@ from lix_core.runtime.bundle import SUFFIX
 
 def export(
     run: Path = typer.Argument(..., help="Folder of a run of `lix train` or `lix distill`."),
-    out: Path = typer.Option(..., help=f"The bundle to write, NAME{SUFFIX}."),
+    out: Path = typer.Option(..., "--out", "-o", help=f"The bundle to write, NAME{SUFFIX}."),
     checkpoint: str = typer.Option("best", help="best or last."),
     name: str = typer.Option("", help="Name of the model; left out, that of the file."),
     teacher: Optional[List[Path]] = typer.Option(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 from rich.console import Console
 from rich.markdown import Markdown
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from lix_core.errors import BundleError
@@ -20,7 +20,7 @@ def models(model: str = typer.Argument("", help="A model's name or path: prints 
         console.print(Markdown(bundle.card or f"# {bundle.manifest.name}\n\n{bundle.manifest.description}\n\n(no card)"))
         console.print(f"\nfile: {bundle.path}", highlight=False, soft_wrap=True)
         return
-    table = Table("model", "classes", "size [MB]", "mIoU", "licence", "file")
+    table = Table(*(Column(name, overflow="fold") for name in ("model", "classes", "size [MB]", "mIoU", "licence", "file")))
     for path in list_bundles():
         try:
             manifest = Bundle.load(path).manifest

@@ -9,7 +9,7 @@ from pathlib import Path
 import typer
 
 from lix_core.cli.progress import progress_bar
-from lix_core.files import make_folder, save_image
+from lix_core.files import make_picture_folder, save_image
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="A small simulated street that knows the truth: render or preview it.")
 SIZE = typer.Option("640x192", help="Width x height of the cameras [pixels]; the horizontal field of view stays.")
@@ -70,9 +70,9 @@ def preview(
     from lix_core.world.source import rig_of
     from lix_core.world.weather import WEATHERS
 
+    make_picture_folder(out)
     weathers = [weather] if weather else list(WEATHERS)
     drives = [Drive(seed, rig_of(size), weathers[i % len(weathers)], frames_per_scene=1) for i in range(frames)]
-    make_folder(out.parent)
     pictures = []
     with progress_bar() as progress:
         task = progress.add_task("rendering", total=frames, note="")
