@@ -17,6 +17,7 @@ import pytest
 import bundles
 from lix_core.cli import main
 from lix_core.labels import LabelSet
+from lix_core.runtime.bundle import XSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -134,7 +135,9 @@ def test_predict_leaves_out_what_it_cannot_read_and_says_so(model: Path, images:
         (("predict", "IMAGES", "-o", "out", "--backend", "tensorrt"), "unknown backend 'tensorrt'"),
         (("predict", "IMAGES", "-o", "out", "--remap", "/no/remap.yaml"), "cannot read class remap /no/remap.yaml"),
         (("models", "nobody"), "no model 'nobody'"),
-        (("evaluate", "IMAGES", "/no/labels"), "label /no/labels/frame0.png is missing"),
+        (("evaluate", "IMAGES", "/no/labels"), "3 of 3 labels are missing in /no/labels: frame0.png, frame1.png, frame2.png\n"),
+        (("evaluate", "IMAGES", "l", "--split", "val", "--data", "d"), "lix: leave out --split, --data: only with --run RUN\n"),
+        (("evaluate", "--run", "r", "--max-pixels", "0"), "leave out --max-pixels: only for a model on folders, without --run\n"),
     ],
 )
 def test_errors_are_one_line_and_no_traceback(model: Path, images: Path, tmp_path: Path, arguments: tuple, words: str) -> None:
@@ -183,6 +186,9 @@ def test_models_lists_and_prints_cards(model: Path) -> None:
     listed = lix("models", LIX_MODEL_PATH=str(model.parent))
     assert "tiny" in listed.stdout and "0.500 (test)" in listed.stdout
     assert "tiny" in lix("models", "tiny", LIX_MODEL_PATH=str(model.parent)).stdout
+    narrow = lix("models", LIX_MODEL_PATH=str(model.parent), COLUMNS="80").stdout
+    path = "".join(line.split("\u2502")[-2].strip() for line in narrow.splitlines() if "\u2502" in line)
+    assert "\u2026" not in narrow and str(model) in path
 
 
 def test_evaluate_scores_one_confusion_matrix(model: Path, images: Path, tmp_path: Path) -> None:
@@ -207,9 +213,40 @@ def test_evaluate_scores_one_confusion_matrix(model: Path, images: Path, tmp_pat
 
 
 def test_evaluate_names_a_label_of_another_size(model: Path, images: Path, tmp_path: Path) -> None:
-    cv2.imwrite(str(tmp_path / "frame0.png"), np.zeros((5, 7), np.uint8))
+    for index in range(3):
+        cv2.imwrite(str(tmp_path / f"frame{index}.png"), np.zeros((5, 7), np.uint8))
     done = lix("evaluate", images, tmp_path, "--model", model)
     assert done.returncode == 2 and "frame0.png is 7x5, its image " in done.stderr
+
+
+def test_evaluate_names_all_labels_that_are_missing_before_it_begins(model: Path, images: Path, tmp_path: Path) -> None:
+    for index in range(3, 10):
+        shutil.copy(images / "frame0.png", images / f"frame{index}.png")
+    (tmp_path / "labels").mkdir()
+    cv2.imwrite(str(tmp_path / "labels" / "frame0.png"), np.zeros((5, 7), np.uint8))
+    done = lix("evaluate", images, tmp_path / "labels", "--model", model, "--json", tmp_path / "new" / "score.json")
+    names = ", ".join(f"frame{index}.png" for index in range(1, 6))
+    assert done.stderr == f"lix: 9 of 10 labels are missing in {tmp_path / 'labels'}: {names}, ...\n"
+    assert (done.returncode, (tmp_path / "new").is_dir()) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("training", "refused"),
+    [({"config": {"data": {"x_dropout": 0.0}}}, True), ({"config": {"data": {"x_dropout": 0.1}}}, False), ({}, False)],
+)
+def test_evaluate_says_that_a_teacher_is_without_its_x(images: Path, tmp_path: Path, training: dict, refused: bool) -> None:
+    teacher = bundles.camera_bundle(x=XSpec("normals", 3), training=training).save(tmp_path / "teacher.lix")
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    for index in range(3):
+        cv2.imwrite(str(labels / f"frame{index}.png"), np.zeros((30, 40), np.uint8))
+    done = lix("evaluate", images, labels, "--model", teacher, "--json", tmp_path / "score.json")
+    if refused:
+        assert done.returncode == 2 and "is a teacher that never was without normals" in done.stderr
+        assert not (tmp_path / "score.json").exists()
+    else:
+        assert done.stdout.endswith(", without normals)\n"), done.stdout + done.stderr
+        assert json.loads((tmp_path / "score.json").read_text())["backend"].endswith(", without normals")
 
 
 def test_evaluate_refuses_colours_for_labels(model: Path, images: Path) -> None:

@@ -32,7 +32,7 @@ from lix_core.cli.main import app
 from lix_core.data.registry import open_dataset
 from lix_core.distill.config import DistillConfig, LIXConfig
 from lix_core.distill.objective import build_distiller
-from lix_core.errors import TrainingError
+from lix_core.errors import SourceError, TrainingError
 from lix_core.labels import Label, LabelSet
 from lix_core.training import report
 from lix_core.training import run as run_module
@@ -656,6 +656,9 @@ def test_runs_are_compared_on_the_same_frames(teacher, student, tmp_path):
     found = compare([teacher, student], "val")
     for name, run in (("teacher", teacher), ("student", student)):
         assert (found.scores[name].counts == evaluate_run(run, "val")[0].counts).all()
+    done: list[tuple[int, int]] = []
+    compare([teacher, student], "val", on_frames=lambda count, total: done.append((count, total)))
+    assert {total for _, total in done} == {sum(count for count, _ in done)} == {2 * len(found.frames)}
     found.draw(tmp_path / "sheet.png", 2)
     sheet = cv2.imread(str(tmp_path / "sheet.png"))
     assert sheet.shape[1] == 5 * (320 + 4)  # RGB, X, truth and two answers
@@ -679,7 +682,7 @@ def test_runs_that_cannot_be_compared_are_named(teacher, student, tmp_path):
     with pytest.raises(TrainingError, match="the checkpoint of a run is best or last, got 'first'"):
         compare([student], "val", "first")
     done = CliRunner().invoke(app, ["compare", str(student), "--out", str(tmp_path / "sheet.gif")])
-    assert isinstance(done.exception, TrainingError) and "PNG or JPEG" in str(done.exception)
+    assert isinstance(done.exception, SourceError) and "PNG or JPEG" in str(done.exception)
 
 
 @pytest.mark.parametrize(
@@ -730,6 +733,7 @@ def test_wrong_commands_say_what_is_right(tmp_path):
         (("evaluate", "--run", tmp_path), "there is no"),
         (("evaluate", "--run", tmp_path, "--split", "train"), "val or test"),
         (("evaluate",), "or --run RUN"),
+        (("export", tmp_path, "-o", tmp_path / "a.zip"), "a bundle is named NAME.lix, got"),
         (("evaluate", "a", "b", "--run", tmp_path), "leave out --run"),
     ]:
         done = lix(*arguments)

@@ -10,8 +10,7 @@ from rich.console import Console
 
 from lix_core.cli.progress import progress_bar
 from lix_core.cli.train import score_table
-from lix_core.errors import TrainingError
-from lix_core.files import make_folder
+from lix_core.files import make_picture_folder
 
 
 def compare(
@@ -25,12 +24,10 @@ def compare(
     """Score training runs on the same frames, and draw what each makes of some of them."""
     from lix_core.training.compare import compare as of_runs
 
-    if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise TrainingError(f"the sheet is a PNG or JPEG, got --out {out}")
-    make_folder(out.parent)
+    make_picture_folder(out)
     with progress_bar() as progress:
         task = progress.add_task(f"{len(runs)} runs", total=None, note="")
-        found = of_runs(runs, split, checkpoint, data or "", lambda count: progress.update(task, advance=count))
+        found = of_runs(runs, split, checkpoint, data or "", lambda count, total: progress.update(task, advance=count, total=total))
     console = Console()
     console.print(score_table({name: matrix.summary(found.labels.names) for name, matrix in found.scores.items()}))
     if frames:

@@ -16,11 +16,18 @@ from lix_core.errors import DataError, SourceError, TrainingError
 from lix_core.files import make_folder, read_mask, save
 from lix_core.metrics import ConfusionMatrix
 from lix_core.runtime.backends import DEFAULT_BACKEND, BackendOptions
+from lix_core.runtime.bundle import Manifest
 from lix_core.runtime.segmenter import Segmenter
 from lix_core.runtime.sources import open_source
 
+OF_MODEL, OF_RUN = ("model", "backend", "precision", "max_pixels"), ("split", "checkpoint", "data")
+"""Options of each kind of score, which the other has not."""
+NAMED = 5
+"""Labels that are missing and named, at most."""
+
 
 def evaluate(
+    context: typer.Context,
     images: Optional[Path] = typer.Argument(None, help="Folder of images."),
     labels: Optional[Path] = typer.Argument(
         None, help="Folder of 8-bit label PNGs `<stem>.png`; ids beyond the model's classes are ignored."
@@ -36,6 +43,10 @@ def evaluate(
     data: Optional[Path] = typer.Option(None, help="With --run: root of the data set, where it has moved since."),
 ) -> None:
     """Score a model against labelled images, or a training run on its data: one confusion matrix over all pixels."""
+    others, use = (OF_RUN, "with --run RUN") if run is None else (OF_MODEL, "for a model on folders, without --run")
+    given = [f"--{name.replace('_', '-')}" for name in others if context.get_parameter_source(name).name == "COMMANDLINE"]
+    if given:
+        raise SourceError(f"leave out {', '.join(given)}: only {use}")
     if json_file:
         make_folder(json_file.parent)
     if run is not None:
@@ -59,27 +70,30 @@ def evaluate(
 
 def of_run(run: Path, split: str, checkpoint: str, data: Optional[Path]) -> dict[str, Any]:
     """Figures of a run's network on frames of its configuration, at the size they are scored at in training."""
-    from lix_core.training.run import evaluate_run
+    from lix_core.training.compare import compare
 
     with progress_bar() as progress:
         task = progress.add_task(f"{run} {split}", total=None, note="")
-        matrix, record = evaluate_run(run, split, checkpoint, lambda count: progress.update(task, advance=count), data or "")
-        images = int(progress.tasks[0].completed)
-    backend = f"PyTorch f32, step {record.step}"
-    return {"images": images, "model": record.config.name, "backend": backend, **matrix.summary(record.labels.names)}
+        found = compare([run], split, checkpoint, data or "", lambda count, total: progress.update(task, advance=count, total=total))
+    ((name, record),) = found.records.items()
+    matrix, backend = found.scores[name], f"PyTorch f32, step {record.step}"
+    return {"images": len(found.frames), "model": record.config.name, "backend": backend, **matrix.summary(record.labels.names)}
 
 
 def of_bundle(images: Path, labels: Path, model: str, backend: str, precision: str, max_pixels: int) -> dict[str, Any]:
     """Figures of a bundle on folders, through the whole path of the robot."""
     source = open_source(images)
+    paths = [labels / f"{frame.stem}.png" for frame in source]
+    if missing := [path.name for path in paths if not path.exists()]:
+        names = ", ".join([*missing[:NAMED], *(["..."] if len(missing) > NAMED else [])])
+        raise DataError(f"{len(missing)} of {len(paths)} labels are missing in {labels}: {names}")
     segmenter = Segmenter(model, backend, BackendOptions(precision=precision), max_pixels)
-    names = segmenter.labels.names
+    names, without = segmenter.labels.names, without_x(segmenter.bundle.manifest)
     matrix = ConfusionMatrix(len(names))
     with progress_bar() as progress:
         task = progress.add_task(source.name, total=len(source), note="")
-        for frame in source:
+        for frame, path in zip(source, paths, strict=True):
             image, order = frame.load()
-            path = labels / f"{frame.stem}.png"
             truth = read_mask(path)
             if truth.shape != image.shape[:2]:
                 sizes = [f"{shape[1]}x{shape[0]}" for shape in (truth.shape, image.shape)]
@@ -87,5 +101,16 @@ def of_bundle(images: Path, labels: Path, model: str, backend: str, precision: s
             truth[truth >= len(names)] = 255
             matrix.update(truth, segmenter.segment(image, order).mask)
             progress.update(task, advance=1, note=f"mIoU {matrix.miou:.3f}")
-    record = {"images": len(source), "model": segmenter.bundle.manifest.name, "backend": segmenter.description}
+    record = {"images": len(paths), "model": segmenter.bundle.manifest.name, "backend": f"{segmenter.description}{without}"}
     return {**record, **matrix.summary(names)}
+
+
+def without_x(manifest: Manifest) -> str:
+    """What to say of a model that sees X too, for which folders of images have none. Raises TrainingError where it never was without."""
+    if manifest.x is None:
+        return ""
+    config = manifest.training.get("config")
+    data = config.get("data") if isinstance(config, dict) else None
+    if isinstance(data, dict) and data.get("x_dropout") == 0:
+        raise TrainingError(f"{manifest.name} is a teacher that never was without {manifest.x.kind}, and images have none; score its --run")
+    return f", without {manifest.x.kind}"

@@ -15,12 +15,12 @@ from lix_core.metrics import ConfusionMatrix
 from lix_core.models.networks import Network
 from lix_core.training import report
 from lix_core.training.data import AtSize, Frames
-from lix_core.training.run import Which, check_split, evaluate, frames_of, load_network
+from lix_core.training.run import Record, Which, check_split, evaluate, frames_of, load_network
 
 
 @dataclass
 class Comparison:
-    """Networks and their scores by the names of their runs, on the same frames.
+    """Networks, the records of their weights and their scores by the names of their runs, on the same frames.
 
     size: height and width at which the frames are scored; None: their own.
     """
@@ -28,6 +28,7 @@ class Comparison:
     frames: Frames
     size: Sequence[int] | None
     networks: dict[str, Network]
+    records: dict[str, Record]
     scores: dict[str, ConfusionMatrix]
 
     @property
@@ -47,11 +48,12 @@ def compare(
     split: str = "test",
     which: Which = "best",
     root: str | Path = "",
-    on_frames: Callable[[int], None] = lambda count: None,
+    on_frames: Callable[[int, int], None] = lambda count, total: None,
 ) -> Comparison:
     """Score runs, students and teachers, on the `val` or `test` frames of the first one's configuration, at its size.
 
-    root: of the data set, where it has moved since. on_frames: told how many frames were just done.
+    root: of the data set, where it has moved since. on_frames: told how many frames were just done, and how many there are
+    for all runs together.
 
     Raises:
         TrainingError: runs of different label sets, teachers that see different X, a run without a checkpoint, no such frames.
@@ -71,10 +73,12 @@ def compare(
     x = next((record.config.data.x for name, record in records.items() if name in seen), reference.config.data.x)
     frames, data, trainer = frames_of(runs[0], reference, split, root, x), reference.config.data, reference.config.trainer
     networks = {name: network for name, (network, _) in loaded.items()}
+    total = len(frames) * len(networks)
     scores = {
-        name: evaluate(network, frames, trainer.val_batch, data.eval_size, data.workers, on_frames) for name, network in networks.items()
+        name: evaluate(network, frames, trainer.val_batch, data.eval_size, data.workers, lambda count: on_frames(count, total))
+        for name, network in networks.items()
     }
-    return Comparison(frames, data.eval_size, networks, scores)
+    return Comparison(frames, data.eval_size, networks, records, scores)
 
 
 def short_names(runs: Sequence[str | Path]) -> list[str]:
