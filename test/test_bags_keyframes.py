@@ -55,6 +55,12 @@ def test_the_interval_counts_from_the_last_image_kept_for_whatever_reason():
     assert {second: reasons for second, reasons in kept.items() if reasons} == expected
 
 
+def test_a_camera_that_paused_is_not_made_up_for():
+    policy = KeyframePolicy(only(interval=1.0))
+    stamps = [*range(0, 1500, 100), *range(7000, 9500, 100)]
+    assert [ms for ms in stamps if policy.image(ms * MS)] == [0, 1000, 7000, 8000, 9000]
+
+
 def test_no_image_comes_sooner_than_allowed_unless_somebody_asks():
     policy = KeyframePolicy(only(uncertainty=0.5, least=1.0))
     kept = [ms for ms in range(0, 4000, 100) if policy.image(ms * MS, uncertainty=0.8)]
@@ -80,6 +86,15 @@ def test_views_are_compared_without_brightness_and_contrast(height, width):
         assert view.std() == pytest.approx(1.0, abs=1e-4) and np.abs(view - brighter).mean() < 0.05
 
 
+def test_a_view_is_of_the_means_of_its_cells():
+    means = np.random.default_rng(4).integers(0, 250, (24, 32)).astype(np.uint8)
+    image = np.zeros((240, 320), np.uint8)
+    for row in range(4):
+        for column in range(4):
+            image[row::10, column::10] = means  # in a corner of each cell
+    np.testing.assert_allclose(view_of(image), (means - means.mean()) / means.std(), atol=0.06)
+
+
 def test_the_distance_of_two_unlike_views_is_what_statistics_says():
     """The mean difference of two independent normal variables is 2 / sqrt(pi)."""
     dice = np.random.default_rng(0)
@@ -94,6 +109,12 @@ def test_a_change_of_view_is_measured_against_the_last_image_that_was_kept():
     kept = [x for x in range(0, 1000, 10) if policy.image(x * MS, wide[:, x : x + 96]) == ["view"]]
     assert kept[0] == 0 and 8 <= len(kept) <= 50 and np.diff(kept).min() >= 20
     assert policy.image(2 * S, None) == [], "without a picture there is no view"
+
+
+def test_a_triggered_image_is_the_view_that_later_ones_are_compared_with_even_amid_the_rest():
+    policy = KeyframePolicy(only(view=0.5, least=1.0))
+    assert policy.image(0, scene(1)) == ["view"] and policy.image(100 * MS, scene(2), triggered=True) == ["trigger"]
+    assert policy.image(2 * S, scene(2)) == [] and policy.image(3 * S, scene(1)) == ["view"]
 
 
 def test_noise_in_the_dark_is_no_change_of_view():
@@ -196,6 +217,8 @@ def test_a_partner_out_of_tolerance_is_none():
     selector = KeyframeSelector(only(interval=10.0, tolerance=0.05), "/image", ["/points"])
     kept = stream(selector, ("/points", 49), ("/image", 100), ("/points", 151))
     assert kept == ["/image 100", {"stamp": 100 * MS, "topic": "/image", "reasons": ["interval"], "partners": {}}]
+    selector = KeyframeSelector(only(interval=10.0, tolerance=0.05), "/image", ["/points"])
+    assert stream(selector, ("/image", 100), ("/points", 150))[-1]["partners"] == {"/points": 150 * MS}, "just within"
 
 
 def test_a_message_that_is_the_partner_of_two_images_is_written_once():
@@ -248,6 +271,23 @@ def test_an_uncertainty_that_overtakes_its_image_is_remembered():
     assert stream(selector, ("/image", 100))[0] == "/image 100"
 
 
+def test_many_uncertainties_may_overtake_their_images_and_old_ones_are_forgotten():
+    selector = KeyframeSelector(only(uncertainty=0.5), "/image")
+    for ms in range(300):
+        assert selector.uncertainty(ms * MS, 0.8) == []
+    kept = [k for k in stream(selector, *(("/image", ms) for ms in range(300))) if isinstance(k, str)]
+    assert kept == [f"/image {ms}" for ms in range(100, 300)]
+
+
+def test_messages_a_little_out_of_order_are_no_clock_set_back():
+    selector = KeyframeSelector(only(uncertainty=0.5, patience=1.0), "/image")
+    assert stream(selector, ("/image", 2000)) == [] and selector.uncertainty(1500 * MS, 0.9) == []
+    assert told(selector.tick(1990 * MS)) == [], "it waits still"
+    kept = stream(selector, ("/image", 1500, 2010))
+    assert kept == [], "nor was it decided when an older one came"
+    assert [k for k in told(selector.uncertainty(2000 * MS, 0.7)) if isinstance(k, str)] == ["/image 2000", "/image 1500"]
+
+
 def test_both_uncertainty_and_disagreement_are_waited_for():
     selector = KeyframeSelector(only(uncertainty=0.5, disagreement=0.3), "/image")
     assert stream(selector, ("/image", 0)) == [] and selector.uncertainty(0, 0.6) == []
@@ -283,6 +323,24 @@ def test_a_second_trigger_lengthens_the_first():
     assert image == "/image 10" and record["reasons"] == ["trigger"], "an image that waits is of the first trigger still"
 
 
+def test_an_image_of_a_trigger_that_waits_still_is_kept_though_another_trigger_comes():
+    selector = KeyframeSelector(only(uncertainty=0.5, before=0.0, after=0.2, patience=0.5), "/image")
+    assert told(selector.trigger(0)) + stream(selector, ("/image", 150)) + told(selector.trigger(400 * MS)) == []
+    (name, record) = told(selector.uncertainty(150 * MS, 0.1))
+    assert name == "/image 150" and record["reasons"] == ["trigger"]
+
+
+def test_after_the_clock_was_set_back_the_first_view_is_new():
+    policy = KeyframePolicy(only(view=0.5, least=1.0))
+    assert [policy.image(stamp * S, scene(1)) for stamp in (100, 102, 50)] == [["view"], [], ["view"]]
+
+
+def test_what_is_between_two_triggers_is_of_neither():
+    selector = KeyframeSelector(only(uncertainty=0.5, before=0.1, after=0.2, patience=20.0), "/image")
+    assert told(selector.trigger(0)) + stream(selector, ("/image", 5000), ("/imu", 5001)) == []
+    assert told(selector.trigger(10 * S)) + told(selector.uncertainty(5 * S, 0.1)) == []
+
+
 def test_images_that_memory_has_no_room_for_are_decided_before_they_go():
     chosen = KeyframeSettings(**{**OFF, "uncertainty": 0.5, "interval": 1.0, "buffer": 25})
     selector = KeyframeSelector(chosen, "/image")
@@ -309,6 +367,13 @@ def test_a_clock_that_is_set_back_begins_a_new_drive():
     assert first[:2] == ["/image 100000", {"stamp": 100 * S, "topic": "/image", "reasons": ["interval"], "partners": {}}]
     assert first[2:4] == ["/image 1000", "/points 1000"] and first[4]["partners"] == {"/points": S}
     assert told(selector.trigger(2 * S)) == [], "what was before is forgotten, what is kept is written"
+
+
+def test_a_trigger_of_before_the_clock_was_set_back_keeps_nothing_after_it():
+    selector = KeyframeSelector(only(view=0.5, least=1.0, before=1.0, after=50.0), "/image", gray=lambda raw: scene(len(raw)))
+    assert told(selector.trigger(100 * S)) == [] and stream(selector, ("/imu", 140_000), ("/imu", 110_000)) == ["/imu 140000"]
+    assert stream(selector, ("/image", 111_000))[1]["reasons"] == ["view"]
+    assert stream(selector, ("/image", 30_000))[1]["reasons"] == ["view"], "its picture is asked for, though it does not come after"
 
 
 def test_a_bag_that_is_played_in_a_loop_has_its_partners_in_every_lap():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -16,8 +17,21 @@ from typer.testing import CliRunner
 from bundles import COLOURS, X, blocks, camera_bundle, colour_logits, logits_bundle, random_image, random_x, x_logits
 from extracted import CAMERA, picture, write_extraction
 from lix_core.bags import pseudo
-from lix_core.bags.pseudo import FLAT, KEPT, LIES, STANDING, STANDS, UNSURE, PseudoSettings, make_pseudo_labels, roles_of, thresholds_of
-from lix_core.bags.teacher import averaged
+from lix_core.bags.pseudo import (
+    FLAT,
+    KEPT,
+    LIES,
+    STANDING,
+    STANDS,
+    UNSURE,
+    Crew,
+    PseudoSettings,
+    begin_teacher,
+    make_pseudo_labels,
+    roles_of,
+    thresholds_of,
+)
+from lix_core.bags.teacher import averaged, load_segmenter
 from lix_core.camera import Camera
 from lix_core.cli.label import label
 from lix_core.errors import DataError, ImageError, LabelError, LixError
@@ -115,6 +129,13 @@ def test_probabilities_of_a_scaled_image_come_back_at_its_size():
     assert odds.shape == (5, 160, 256) and np.array_equal(odds.argmax(0)[16::32, 16::32], ids)
 
 
+def test_probabilities_of_huge_logits_do_not_overflow():
+    model = segmenter(camera_bundle())
+    logits = np.float32([-1000, 1000, 998, 0, 0])[None, :, None, None] * np.ones((1, 5, 32, 32), np.float32)
+    model._backend = SimpleNamespace(run=lambda *_: (logits,))
+    assert np.allclose(model.probabilities(random_image(32, 32))[:, 5, 5], [0, 0.8808, 0.1192, 0, 0], atol=1e-4)
+
+
 PLAIN = segmenter(camera_bundle())
 NORMALS = segmenter(camera_bundle(x=XSpec("normals", 3)))
 
@@ -144,6 +165,20 @@ def test_scales_are_averaged_and_large_squares_stay_what_they_are():
     assert np.array_equal(odds.argmax(0)[8::16, 8::16], ids)
     each = [averaged(PLAIN, blocks(ids, 16), scales=(scale,)) for scale in (0.5, 1.0, 1.5)]
     assert np.allclose(odds, sum(each) / 3, atol=1e-6)
+
+
+def test_x_of_a_scaled_view_is_never_mixed_between_pixels():
+    model, (x, known) = segmenter(camera_bundle(x=X)), random_x(40, 50)
+    seen, probabilities = [], model.probabilities
+    model.probabilities = lambda image, order, x, known: seen.append(x[:, known]) or probabilities(image, order, x, known)
+    averaged(model, random_image(40, 50), x, known, scales=(0.7, 1.3), flip=False)
+    assert len(seen) == 2 and all(np.isin(values, x[:, known]).all() for values in seen)
+
+
+def test_there_is_room_for_the_largest_scale(tmp_path):
+    path = camera_bundle(size=SizePolicy(max_pixels=2500)).save(tmp_path / "small.lix")
+    for largest, side in ((0.5, 50), (1.0, 50), (2.0, 100)):
+        assert load_segmenter(path, "onnxruntime", largest).segment(random_image(120, 120)).coarse_confidence.shape == (side, side)
 
 
 def test_x_of_an_unknown_kind_cannot_be_mirrored():
@@ -214,6 +249,13 @@ def test_where_there_is_no_ground_there_is_no_plane(what):
     assert fit_ground(depth, CAMERA) is None
 
 
+def test_what_most_of_is_seen_is_not_the_ground_where_there_is_more_beneath_it():
+    ground, _ = plane_depth()
+    deck, _ = plane_depth(height=0.8)
+    depth = np.where(np.arange(CAMERA.width) < 0.54 * CAMERA.width, deck, ground)
+    assert fit_ground(depth, CAMERA).height == pytest.approx(HEIGHT, abs=0.02)
+
+
 def test_height_and_elevation_are_those_of_points_over_the_plane():
     ground = Ground(np.array([0.0, 1.0, 0.0]), HEIGHT, 1.0)
     depth = np.full(CAMERA.shape, 10.0, np.float32)
@@ -246,6 +288,11 @@ def test_without_the_check_all_that_is_sure_is_kept(extraction, bundle):
     assert all(np.array_equal(mask, scene()["labels"]) for mask in pseudo_labels(extraction).values())
 
 
+def test_the_threshold_that_is_reported_is_the_share_that_was_asked_for(extraction, bundle):
+    report = make_pseudo_labels(extraction, bundle, PseudoSettings(scales=(1.0,), flip=False, confidence=0.9, geometry=False))
+    assert report.thresholds == pytest.approx(np.full(5, 230 / 255)) and report.rows()[0]["threshold"] == 0.902
+
+
 def test_road_above_the_horizon_is_dropped_without_any_depth_there():
     depth = plane_depth()[0]
     ground = Ground(np.array([0.0, 1.0, 0.0]), HEIGHT, 1.0)
@@ -268,6 +315,41 @@ def test_edges_in_height_are_left_alone():
     assert lies[1].any() and lies[1].sum() < lies[0].sum()
 
 
+LEVEL = Ground(np.array([0.0, 1.0, 0.0]), HEIGHT, 1.0)
+
+
+def at_height(height: float) -> np.ndarray:
+    """Depth at which each pixel beneath the horizon is so high over LEVEL [m]."""
+    sink = CAMERA.rays[..., 1]
+    return np.where(sink > 0, (HEIGHT - height) / np.maximum(sink, 1e-6), np.nan).astype(np.float32)
+
+
+def test_the_farther_the_higher_a_road_must_stand_and_beyond_the_farthest_nothing_is_said():
+    settings = PseudoSettings(above=0.4, growth=0.01, lying=0.1, farthest=20.0, margin=0)
+    depth, roles = at_height(0.5), roles_of(SCENE, settings)
+    found = pseudo.contradicted(np.full(CAMERA.shape, ROAD, np.uint8), depth, CAMERA, LEVEL, roles, settings)
+    beneath = CAMERA.rays[..., 1] > 0
+    assert np.array_equal(found[beneath] == STANDS, depth[beneath] < 10) and (depth[beneath] > 10).any()
+    depth = at_height(0.0)
+    found = pseudo.contradicted(np.full(CAMERA.shape, CAR, np.uint8), depth, CAMERA, LEVEL, roles, settings)
+    assert np.array_equal(found[beneath] == LIES, depth[beneath] < 20) and (depth[beneath] > 20).any()
+
+
+def test_what_is_beneath_the_plane_does_not_lie_on_it():
+    settings, cars = PseudoSettings(margin=0), np.full(CAMERA.shape, CAR, np.uint8)
+    for height, lies in ((-0.05, True), (-0.15, False), (0.05, True), (0.15, False)):
+        found = pseudo.contradicted(cars, at_height(height), CAMERA, LEVEL, roles_of(SCENE, settings), settings)
+        assert (found[40:] == LIES).all() == lies == (found[40:] == LIES).any()
+
+
+def test_unknown_depth_beside_it_speaks_for_nothing():
+    settings, depth = PseudoSettings(margin=2), at_height(0.0)
+    depth[50, 40] = np.nan
+    found = pseudo.contradicted(np.full(CAMERA.shape, CAR, np.uint8), depth, CAMERA, LEVEL, roles_of(SCENE, settings), settings)
+    around = found[45:56, 35:46] == LIES
+    assert around.sum() == around.size - 1 and found[50, 40] == KEPT
+
+
 def test_roles_go_by_name_and_may_be_given():
     roles = roles_of(STREET, PseudoSettings())
     named = {name: roles[i] for i, name in enumerate(STREET.names)}
@@ -280,6 +362,38 @@ def test_roles_go_by_name_and_may_be_given():
         roles_of(STREET, PseudoSettings(standing=("cra",)))
     with pytest.raises(LabelError, match="given as flat and as standing"):
         roles_of(STREET, PseudoSettings(standing=("road",)))
+
+
+# Of one frame.
+
+
+def crew_of(root, odds: np.ndarray, lut: np.ndarray, settings: PseudoSettings) -> Crew:
+    """With a teacher that gives each frame the same probabilities (C, H, W)."""
+    teacher = SimpleNamespace(probabilities=lambda frame: odds, calibrations={"drive": SimpleNamespace(camera=CAMERA)})
+    return Crew(root, teacher, settings, SCENE, lut, roles_of(SCENE, settings))
+
+
+def test_a_pixel_just_as_sure_as_it_must_be_is_kept_and_one_of_no_class_is_neither(tmp_path):
+    odds = np.zeros((5, 1, 4), np.float32)
+    odds[[TREE, TREE, CAR, SIGN], 0, range(4)] = 0.4, 0.6, 1.0, 1.0
+    lut = np.full(256, 255, np.uint8)
+    lut[:4] = range(4)
+    crew, frame = crew_of(tmp_path, odds, lut, PseudoSettings(geometry=False)), SimpleNamespace(bag="drive", stamp=1)
+    for _ in range(2):  # asked, then read from the file
+        mask, confidence = crew.said(frame)
+        assert mask.tolist() == [[TREE, TREE, CAR, SIGN]] and confidence.tolist() == [[102, 153, 255, 255]]
+    for threshold, first_two in ((102, [KEPT, KEPT]), (103, [UNSURE, KEPT]), (153, [UNSURE, KEPT]), (154, [UNSURE, UNSURE])):
+        ids, reasons, has_ground = crew.judge(frame, np.full(5, threshold))
+        assert ids.tolist() == [[TREE, TREE, CAR, 255]] and reasons.tolist() == [[*first_two, KEPT, 255]] and not has_ground
+
+
+def test_the_ground_is_looked_for_as_far_as_labels_are_checked(tmp_path, monkeypatch):
+    asked, depth = [], np.ones(CAMERA.shape, np.float32)
+    monkeypatch.setattr(pseudo, "depth_of", lambda *_: depth)
+    monkeypatch.setattr(pseudo, "fit_ground", lambda *how: asked.append(how))
+    crew = crew_of(tmp_path, np.ones((5, *CAMERA.shape), np.float32), np.arange(256, dtype=np.uint8), PseudoSettings(farthest=17.0))
+    assert not crew.judge(SimpleNamespace(bag="drive", stamp=1), np.zeros(5))[2]
+    assert asked == [(depth, CAMERA, 17.0)]
 
 
 # The whole.
@@ -335,6 +449,22 @@ def test_a_run_that_was_stopped_goes_on_and_another_teacher_is_asked_anew(extrac
     assert len(asked) == 9
     make_pseudo_labels(extraction, camera_bundle(labels=SCENE, stride=4).save(tmp_path / "other.lix"), SURE)
     assert len(asked) == 13
+
+
+def test_what_the_teacher_said_is_kept_for_the_same_question_alone(extraction, bundle, tmp_path):
+    model, other = Bundle.load(bundle), camera_bundle(labels=SCENE, stride=4)
+    asked = (extraction, model, SURE)
+    for question in (
+        (extraction, other, SURE),
+        (extraction, model, PseudoSettings(scales=(1.0, 1.5), flip=False, confidence=0.0)),
+        (extraction, model, PseudoSettings(scales=(1.0,), flip=True, confidence=0.0)),
+    ):
+        begin_teacher(tmp_path / "said", *asked)
+        (tmp_path / "said" / "answer.png").touch()
+        begin_teacher(tmp_path / "said", extraction, model, PseudoSettings(scales=(1.0,), flip=False, confidence=0.7))
+        assert (tmp_path / "said" / "answer.png").exists()
+        begin_teacher(tmp_path / "said", *question)
+        assert not (tmp_path / "said" / "answer.png").exists()
 
 
 def test_labels_of_a_run_that_was_stopped_are_never_read_with_another_label_set(extraction, bundle):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from lix_core.camera import Camera
 from lix_core.errors import GeometryError
+from lix_core.geometry import completion
 from lix_core.geometry.completion import BAND, complete
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,6 +71,13 @@ def test_confidence_falls_with_the_distance_to_the_measurement():
     along = result.confidence[50, 50:76]
     assert along[0] == 1 and (np.diff(along) <= 1e-6).all() and along[24] < 0.8 * along[2]
     np.testing.assert_allclose(result.depth[np.isfinite(result.depth)], 10.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("error", "confidence"), [(0.0, 1.0), (0.05, 0.5), (0.15, 0.25)])
+def test_confidence_is_one_half_where_depth_is_five_percent_off(monkeypatch, error, confidence):
+    monkeypatch.setattr(completion, "expected_error", lambda near_sum, *_: np.full_like(near_sum, error))
+    sparse = rings(plane((0, 0, 1), 7.0))
+    np.testing.assert_allclose(complete(sparse).confidence[np.isnan(sparse)], confidence, rtol=1e-5)
 
 
 @settings(max_examples=30, deadline=None)

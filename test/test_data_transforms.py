@@ -156,6 +156,16 @@ def test_resizing_takes_the_pixel_under_each_centre_and_scales_the_camera_as_cam
     assert np.allclose(view.camera.p, CAMERA.scaled(width, height).p) and view.camera.shape == (height, width)
 
 
+def test_the_camera_keeps_its_baseline_and_a_mirrored_one_has_it_to_the_other_side():
+    p = (60.0, 0, 30.0, -24.0, 0, 55.0, 25.5, -11.0, 0, 0, 1, 0)
+    sample = scene(camera=Camera(W, H, (60.0, 0, 30.0, 0, 55.0, 25.5, 0, 0, 1), p=p))
+    for transform in (v2.Resize((30, 50)), v2.Pad([3, 5, 7, 1]), v2.RandomCrop((20, 30)), ScaleCrop((40, 56), (0.5, 2.0))):
+        camera = SampleTransform(transform)(sample, 0).camera
+        assert camera.baseline == pytest.approx(0.4) and camera.p[7] / camera.fy == pytest.approx(-0.2)
+    camera = SampleTransform(v2.RandomHorizontalFlip(1.0))(sample).camera
+    assert camera.baseline == pytest.approx(-0.4) and camera.p[7] == -11.0
+
+
 def test_padding_is_ignored_and_unknown_whatever_fill_the_image_gets():
     sample = scene()
     view = SampleTransform(v2.Pad([2, 3, 4, 5], fill=9))(sample)
@@ -222,6 +232,29 @@ def test_cutting_first_shows_what_resizing_all_of_the_picture_first_would():
     assert np.abs(red - (20 + 210 * columns / (W - 1)))[1:-1].max() < 3
 
 
+def test_the_window_may_be_anywhere_in_the_picture_and_a_small_picture_anywhere_in_the_window():
+    sample = scene()
+    for size, most in (((32, 40), (W - 40, H - 32)), ((60, 80), (W - 80, H - 60))):
+        cameras = [SampleTransform(ScaleCrop(size))(sample, seed).camera for seed in range(300)]
+        for moved, far in (([CAMERA.cx - c.cx for c in cameras], most[0]), ([CAMERA.cy - c.cy for c in cameras], most[1])):
+            assert {min(moved), max(moved)} == {0, far} and np.mean(moved) == pytest.approx(far / 2, abs=1.5)
+
+
+def test_a_view_that_shrinks_shows_the_mean_of_its_pixels():
+    sample = scene()
+    sample.image[:] = np.where(np.arange(W) % 4 == 0, 240, 0)[:, None]
+    view = SampleTransform(ScaleCrop((12, 16), (0.25, 0.25)))(sample, 0)
+    assert view.image[:, 1:-1].min() >= 55 and view.image[:, 1:-1].max() <= 65
+
+
+def test_a_training_view_is_made_with_the_numbers_that_were_given():
+    sample = scene("normals")
+    view = train_transform((H, W), scale=(1.0, 1.0), flip=1.0, colour=0.0, x_dropout=1.0)(sample, 0)
+    assert np.array_equal(view.image, sample.image[:, ::-1]) and not view.known.any()
+    view = train_transform((H, W), scale=(1.0, 1.0), flip=0.0, colour=0.0, x_holes=1.0)(sample, 0)
+    assert np.array_equal(view.image, sample.image) and 0 < view.known.sum() < sample.known.sum()
+
+
 def test_the_same_seed_gives_the_same_view_and_leaves_the_global_generator_alone():
     transform = train_transform((32, 48), x_dropout=0.2, x_holes=0.5)
     torch.manual_seed(1)
@@ -258,6 +291,24 @@ def test_colour_changes_the_image_alone():
     assert np.abs(grey - (sample.image @ [0.299, 0.587, 0.114])[..., None]).max() <= 1
 
 
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_colours_change_within_their_limits_to_either_side(strength):
+    """A picture of one colour keeps what its contrast is about: grey changes with brightness alone, a hue turns with hue alone."""
+    sample, colour = scene(), Colour(strength, p=1.0, grey=0.0, blur=0.0)
+
+    def changed(*rgb: int) -> np.ndarray:
+        sample.image[:] = rgb
+        return np.array([SampleTransform(colour)(sample, seed).image[0, 0] for seed in range(200)], float)
+
+    brightness = changed(100, 100, 100) / 100 - 1
+    assert np.ptp(brightness, axis=1).max() < 0.02 and np.abs(brightness).max() < 0.4 * strength + 0.02
+    assert brightness.min() < -0.35 * strength and brightness.max() > 0.35 * strength
+    in_phase, quadrature = np.array([[0.596, -0.274, -0.322], [0.211, -0.523, 0.312]]) @ changed(140, 90, 70).T
+    start = np.arctan2(*(np.array([[0.211, -0.523, 0.312], [0.596, -0.274, -0.322]]) @ [140, 90, 70]))
+    turns = (np.arctan2(quadrature, in_phase) - start) / (2 * np.pi)
+    assert np.abs(turns).max() < 0.04 * strength + 0.012 and turns.min() < -0.03 * strength and turns.max() > 0.03 * strength
+
+
 @settings(max_examples=25)
 @given(st.floats(0.6, 1.4), st.floats(0.6, 1.4), st.floats(0.5, 1.5), st.integers(0, 2**31))
 def test_colours_change_as_torchvisions_do_where_nothing_is_clipped(brightness, contrast, saturation, seed):
@@ -290,6 +341,16 @@ def test_dropped_x_is_gone_or_has_holes_as_often_as_asked():
     assert not view.x.any() and not view.known.any() and view.x_kind == "normals"
     holes = SampleTransform(XDropout(0.0, 1.0))(sample, 1)
     assert np.array_equal(holes.x, np.where(holes.known, sample.x, 0)) and (holes.known <= sample.known).all()
+
+
+def test_holes_are_several_and_up_to_a_third_of_the_picture_wide():
+    sample = scene()
+    sample.known[:] = True
+    torn = np.array([~SampleTransform(XDropout(0.0, 1.0))(sample, seed).known for seed in range(300)])
+    # 4.5 holes of a mean share of 1/36, some of them one over the other.
+    assert torn.mean() == pytest.approx(0.115, abs=0.02) and torn.mean((1, 2)).max() > 0.25
+    single = [t for t in torn if t[np.ix_(t.any(1), t.any(0))].all()]
+    assert len(single) > 20 and max(t.any(1).sum() for t in single) <= H // 3 and max(t.any(0).sum() for t in single) <= W // 3
 
 
 def test_samples_without_labels_x_or_camera_are_transformed_too():

@@ -202,6 +202,13 @@ def test_alignment_in_float32_keeps_four_digits_whatever_the_scale():
             torch.testing.assert_close(cka((scale * x).float(), y.float(), *form).double(), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_tokens_that_coincide_but_for_noise_are_alike_to_the_rbf_kernel():
+    """Most distances say nothing then, and the bandwidth is not their median."""
+    clean = torch.zeros(1, 9, 3, dtype=torch.float64)
+    clean[:, 7:] = torch.tensor([[1.0, 0, 0], [0, 1.0, 0]])
+    assert cka(clean + 1e-5 * tokens_of(1, 9, 3, 1), clean, "rbf").item() == pytest.approx(1, abs=1e-3)
+
+
 def test_the_unbiased_form_needs_four_tokens():
     with pytest.raises(TrainingError, match="at least 4 tokens, a feature has 3"):
         cka(tokens_of(1, 3), tokens_of(2, 3), unbiased=True)
@@ -278,6 +285,11 @@ def test_tokens_at_points_are_the_cells_there_and_straight_lines_between_them():
     points = torch.tensor([[[-0.5, 0.25], [0.3, -0.7]]])
     x, y = ((points[0] + 1) * torch.tensor([6.0, 4.0]) - 0.5).T
     torch.testing.assert_close(tokens_at(coarse, points)[0], torch.stack([2 * x - y, 3 * y], 1))
+
+
+def test_points_beyond_the_outermost_cells_take_what_these_hold():
+    points = draw_points(torch.zeros(1, 8, 12, dtype=torch.long), 96, False)
+    torch.testing.assert_close(tokens_at(torch.ones(1, 2, 2, 3), points), torch.ones(1, 96, 2))
 
 
 # The loss.

@@ -263,6 +263,41 @@ def test_learned_weights_begin_at_one_and_their_regulariser_teaches_them():
     assert regulariser == 0 and controller.net[-1].bias.grad.tolist() == pytest.approx(2 * [-0.1 * math.log(4)])
 
 
+def test_the_regulariser_is_the_mean_over_pixels_that_count():
+    alpha, beta = torch.tensor([[[2.0, 0.5, 4.0]]]), torch.tensor([[[1.0, 0.25, 4.0]]])
+    regulariser = LearnedWeights(uncertainty=0.1).regulariser(alpha, beta, torch.tensor([[[True, True, False]]]))
+    # ln 2 and ln 1/8.
+    assert regulariser.item() == pytest.approx(-0.1 * (math.log(2) + math.log(1 / 8)) / 2)
+
+
+def test_learned_weights_see_the_gaps_the_reliability_and_both_entropies():
+    seen = []
+    controller = LearnedWeights(tau=1.0).double()
+    controller.net.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    controller(one_pixel(0.5, 0.25, 0.25), one_pixel(0.25, 0.5, 0.25), torch.zeros(1, 1, 1).long())
+    # b_T = 0.5 and b_S = 0.25; q_T = (1/2, 1/2) and q_S = (2/3, 1/3); the three probabilities are the same in another order.
+    entropy = 1.5 * math.log(2) / math.log(3)
+    assert seen[0].flatten().tolist() == pytest.approx([1 / 4, 1 / 6, 1 / 2, entropy, entropy])
+    controller(one_pixel(0.5, 0.25, 0.25), one_pixel(1 / 3, 1 / 3, 1 / 3), torch.zeros(1, 1, 1).long())
+    assert seen[1].flatten().tolist()[2:] == pytest.approx([1 / 2, entropy, 1])
+
+
+def test_a_controller_has_the_numbers_of_its_configuration():
+    teacher, student, labels = logits_of(1), logits_of(2), labels_of(3)
+    numbers = {"alpha": 0.5, "beta": 2.0, "tau": 1.5, "tau_w": 0.2, "uncertainty": 0.3}
+    expected = {
+        "fixed": FixedWeights(0.5, 2.0, 1.5),
+        "coupled": CoupledWeights(1.5),
+        "dynamic": DynamicWeights(0.2, 1.5),
+        "entropy": EntropyWeights(1.5),
+    }
+    for name, controller in expected.items():
+        found = build_controller(LIXConfig(controller=name, **numbers))(teacher, student, labels)
+        assert all(torch.equal(a, b) for a, b in zip(found, controller(teacher, student, labels))), name
+    learned = build_controller(LIXConfig(controller="learned", **numbers))
+    assert (learned.tau, learned.uncertainty) == (1.5, 0.3)
+
+
 def test_learned_weights_settle_at_the_regulariser_over_the_divergence():
     """The minimum of alpha TCLD - u ln alpha is at alpha = u / TCLD."""
     teacher, student, labels = one_pixel(0.7, 0.2, 0.1), one_pixel(0.3, 0.4, 0.3), torch.zeros(1, 1, 1).long()

@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from lix_core.data.sample import Batch
-from lix_core.distill.config import DistillConfig, DKDConfig, LIXConfig, MGDConfig, PseudoConfig
+from lix_core.distill.config import CIRKDConfig, DistillConfig, DKDConfig, KDConfig, LIXConfig, MGDConfig, PseudoConfig
 from lix_core.distill.distiller import at_cells, away_from_edges, lesson_of, sure_classes
 from lix_core.distill.feature import draw_points, recalibrated_feature_loss
 from lix_core.distill.logit import weighed_logit_loss
@@ -115,6 +115,24 @@ def test_cirkd_compares_the_similarities_of_pixels_across_images():
     torch.testing.assert_close(terms["kd"], kd)
 
 
+def test_cirkd_pools_what_is_more_than_its_tokens_and_weighs_the_kd_beside_it():
+    student, teacher, batch = output_of(1, STUDENT), output_of(2, TEACHER), batch_of()
+    pooled = [
+        output._replace(features={"decoder": torch.nn.functional.adaptive_avg_pool2d(output.features["decoder"], (2, 3))})
+        for output in (student, teacher)
+    ]
+    few = distiller_of("cirkd", cirkd=CIRKDConfig(tokens=6, kd_weight=0))
+    torch.testing.assert_close(few(student, teacher, batch), distiller_of("cirkd", cirkd=CIRKDConfig(kd_weight=0))(*pooled, batch))
+    weights = torch.tensor([1.0, 5.0, 0.5, 2.0])
+    terms = [
+        build_distiller(DistillConfig(method, class_weights=True, cirkd=cirkd, kd=kd), STUDENT, TEACHER, CLASSES, 0, weights)(
+            student, teacher, batch
+        )
+        for method, cirkd, kd in (("cirkd", CIRKDConfig(kd_weight=2.5, kd_tau=3.0), KDConfig()), ("kd", CIRKDConfig(), KDConfig(tau=3.0)))
+    ]
+    torch.testing.assert_close(terms[0]["kd"], 2.5 * terms[1]["kd"])
+
+
 def test_mgd_sums_squared_errors_of_what_is_generated():
     student, teacher = output_of(1, STUDENT), output_of(2, TEACHER)
     distiller = distiller_of("mgd", mgd=MGDConfig(weight=0.5, ratio=0.0, feature="stage4"))
@@ -142,6 +160,15 @@ def test_mgd_takes_the_last_stage_both_have_and_brings_grids_together():
     distiller.generate = torch.nn.Identity()
     logits = torch.zeros(1, CLASSES, 4, 6)
     ours, theirs = (Output(logits, {"stage4": torch.full((1, 6, *size), 2.0)}) for size in ((2, 3), (5, 7)))
+    assert distiller(ours, theirs, batch_of())["mgd"].item() == pytest.approx(0)
+
+
+def test_mgd_interpolates_between_the_middles_of_cells():
+    distiller = distiller_of("mgd", mgd=MGDConfig(weight=1.0, ratio=0.0, feature="stage4"))
+    distiller.generate = torch.nn.Identity()
+    logits = torch.zeros(1, CLASSES, 4, 6)
+    ours = Output(logits, {"stage4": torch.tensor([0.0, 4.0]).expand(1, 6, 1, 2)})
+    theirs = Output(logits, {"stage4": torch.tensor([0.0, 1.0, 3.0, 4.0]).expand(1, 6, 1, 4)})
     assert distiller(ours, theirs, batch_of())["mgd"].item() == pytest.approx(0)
 
 
@@ -176,6 +203,23 @@ def test_lix_is_the_weighted_sum_of_its_parts():
     pairs = [(student.features[name], teacher.features[name]) for name in config.features]
     expected = sum(recalibrated_feature_loss(s, t, 12, "none", "rbf", True) for s, t in pairs)
     torch.testing.assert_close(terms["feature"], 3 * expected / 2)
+
+
+def test_the_regulariser_of_a_controller_has_the_weight_of_its_term():
+    student, teacher, batch, found = output_of(1, STUDENT), output_of(2, TEACHER), batch_of(), []
+    for weight in (1.0, 2.5):
+        distiller = distiller_of("lix", LIXConfig(logit=weight, feature=0, controller="learned"))
+        distiller.controller.net[-1].bias.data[:] = torch.tensor([0.3, 0.1])
+        found.append(distiller(student, teacher, batch))
+    assert set(found[0]) == {"logit", "controller"} and found[0]["controller"] < -0.01
+    torch.testing.assert_close(found[1], {name: 2.5 * term for name, term in found[0].items()})
+
+
+def test_what_all_logits_of_a_pixel_share_is_no_feature():
+    student, teacher, batch = output_of(1, STUDENT), output_of(2, TEACHER), batch_of()
+    distiller = distiller_of("lix", LIXConfig(logit=0, features=["logits"]))
+    raised = [output._replace(logits=output.logits + 10 * noise(seed, IMAGES, 1, 4, 6)) for seed, output in ((7, student), (8, teacher))]
+    torch.testing.assert_close(distiller(*raised, batch), distiller(student, teacher, batch), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("sampling", ["points", "balanced"])
@@ -303,6 +347,13 @@ def test_terms_rise_over_the_batches_of_training_and_remember_how_far_they_were(
     assert resumed.train()(student, teacher, batch)["dkd"].item() == pytest.approx(0.5 * full)
 
 
+def test_the_terms_of_lix_rise_too():
+    student, teacher, batch = output_of(1, STUDENT), output_of(2, TEACHER), batch_of()
+    distiller = distiller_of("lix", LIXConfig(x=0.5, warmup=2))
+    half, full = distiller(student, teacher, batch), distiller(student, teacher, batch)
+    torch.testing.assert_close({name: 2 * term for name, term in half.items()}, full)
+
+
 def test_the_controllers_maps_are_blank_where_nothing_counts():
     distiller, batch = distiller_of("lix", LIXConfig(gate=0.7)), batch_of()
     student, teacher = output_of(1, STUDENT), output_of(2, TEACHER)
@@ -407,12 +458,33 @@ def test_without_labels_the_target_is_what_the_teacher_is_sure_of():
     assert 0 < (lesson.classes[2] == 255).sum() < 24
 
 
+def test_a_teacher_just_as_sure_as_it_must_be_is_sure():
+    assert sure_classes(torch.zeros(1, 2, 1, 1), 0.5).item() == 0 and sure_classes(torch.zeros(1, 2, 1, 1), 0.51).item() == 255
+    assert sure_classes(torch.tensor([200.0, 0.0]).view(1, 2, 1, 1), 1.0).item() == 0
+
+
 def test_a_teachers_logits_are_brought_to_the_students_grid():
     student, teacher = output_of(1, STUDENT), output_of(2, TEACHER)
     constant = torch.tensor([1.0, 2, 3, 4]).view(1, 4, 1, 1)
     for size in ((2, 3), (8, 12), (4, 6)):
         lesson = lesson_of(student, teacher._replace(logits=constant.expand(IMAGES, 4, *size)), batch_of())
         torch.testing.assert_close(lesson.teacher, constant.expand(IMAGES, 4, 4, 6))
+
+
+@pytest.mark.parametrize("factor", [0.5, 2, 4])
+def test_a_teachers_logits_lie_where_the_students_cells_do(factor):
+    rows, columns = int(4 * factor), int(6 * factor)
+    line = (torch.arange(columns) + 0.5) / factor - 0.5
+    ramp = line.expand(IMAGES, CLASSES, rows, columns)
+    student, teacher = output_of(1, STUDENT), output_of(2, TEACHER)._replace(logits=ramp)
+    found = lesson_of(student, teacher, batch_of()).teacher[..., 1:-1]
+    torch.testing.assert_close(found, torch.arange(1.0, 5.0).expand(IMAGES, CLASSES, 4, 4), rtol=1e-5, atol=1e-5)
+
+
+def test_no_pixel_of_a_much_finer_teacher_is_skipped():
+    stripes = (torch.arange(24) % 4 % 3 == 0).float().expand(IMAGES, CLASSES, 16, 24)
+    lesson = lesson_of(output_of(1, STUDENT), output_of(2, TEACHER)._replace(logits=stripes), batch_of())
+    torch.testing.assert_close(lesson.teacher[..., 1:-1], torch.full((IMAGES, CLASSES, 4, 4), 0.5), rtol=0, atol=0.02)
 
 
 def test_networks_of_different_classes_are_refused():

@@ -166,6 +166,13 @@ def test_the_ring_spacing_is_read_from_the_image():
     assert measure_ring_spacing(np.full((4, 5), np.nan, np.float32)) == 1.0
 
 
+def test_neither_wide_gaps_between_rings_nor_rings_of_two_rows_count_for_their_spacing():
+    depth = np.full((120, 80), np.nan, np.float32)
+    for row in (10, 16, 22, 28, 34, 60, 66, 72, 110):
+        depth[row : row + 2, ::3] = 5.0
+    assert measure_ring_spacing(depth) == 5.0
+
+
 def test_points_that_did_not_return_are_not_where_the_lidar_is():
     ahead = AXES.copy()
     ahead[2, 3] = 0.2
@@ -184,6 +191,12 @@ def test_a_cloud_that_misses_the_image_is_told():
     backwards = beside(0, 0, 0) @ np.diag([-1.0, -1, 1, 1])
     assert "points fall into the image" in cloud_fault(points, project_cloud(points, STREET, backwards))
     assert cloud_fault(points, project_cloud(points, STREET, AXES)) == ""
+
+
+def test_a_cloud_of_more_points_than_the_image_can_show_is_no_fault():
+    points = np.ones((400_000, 3), np.float32)
+    assert cloud_fault(points, np.ones(CAMERA.shape, np.float32)) == ""
+    assert "only 20 of 400000" in cloud_fault(points, np.where(np.arange(48 * 64).reshape(CAMERA.shape) < 20, 1, np.nan))
 
 
 def test_points_that_did_not_return_are_no_reason_to_doubt_the_extrinsics():

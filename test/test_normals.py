@@ -140,6 +140,25 @@ def test_the_default_averages_noise_away_on_either_side_of_a_step():
     assert off[DEFAULT][-1].mean() < 10 and off[DEFAULT][:, -1].mean() < 10  # half cells, where the image's sides are odd
 
 
+def test_the_default_averages_noise_over_wide_windows_and_not_across_a_step():
+    camera, slant = Camera.pinhole(321, 241, 280.0), tilted(0.3, -0.4)
+    off = degrees_off(normals_from_depth(stereo_noise(plane(slant, 6.0, camera), 0.3), camera), slant)
+    assert np.nanmedian(off) < 1.0
+    near, far, from_step = tilted(0.2, 0.5), tilted(-0.1, -0.4), np.arange(321) - 142.5
+    depth = stereo_noise(np.where(from_step < 0, plane(near, 2.0, camera), plane(far, 5.0, camera)), 0.2)
+    off = degrees_off(normals_from_depth(depth, camera), np.where((from_step < 0)[:, None], near, far))
+    assert off[:, np.abs(from_step) < 12].mean() < 15
+
+
+@pytest.mark.parametrize("method", ["d2nt_v2", "d2nt_v3"])
+def test_gradients_of_depth_look_away_from_a_step(method):
+    near, far = tilted(0.1, 0.2), tilted(-0.1, -0.2)
+    left = np.arange(97) < 43
+    depth = np.where(left, plane(near, 2.0), plane(far, 8.0))
+    off = degrees_off(normals_from_depth(depth, CAMERA, method), np.where(left[:, None], near, far))
+    assert np.nanmax(off[2:-2, 2:-2]) < 2.0
+
+
 @pytest.mark.parametrize("method", EXACT_ON_PLANES)
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 1000), share=st.floats(0.0, 0.5))

@@ -18,6 +18,7 @@ pytest.importorskip("lightning")
 from typer.testing import CliRunner
 
 import tiny_street
+from bundles import COLOURS, PALETTE, camera_bundle
 from lix_core.bags.extract import extract
 from lix_core.bags.index import Options
 from lix_core.bags.pseudo import PseudoSettings
@@ -35,6 +36,7 @@ from lix_core.training.retrain import (
     OLD,
     Comparison,
     Retraining,
+    answer,
     kind_of_labels,
     known_judge,
     note_inputs,
@@ -194,7 +196,7 @@ def test_held_out_frames_without_a_label_are_told_before_anything_is_trained(old
     (masks / "labels.json").write_text(TINY.to_json())
     for name in BagDataset(task.out / "extraction", "val", labels="none", held_out=0.4, block=0.4).names:
         cv2.imwrite(str(masks / f"{name}.png"), np.full((64, 96), 255, np.uint8))
-    with pytest.raises(TrainingError, match="no pixel of the held-out frames of the bags has a label .masks.: *.*label others"):
+    with pytest.raises(TrainingError, match="no pixel of the held-out frames of the bags has a label .masks., so that .* label others"):
         retrain(task, quiet=True)
 
 
@@ -207,6 +209,23 @@ def test_old_data_keep_their_share_of_every_batch_and_the_schedule_is_the_tasks(
     assert tuned(task, config, NEW_FRAMES, None, 7, "student").data.val is None
     alone = tuned(replace(task, share=1.0), config, NEW_FRAMES, VAL_FRAMES, 7, "student")
     assert [s.dataset for s in alone.data.sources] == ["bag"]
+
+
+@pytest.mark.parametrize(("steps", "epoch", "warmup"), [(9, 9, 0), (15, 15, 1), (80, 30, 2)])
+def test_a_shorter_run_has_shorter_epochs_and_a_shorter_warm_up(tmp_path, steps, epoch, warmup):
+    task, config = Retraining((), tmp_path, tmp_path, tmp_path), old_config("student", 30)
+    config.data.test = VAL_FRAMES
+    optim = tuned(task, config, NEW_FRAMES, VAL_FRAMES, steps, "student").optim
+    assert (optim.steps, optim.steps_per_epoch, optim.warmup, optim.lr) == (steps, epoch, warmup, pytest.approx(3e-3))
+    assert tuned(task, config, NEW_FRAMES, VAL_FRAMES, steps, "student").data.test is None
+    assert tuned(task, old_config("teacher", 30), NEW_FRAMES, None, steps, "teacher").distill.method == "none"
+
+
+def test_what_a_model_says_is_compared_in_the_ids_of_the_data():
+    names = ("white", "green", "black", "cyan")
+    labels = LabelSet("other", tuple(Label(name, (i, i, i)) for i, name in enumerate(names)))
+    assert answer(Segmenter(camera_bundle()), PALETTE[None], labels).tolist() == [[2, 255, 1, 255, 0]]
+    assert answer(Segmenter(camera_bundle()), PALETTE[None], COLOURS).tolist() == [[0, 1, 2, 3, 4]]
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from lix_core.labels import STREET, UNLABELLED, LabelMapping, LabelSet
 from lix_core.pixels import read_pixels
 from lix_core.runtime.backends import BackendOptions
 from lix_core.runtime.bundle import Bundle, InputSpec, SizePolicy, XSpec
-from lix_core.runtime.segmenter import Segmenter, winner
+from lix_core.runtime.segmenter import Segmentation, Segmenter, winner
 
 ONE_THREAD = BackendOptions(threads=1)
 SIZES = st.tuples(st.integers(1, 200), st.integers(1, 300))
@@ -106,6 +106,33 @@ def test_a_fixed_canvas_is_letterboxed_and_the_padding_cut_off(kind, rows, colum
     assert np.array_equal(mask[20::40, 20::40], ids)
 
 
+class Seen:
+    """A backend that remembers the image which the network is given."""
+
+    def __init__(self, runner: Segmenter):
+        self.backend, runner._backend = runner._backend, self
+
+    def run(self, image, *others):
+        self.image = image.copy()
+        return self.backend.run(image, *others)
+
+
+def test_the_padding_is_grey():
+    runner = segmenter(camera_bundle((48, 64)))
+    seen = Seen(runner)
+    runner.segment(blocks(np.zeros((1, 4), int), 16))
+    assert (seen.image[0, :16] == 0).all() and (seen.image[0, 16:] == 127).all()
+
+
+def test_each_channel_has_its_own_mean_and_spread():
+    mean, std = (10.0, 20.0, 30.0), (2.0, 4.0, 5.0)
+    runner = segmenter(logits_bundle(input=InputSpec("NCHW", "float32", mean, std)))
+    seen, image = Seen(runner), random_image(32, 64)
+    runner.segment(image)
+    assert seen.image.dtype == np.float32
+    np.testing.assert_allclose(seen.image[0], np.moveaxis((image - np.array(mean)) / std, 2, 0), rtol=1e-5)
+
+
 @pytest.mark.parametrize("make", [camera_bundle, logits_bundle])
 def test_stretch_uses_the_whole_canvas(make):
     ids = np.array([[0, 1, 2, 3, 4]])
@@ -127,6 +154,15 @@ def test_scaling_a_mask_up_invents_no_classes():
     image = blocks(np.array([[0, 4, 0], [4, 0, 4]]), 97)
     for runner in (segmenter(camera_bundle(), max_pixels=5000), FIXED["camera"], FIXED["logits"]):
         assert set(np.unique(runner.segment(image).mask)) == {0, 4}
+
+
+@pytest.mark.parametrize("size", [(44, 52), (28, 36), (12, 60)])
+def test_a_scaled_mask_has_in_each_pixel_what_the_network_said_at_its_middle(size):
+    said = np.random.default_rng(0).integers(0, len(COLOURS), (20, 20)).astype(np.uint8)
+    runner = segmenter(camera_bundle(size=SizePolicy("stretch", 32, 32)))
+    runner._infer = lambda: (said, np.ones((20, 20), np.float32))
+    rows, columns = (((np.arange(side) + 0.5) * 20 / side).astype(int) for side in size)
+    assert np.array_equal(runner.segment(random_image(*size)).mask, said[np.ix_(rows, columns)])
 
 
 def test_max_pixels_of_the_caller_goes_before_the_bundles_own():
@@ -398,6 +434,24 @@ def test_rejecting_unlabels_exactly_the_pixels_below_the_threshold(threshold):
 def test_rejecting_at_zero_keeps_every_pixel():
     result = KINDS["camera"].segment(random_image(4, 6))
     assert result.rejecting(0.0) is result
+
+
+def test_a_pixel_just_as_sure_as_it_must_be_is_kept():
+    found = Segmentation(np.array([[0, 1, 2]], np.uint8), COLOURS, np.float32([[0.25, 0.5, 0.75]]))
+    assert found.rejecting(0.5).mask.tolist() == [[UNLABELLED, 1, 2]]
+
+
+def test_masks_differ_where_both_have_a_class_and_not_the_same():
+    classes = [{"name": "dark", "from": ["black", "blue"]}, {"name": "light", "from": "white"}]
+    shades = LabelMapping.from_dict(COLOURS, {"name": "shade", "classes": classes})
+    mine = Segmentation(np.array([[0, 0, 1, 1, 255, 255, 0]], np.uint8), shades.target, np.ones((1, 7), np.float32))
+    black, red, blue, white = (COLOURS.id_of(name) for name in ("black", "red", "blue", "white"))
+    other = np.array([[blue, white, white, black, black, 255, red]], np.uint8)
+    assert mine.differs_from(other, shades).tolist() == [[False, True, False, True, False, False, False]]
+    with pytest.raises(ImageError, match=r"must be of one size and label set, got \(1, 6\) in 'shade' and \(1, 7\) in 'shade'"):
+        mine.differs_from(other[:, 1:], shades)
+    with pytest.raises(ImageError, match="in 'shade' and .* in 'colours'"):
+        KINDS["camera"].segment(random_image(1, 7)).differs_from(other, shades)
 
 
 def test_remapped_labels_are_those_of_the_mapping():

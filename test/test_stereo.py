@@ -16,7 +16,16 @@ from hypothesis.extra.numpy import arrays
 from lix_core.camera import Camera
 from lix_core.errors import GeometryError
 from lix_core.geometry.limits import within
-from lix_core.geometry.stereo import MODES, StereoMatcher, StereoOptions, depth_to_disparity, disparity_to_depth, pair_fault, pair_geometry
+from lix_core.geometry.stereo import (
+    MODES,
+    StereoMatcher,
+    StereoOptions,
+    _smooth_within_edges,
+    depth_to_disparity,
+    disparity_to_depth,
+    pair_fault,
+    pair_geometry,
+)
 
 WIDTH, HEIGHT, FX, BASELINE = 320, 120, 200.0, 0.4
 PLANES = (  # normal and distance of n . X = distance, and the range of x that it fills [m]
@@ -120,6 +129,34 @@ def test_the_quick_check_finds_nearly_the_same(pair):
         assert np.isfinite(found[seen]).mean() > 0.7 and np.mean(error > 3) < 0.02
 
 
+def test_each_mode_matches_in_its_own_way(pair):
+    found = [StereoMatcher(StereoOptions(max_disparity=48, mode=mode)).match(*pair[:2]) for mode in MODES]
+    assert len({disparity.tobytes() for disparity in found}) == len(MODES)
+
+
+def test_the_less_consistent_matches_need_be_the_more_are_kept(pair):
+    options = [StereoOptions(max_disparity=48, speckle=0, consistency=consistency) for consistency in (0.25, 1.0, 3.0)]
+    shares = [np.isfinite(StereoMatcher(each).match(*pair[:2])).mean() for each in options]
+    assert shares[0] + 0.01 < shares[1] < shares[2]
+
+
+def test_the_blur_is_that_of_the_images(pair):
+    left, right = pair[:2]
+    expected = StereoMatcher(replace(SMALL, blur=0.0)).match(*(cv2.GaussianBlur(image, (0, 0), 1.5) for image in (left, right)))
+    np.testing.assert_array_equal(StereoMatcher(replace(SMALL, blur=1.5)).match(left, right), expected)
+
+
+def test_a_slanted_surface_is_no_speckle():
+    """Its disparity grows by a quarter of a pixel from column to column."""
+    wall, _ = shifted(0.0)
+    columns = np.arange(300, dtype=np.float32)
+    place = (columns + 4) / 0.75  # column of the left image that is seen in each column of the right one: u - (4 + u / 4)
+    right = cv2.remap(wall, np.tile(place, (100, 1)), np.tile(np.arange(100, dtype=np.float32)[:, None], 300), cv2.INTER_CUBIC)
+    found = StereoMatcher(StereoOptions(max_disparity=96, speckle=5000)).match(wall, right)[10:-10, 40:-40]
+    assert np.isfinite(found).mean() > 0.9
+    assert np.nanmedian(np.abs(found - (4 + columns[40:-40] / 4))) < 0.3
+
+
 def test_gray_and_rgb_give_the_same_and_so_does_a_second_call(pair):
     left, right = pair[:2]
     matcher = StereoMatcher(SMALL)
@@ -134,6 +171,14 @@ def test_the_edge_filter_smooths_noise_and_knows_the_same_pixels(pair):
     plain, smooth = (StereoMatcher(StereoOptions(max_disparity=48, edge_filter=e)).match(left, right) for e in (False, True))
     np.testing.assert_array_equal(np.isfinite(plain), np.isfinite(smooth))
     assert np.nanmedian(np.abs(smooth - truth)) < 0.9 * np.nanmedian(np.abs(plain - truth))
+
+
+def test_the_edge_filter_leaves_what_is_flat_and_steps_at_edges_of_the_image():
+    guide = np.where(np.arange(40) < 20, 40, 200).astype(np.uint8) * np.ones((30, 1), np.uint8)
+    hole = np.random.default_rng(0).random(guide.shape) < 0.3
+    for disparity in (np.full(guide.shape, 12, np.float32), np.where(guide < 100, 10, 20).astype(np.float32)):
+        disparity[hole] = np.nan
+        np.testing.assert_allclose(_smooth_within_edges(disparity, guide), disparity, atol=0.15)
 
 
 def test_what_shows_nothing_has_no_disparity():
@@ -321,6 +366,11 @@ def test_a_right_pair_has_no_fault(scene, pair):
     assert pair_fault(scene[0], moved(scene[1], rows=0.5)) == ""
 
 
+def test_a_pair_that_sees_only_far_things_is_not_swapped(scene):
+    noise = np.random.default_rng(0).normal(0, 3, scene[0].shape)
+    assert pair_fault(scene[0], np.clip(scene[0] + noise, 0, 255).astype(np.uint8)) == ""
+
+
 def test_swapped_images_are_said(scene):
     assert pair_fault(scene[1], scene[0]) == "left and right are swapped"
 
@@ -349,6 +399,15 @@ def test_infinity_tells_swapped_cameras_from_principal_points_that_differ(scene)
     behind = np.ascontiguousarray(np.roll(right, 40, axis=1))
     assert "swapped" in pair_fault(left, behind) and pair_fault(left, behind, infinity=-40.0) == ""
     assert pair_fault(right, left, infinity=-40.0) == "" and "swapped" in pair_fault(right, left)
+
+
+def test_faults_of_wide_images_are_measured_in_their_own_pixels(scene):
+    left, right = (cv2.resize(image, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC) for image in scene)
+    fault = pair_fault(left, moved(right, rows=9.0))
+    assert abs(float(re.search(r"by ([\d.]+) px", fault).group(1)) - 9.0) < 0.6
+    assert pair_fault(left, moved(right, rows=1.3), row_tolerance=1.6) == ""
+    ahead = np.ascontiguousarray(np.roll(right, -200, axis=1))  # disparities of 212 to 260
+    assert pair_fault(left, ahead, infinity=200.0) == "" and "swapped" in pair_fault(left, ahead, infinity=280.0)
 
 
 def test_the_geometry_of_a_pair_is_its_baseline_and_where_infinity_is():

@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,12 +31,12 @@ from lix_core.errors import DataError, TrainingError
 from lix_core.labels import UNLABELLED
 from lix_core.metrics import ConfusionMatrix
 from lix_core.models.encoders import build_encoder
-from lix_core.models.networks import Student
+from lix_core.models.networks import Student, Teacher
 from lix_core.training.callbacks import Board, MovingAverage, WholeFiles, as_csv, readable
-from lix_core.training.config import DataConfig, OptimConfig, Source
+from lix_core.training.config import Config, DataConfig, OptimConfig, Source
 from lix_core.training.data import Batches, Frames, Mixture, TrainingData, Views, pasted, training_transform
 from lix_core.training.losses import HardLoss, class_weights, cross_entropy, hard_pixels, soft_dice
-from lix_core.training.module import encoder_depths, learning_rate, parameter_groups
+from lix_core.training.module import Learner, encoder_depths, full_logits, learning_rate, parameter_groups
 from lix_core.training.report import columns, error_picture, pictures
 from lix_core.training.scoring import chance, confusion, evaluate, predict
 from tiny_street import TINY, TinyStreet
@@ -365,6 +366,73 @@ def test_norms_and_biases_do_not_decay_and_encoders_learn_slower_first_blocks_sl
     assert max(depths.values()) > 3 and {id(p) for p in wrapped.parameters()} <= set(depths)
 
 
+def test_both_encoders_of_a_teacher_learn_slower():
+    teacher, config = Teacher(3, 1, ENCODER, weights="none"), OptimConfig(lr=1.0, encoder_lr=0.5)
+    rates = {id(p): group["lr"] for group in parameter_groups(teacher, None, config) for p in group["params"]}
+    for part, rate in ((teacher.encoder, 0.5), (teacher.x_encoder, 0.5), (teacher.decoder, 1.0), (teacher.fusion, 1.0)):
+        assert {rates[id(p)] for p in part.parameters()} <= {rate}
+
+
+def test_the_learning_rate_changes_from_step_to_step(student):
+    optimisers = Learner(Config(optim=OptimConfig(lr=1.0, steps=110, warmup=10)), student, HardLoss()).configure_optimizers()
+    optimiser, schedule = optimisers["optimizer"], optimisers["lr_scheduler"]
+    rates = []
+    for _ in range(3):
+        rates.append(optimiser.param_groups[-1]["lr"])
+        optimiser.step()
+        schedule["scheduler"].step()
+    assert schedule["interval"] == "step" and rates == pytest.approx([0.1, 0.2, 0.3])
+
+
+# Steps.
+
+
+@torch.inference_mode()
+def test_the_loss_sees_the_logits_that_are_scored(student):
+    image = torch.randn(1, 3, 64, 96)
+    torch.testing.assert_close(full_logits(student.coarse_logits(image), (64, 96)), student(image))
+
+
+class Draws(nn.Module):
+    """A loss that is a random number."""
+
+    def forward(self, logits, labels):
+        return {"ce": torch.rand(())}
+
+
+def test_each_step_draws_its_own_numbers_and_draws_them_again_when_it_is_repeated(student):
+    learner = Learner(Config(optim=OptimConfig(accumulate=2)), student, Draws())
+    batch = collate([TinyStreet(count=1)[0]])
+
+    def drawn(step: int, batch_idx: int, rank: int) -> float:
+        learner.trainer = SimpleNamespace(global_step=step, global_rank=rank, accumulate_grad_batches=2)
+        return learner.training_step(batch, batch_idx).item()
+
+    places = [(step, batch_idx, rank) for step in (0, 1) for batch_idx in (0, 1) for rank in (0, 1)]
+    first = [drawn(*place) for place in places]
+    assert len(set(first)) == 8 and [drawn(*place) for place in places] == first
+    assert drawn(1, 3, 0) == drawn(1, 1, 0)
+
+
+def test_terms_are_means_over_the_batches_since_they_were_taken(student):
+    learner = Learner(Config(), student, Draws())
+    learner.trainer = SimpleNamespace(
+        global_step=0,
+        global_rank=0,
+        accumulate_grad_batches=1,
+        strategy=SimpleNamespace(reduce=lambda tensor, reduce_op: {"mean": tensor}[reduce_op]),
+    )
+    batch = collate([TinyStreet(count=1)[0]])
+    losses = []
+    for step in range(3):
+        learner.trainer.global_step = step
+        losses.append(learner.training_step(batch, step).item())
+    assert learner.take_terms() == pytest.approx({"loss": np.mean(losses), "ce": np.mean(losses)})
+    assert learner.take_terms() == {}
+    last = learner.training_step(batch, 0).item()
+    assert learner.take_terms()["ce"] == pytest.approx(last)
+
+
 class FakeTrainer:
     global_step = 0
 
@@ -410,6 +478,27 @@ def test_scores_do_not_depend_on_how_frames_are_batched(student, batch, workers)
     assert np.abs(matrix.counts - alone.counts).sum() <= 4  # another batch size may round otherwise
 
 
+def test_what_pads_a_frame_is_the_mean_colour_and_unknown():
+    seen = []
+
+    class Spy(Teacher):
+        def __init__(self):
+            nn.Module.__init__(self)
+            self.stride, self.mean, self.std = 32, (100.0, 110.0, 120.0), (50.0, 60.0, 70.0)
+
+        def forward(self, image, x, known):
+            seen.extend((image, x, known))
+            return torch.zeros(len(image), 3, *image.shape[-2:])
+
+    batch = collate([TinyStreet(count=1, x="depth", sizes=((40, 70),))[0]])
+    network = Spy()
+    assert predict(network, batch).shape == (1, 40, 70)
+    for found, expected in zip(seen, (network.normalise(batch.image), batch.x, batch.known), strict=True):
+        assert found.shape[-2:] == (64, 96) and torch.equal(found[..., :40, :70], expected)
+        assert not found[..., 40:, :].any() and not found[..., 70:].any()
+    assert batch.known.any() and not batch.known.all()
+
+
 def test_frames_are_scored_at_the_size_that_is_asked_for(student):
     frames, seen = TinyStreet(count=3), []
     matrix = evaluate(student, frames, size=(32, 48), on_frames=seen.append)
@@ -435,6 +524,8 @@ def test_chance_is_always_the_most_frequent_class():
     matrix = ConfusionMatrix(3)
     matrix.counts[:] = [[5, 5, 0], [0, 60, 0], [0, 0, 30]]
     assert chance(matrix).iou.tolist() == [0, 0.6, 0] and chance(matrix).miou == pytest.approx(0.2)
+    matrix.counts[:] = [[5, 5, 0], [0, 20, 40], [0, 0, 30]]  # whatever is said most often
+    assert chance(matrix).iou.tolist() == [0, 0.6, 0]
 
 
 def test_scores_are_float32_under_autocast(student):

@@ -98,7 +98,7 @@ class KeyframePolicy:
             of "trigger", "uncertain", "disagreement", "view", "interval", those that hold.
         """
         if self._last is not None and stamp_ns < self._last:
-            self._last = None
+            self._last = self._view = None
         reasons = ["trigger"] if triggered else []
         view = None
         if not self.rests(stamp_ns):
@@ -138,7 +138,7 @@ Kept = tuple[str, int, bytes]
 
 @dataclass(eq=False)
 class Message:
-    """A message in the ring. stamp: of its header. recorded: when it came. written: given out already."""
+    """A message in the ring. stamp: of its header. recorded: when it came. written: given out already. triggered: somebody asked for it."""
 
     topic: str
     stamp: int
@@ -146,6 +146,7 @@ class Message:
     raw: bytes
     written: bool = False
     undecided: bool = False
+    triggered: bool = False
 
 
 class RingBuffer:
@@ -261,7 +262,7 @@ class KeyframeSelector:
                 kept += self._decide_until(ALWAYS)
                 self._forget_opinions()
             self.images += 1
-            message.undecided = True
+            message.undecided, message.triggered = True, self._window[0] <= recorded <= self._window[1]
             self._waiting.append(message)
         elif self._window[0] <= recorded <= self._window[1]:
             kept += self._write(message)
@@ -288,8 +289,12 @@ class KeyframeSelector:
         kept: list[Kept] = []
         for message in list(self.ring):
             if start <= message.recorded <= end and not message.written:
-                kept += self._keep(message, ["trigger"]) if message.topic == self.image and not message.undecided else []
-                kept += self._write(message) if message.topic != self.image else []
+                if message.topic != self.image:
+                    kept += self._write(message)
+                elif message.undecided:
+                    message.triggered = True
+                else:
+                    kept += self._keep(message, ["trigger"])
         return kept + self._complete()
 
     def tick(self, now_ns: int) -> list[Kept]:
@@ -357,11 +362,10 @@ class KeyframeSelector:
 
     def _decide(self, image: Message) -> list[Kept]:
         image.undecided = False
-        triggered = self._window[0] <= image.recorded <= self._window[1]
         rests = self.policy.rests(image.stamp)
-        gray = self._gray(image.raw) if self._gray and self.settings.view and (triggered or not rests) else None
+        gray = self._gray(image.raw) if self._gray and self.settings.view and (image.triggered or not rests) else None
         values = {name: said.get(image.stamp) for name, said in self._said.items()}
-        reasons = self.policy.image(image.stamp, gray, **values, triggered=triggered)
+        reasons = self.policy.image(image.stamp, gray, **values, triggered=image.triggered)
         return self._keep(image, reasons) if reasons else []
 
     def _keep(self, image: Message, reasons: list[str]) -> list[Kept]:
