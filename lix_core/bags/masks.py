@@ -125,7 +125,7 @@ def import_masks(
     path: str | Path,
     labels: LabelSet | None = None,
     form: str = "",
-    on_mask: Callable[[], None] = lambda: None,
+    on_mask: Callable[[int], None] = lambda count: None,
 ) -> ImportReport:
     """Masks that people made -> `<extraction>/masks/<bag>/<stamp>.png` and labels.json; what can be used is used.
 
@@ -133,7 +133,7 @@ def import_masks(
         path: a folder, archive or file of one of FORMATS, or a folder that `export_masks` wrote.
         labels: what the ids in the extraction shall mean; classes of the masks go into it by name. Left out, that of the masks imported
             before, else what is written beside the masks, else that of the bags' label topics, else the classes that the tool names.
-        form: one of FORMATS; "": told by what is there. on_mask: called after each mask.
+        form: one of FORMATS; "": told by what is there. on_mask: called after each mask, with their number.
 
     Raises:
         SourceError: no masks there, or the extraction cannot be written. DataError: they are not of the format, or not one can be used.
@@ -170,7 +170,7 @@ def import_masks(
             report.imported.append(frame.name)
             report.notes += [f"{name}: {complaint}"] if complaint else []
             report.pixels += np.bincount(np.minimum(mask, len(target)).ravel(), minlength=len(target) + 1)
-        on_mask()
+        on_mask(len(source.names))
     if not source.names:
         raise DataError(f"{path} has no masks: no file of it ends in {', '.join(sorted(MASK_SUFFIXES))}, or they list no images")
     if not report.imported:

@@ -96,7 +96,7 @@ def import_from(extraction: Any, path: Path, labels: str, form: str) -> None:
 
     with progress_bar() as progress:
         task = progress.add_task("importing", total=None, note="")
-        report = import_masks(extraction, path, label_set(labels), form, lambda: progress.update(task, advance=1))
+        report = import_masks(extraction, path, label_set(labels), form, lambda count: progress.update(task, advance=1, total=count))
     total = report.pixels.sum()
     names = (*report.labels.names, "unlabelled")
     shares = ", ".join(f"{name} {100 * n / total:.3g} %" for name, n in zip(names, report.pixels) if n)
