@@ -44,7 +44,8 @@ class PairReport:
 
     paired: images with a partner. alone: images without. first_alone: when the first of those were taken [s] since the bag's first image.
     offset: how much later its messages typically are than the images nearest to them: median [s]. spread: 95 % of the differences are
-    within so much of the median [s]. interval: between its messages, median [s]. overlap: how long both were recorded [s].
+    within so much of the median [s]. interval: between its messages, median [s], 0 for fewer than two. overlap: how long both were
+    recorded [s].
     """
 
     role: str
@@ -151,7 +152,7 @@ def compare(role: str, index: BagIndex, places: np.ndarray, options: Options) ->
         first_alone=tuple(float(t) for t in (image.stamps[alone[:3]] - image.stamps[0]) / NS),
         offset=median,
         spread=float(np.percentile(np.abs(differences - median), 95)) if len(differences) else 0.0,
-        interval=float(np.median(np.diff(stamps))) / NS if len(stamps) > 1 else math.inf,
+        interval=float(np.median(np.diff(stamps))) / NS if len(stamps) > 1 else 0.0,
         overlap=max(0.0, float(overlap) / NS),
     )
 
@@ -179,7 +180,7 @@ def misfits(pairs: Sequence[PairReport], options: Options) -> list[str]:
             cure = "the two never overlap in time by their stamps; do their clocks agree? try --clock recorded"
         elif abs(pair.offset) > options.slop and pair.spread <= options.slop and geometry:
             # Beyond a third of the interval the next neighbour on the other side is about as near.
-            doubt = abs(pair.offset) > pair.interval / 3
+            doubt = 0 < pair.interval < 3 * abs(pair.offset)
             other = offset - math.copysign(pair.interval, pair.offset)
             either = f"--offset {offset:.3f}, or {other:.3f} where that is the nearer to the truth," if doubt else f"--offset {offset:.3f}"
             cure = f"its stamps are {1e3 * pair.offset:+.0f} ms off: give {either} with --geometry {geometry} if that is constant"

@@ -16,6 +16,7 @@ from rich.progress import Progress
 from rich.table import Table as Grid
 
 from lix_core.cli.progress import progress_bar
+from lix_core.data.registry import DATASETS
 from lix_core.errors import TrainingError
 from lix_core.files import make_folder
 from lix_core.options import nearest
@@ -161,6 +162,6 @@ def roots(pairs: list[str], datasets: set[str]) -> dict[str, str]:
     for name, path in found.items():
         if not path:
             raise TrainingError(f"--data is written NAME=FOLDER, for example --data camvid=~/data/camvid; got {name!r}")
-        if name not in datasets:
+        if name not in datasets and name not in DATASETS:  # of which a row may have its own
             raise TrainingError(f"--data {name}: the table needs {', '.join(sorted(datasets))}{nearest(name, datasets)}")
     return found
