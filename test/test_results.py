@@ -23,6 +23,7 @@ LINES = [
     ("potholes (real), IoU", "all", "pothole", "", "lix", "control"),
     ("the same, a third of the steps", "all", "pothole_200steps", "", "lix", "control"),
     ("street (simulated), mIoU", "5 %; the rest RGB + X", "world-unlabelled", " 5 %", "lix 5 %", "control 5 %"),
+    ("the same, more labels", "20 %; the rest RGB + X", "world-unlabelled", " 20 %", "lix 20 %", "control 20 %"),
     ("street (simulated), mIoU", "all", "world", "", "lix", "control"),
     ("CamVid (real) after the street, mIoU", "all", "camvid", "", "simulated by LIX then camvid", "simulated then camvid"),
     ("CamVid together with the street", "all", "camvid", "", "lix", "control"),
