@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -289,7 +290,9 @@ with tiny_street.known():
 def test_no_process_trains_on_when_the_table_has_ended(tmp_path, end):
     here = Path(__file__).parent
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here.parent), str(here)]), "OMP_NUM_THREADS": "1"}
-    table = subprocess.Popen([sys.executable, "-c", ENDLESS, str(tmp_path)], env=environment, stderr=subprocess.PIPE, text=True)
+    listens = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which a shell may have turned off for what it runs in the background
+    started = {"env": environment, "stderr": subprocess.PIPE, "text": True, "preexec_fn": listens}
+    table = subprocess.Popen([sys.executable, "-c", ENDLESS, str(tmp_path)], **started)
     wait_for(lambda: len(list(tmp_path.glob("runs/*.pid"))) == 2)
     workers = [int(path.stem) for path in tmp_path.glob("runs/*.pid")]
     if end == "one process dies":

@@ -16,7 +16,6 @@ from rich.progress import Progress
 from rich.table import Table as Grid
 
 from lix_core.cli.progress import progress_bar
-from lix_core.data.registry import DATASETS
 from lix_core.errors import TrainingError
 from lix_core.files import make_folder
 from lix_core.options import nearest
@@ -158,6 +157,8 @@ def numbers(text: str, option: str) -> list[int]:
 
 
 def roots(pairs: list[str], datasets: set[str]) -> dict[str, str]:
+    from lix_core.data.registry import DATASETS
+
     found = dict(pair.partition("=")[::2] for pair in pairs)
     for name, path in found.items():
         if not path:
