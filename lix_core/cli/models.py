@@ -20,17 +20,20 @@ def models(model: str = typer.Argument("", help="A model's name or path: prints 
         console.print(Markdown(bundle.card or f"# {bundle.manifest.name}\n\n{bundle.manifest.description}\n\n(no card)"))
         console.print(f"\nfile: {bundle.path}", highlight=False, soft_wrap=True)
         return
-    table = Table(*(Column(name, overflow="fold") for name in ("model", "classes", "size [MB]", "mIoU", "licence", "file")))
-    for path in list_bundles():
+    table = Table(*(Column(name, overflow="fold") for name in ("model", "classes", "size [MB]", "mIoU", "licence")))
+    paths = list(list_bundles())
+    for path in paths:
         try:
             manifest = Bundle.load(path).manifest
         except BundleError as error:
-            table.add_row(path.stem, "-", "-", "-", Text(f"damaged: {error}"), str(path))
+            table.add_row(path.stem, "-", "-", "-", Text(f"damaged: {error}"))
             continue
         measured = {name: m.get("miou") for name, m in manifest.metrics.items() if isinstance(m, dict)}
         scores = ", ".join(f"{score:.3f} ({name})" for name, score in measured.items() if isinstance(score, float))
         size = f"{path.stat().st_size / 1e6:.1f}"
-        row = (path.stem, str(len(manifest.labels)), size, scores or "-", manifest.licence, str(path))
+        row = (path.stem, str(len(manifest.labels)), size, scores or "-", manifest.licence)
         table.add_row(*map(Text, row))
     console.print(table)
+    for path in paths:  # in one piece each, however narrow the terminal
+        console.print(Text(f"{path.stem}: {path}"), soft_wrap=True)
     console.print(f"Folders of your own: ${PATH_VARIABLE}, ~/.local/share/lix/models. `lix models NAME` prints a card.", highlight=False)
