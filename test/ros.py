@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
@@ -118,11 +118,15 @@ class Peer:
         wait_for(lambda: publisher.get_subscription_count() > 0, f"nobody subscribes to {topic}")
         return publisher
 
-    def call(self, kind: type, name: str, request: Any) -> Any:
+    def call(self, kind: type, name: str, request: Any, tries: int = 1) -> Any:
+        """The answer of a service. tries: DDS may lose an answer to a client that the service has just met; what may be asked twice is."""
         client = self.node.create_client(kind, name)
         assert client.wait_for_service(timeout_sec=TIMEOUT_S), f"no service {name}"
-        future = client.call_async(request)
-        wait_for(future.done, f"service {name} does not answer")
+        for last in (False,) * (tries - 1) + (True,):
+            future = client.call_async(request)
+            with nullcontext() if last else suppress(AssertionError):
+                wait_for(future.done, f"service {name} does not answer", TIMEOUT_S / tries)
+                break
         return future.result()
 
     def set_parameter(self, node: str, name: str, value: Any) -> Any:
@@ -132,7 +136,7 @@ class Peer:
     def set_parameters(self, node: str, values: dict[str, Any]) -> list[Any]:
         """Set several in one call; a SetParametersResult of each."""
         parameters: list[ParameterMessage] = [Parameter(name, value=value).to_parameter_msg() for name, value in values.items()]
-        return self.call(SetParameters, f"{node}/set_parameters", SetParameters.Request(parameters=parameters)).results
+        return self.call(SetParameters, f"{node}/set_parameters", SetParameters.Request(parameters=parameters), tries=3).results
 
 
 class Diagnostics:
