@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -103,6 +104,8 @@ def test_depth_that_comes_thirty_images_late_finds_its_own(start: Any, peer: Pee
         robot.image.publish(image_message(IMAGE, "rgb8", first + index * 33_000_000))
         if index and index % 30 == 0:
             robot.depth.publish(image_message(DEPTH, "32FC1", first + (index - 30) * 33_000_000))
+            with suppress(AssertionError):  # a slow machine must not lose images of which 50 fit the queue
+                wait_for(lambda: first + (index - 30) * 33_000_000 in {stamp_ns(mask) for mask in masks}, "", 3.0)
         time.sleep(0.005)
     expected = {first + index * 33_000_000 for index in range(0, 12 * 30, 30)}
     wait_for(lambda: len(expected & {stamp_ns(mask) for mask in masks}) >= 10, lambda: f"{len(masks)} masks came; {told.latest}")
