@@ -126,8 +126,8 @@ def test_depth_that_comes_when_its_image_waits_no_more_is_told_as_late(start: An
         if told.latest and late in told.latest.message:
             break
     found = told.wait(late, DiagnosticStatus.WARN)
-    # 2 s, or less by the images that were lost since.
-    assert re.search(r"% of the depth found its image within 20 ms; it comes (1\.[6-9]|2\.[01]) s after its image", found.message)
+    # About 2 s: less by images that were lost since, more by depth that waited in the queue.
+    assert re.search(r"% of the depth found its image within 20 ms; it comes (1\.[5-9]|2\.\d) s after its image", found.message)
 
 
 def test_disagreement_is_where_both_have_a_class_and_not_the_same(start: Any, peer: Peer, model: Path) -> None:
