@@ -178,16 +178,19 @@ def test_networks_that_cannot_be_encoders_are_refused_with_the_reason_before_any
         build_encoder(name, "timm")
 
 
-def test_an_encoder_of_ones_own_is_any_module_with_stages(monkeypatch):
-    class Halves(nn.Module):
+def test_an_encoder_of_ones_own_is_any_module_with_stages_that_is_registered():
+    class Blocks(nn.Module):
         feature_info = timm.models.FeatureInfo([dict(num_chs=c, reduction=s, module="") for c, s in ((4, 4), (8, 8))], (0, 1))
 
         def forward(self, image):
             return [F.avg_pool2d(image.mean(1, keepdim=True), s).expand(-1, c, -1, -1) for c, s in ((4, 4), (8, 8))]
 
-    monkeypatch.setattr(timm, "create_model", lambda name, **_: Halves())
-    monkeypatch.setattr(timm, "list_models", lambda *_, **__: ["halves"])
-    encoder = build_encoder("halves", "none")
+    def lix_blocks(in_chans, **_):
+        return Blocks()
+
+    timm.models.register_model(lix_blocks)
+    encoder = build_encoder("lix_blocks", "none")
+    assert Student(3, "lix_blocks", weights="none").eval()(torch.zeros(1, 3, 64, 96)).shape == (1, 3, 64, 96)
     assert encoder.mean == pytest.approx([123.675, 116.28, 103.53]) and encoder.std == pytest.approx([58.395, 57.12, 57.375])
 
 

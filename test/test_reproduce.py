@@ -341,6 +341,22 @@ def test_a_table_file_with_a_slip_is_named_and_the_others_are_listed(tmp_path, m
     assert "--data tyny: the table needs tiny (did you mean tiny" in str(refused.exception)
 
 
+def test_what_another_process_made_meanwhile_is_not_made_again(tmp_path, monkeypatch):
+    made, eye = [], np.eye(3, dtype=int).tolist()
+    other = Record(table(), tmp_path)
+
+    def run_cell(cell, *_):
+        made.append(cell.key)
+        for unit in cells(table(), ROOTS)[1:] if len(made) == 1 else ():
+            for theirs in unit:
+                other.add(theirs, run(eye))
+        return run(eye)
+
+    monkeypatch.setattr(module, "run_cell", run_cell)
+    found = reproduce(table(), tmp_path, tmp_path / "work", ROOTS)
+    assert made == [f"{row}/fold0/seed0" for row in ("teacher", "control", "kd")] and len(found["runs"]) == 6
+
+
 def test_what_cannot_be_scored_is_told_before_anything_is_trained(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "run_cell", lambda *_: pytest.fail("trained"))
     with pytest.raises(TrainingError, match="'wal', is not miou nor a class .did you mean wall"):

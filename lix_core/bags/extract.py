@@ -15,9 +15,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
-import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -38,6 +35,7 @@ from lix_core.camera import Camera
 from lix_core.errors import DataError, LabelError, LixError, SourceError
 from lix_core.files import expanded, make_folder, save, save_image
 from lix_core.labels import LabelSet
+from lix_core.workers import begin_work
 
 FORMAT = 1
 KINDS = ("masks", "bag", "pseudo")
@@ -389,7 +387,7 @@ def results_of(works: list[Work], todo: list[tuple[int, list[FramePlan]]], jobs:
         return
     # A forked child of a process that has used OpenCV's threads may hang.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(jobs, len(todo)), context, begin_work, (crew,))
+    pool = ProcessPoolExecutor(min(jobs, len(todo)), context, join_crew, (crew,))
     try:
         futures: dict[Future, int] = {pool.submit(make_job_at, place, plans): place for place, plans in todo}
         for future in as_completed(futures):
@@ -404,17 +402,11 @@ CREW: list[tuple[Path, FrameReader]] = []
 """In a worker process: folder and reader of each bag."""
 
 
-def begin_work(crew: list[tuple[Path, FrameReader]]) -> None:
-    """In a worker process: Ctrl-C, which reaches every process of a terminal, is the parent's; and where the parent dies, so does this."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=end_with_parent, daemon=True).start()
+def join_crew(crew: list[tuple[Path, FrameReader]]) -> None:
+    """First in a worker process."""
+    begin_work()
     cv2.setNumThreads(1)
     CREW.extend(crew)
-
-
-def end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
 
 
 def make_job_at(place: int, plans: list[FramePlan]) -> Results:

@@ -29,7 +29,7 @@ import cv2
 import numpy as np
 
 from lix_core import __version__, viz
-from lix_core.bags.extract import ExtractedFrame, Extraction, begin_work
+from lix_core.bags.extract import ExtractedFrame, Extraction
 from lix_core.bags.formats import LABELS_FILE, write_label_set
 from lix_core.bags.masks import did_you_mean, plain, spread
 from lix_core.bags.teacher import Teacher, calibrations_of, depth_of, image_of
@@ -41,6 +41,7 @@ from lix_core.labels import UNLABELLED, Label, LabelMapping, LabelSet
 from lix_core.options import option
 from lix_core.runtime.backends import DEFAULT_BACKEND
 from lix_core.runtime.bundle import Bundle, find_bundle
+from lix_core.workers import begin_work
 
 FORMAT = 1
 FLAT = ("road", "pavement", "sidewalk", "terrain", "parking", "lane", "lane marking", "road marking", "crosswalk", "ground", "grass")
@@ -433,7 +434,8 @@ MEMBER: list[Crew] = []
 
 
 def join_team(crew: Crew) -> None:
-    begin_work([])
+    begin_work()
+    cv2.setNumThreads(1)
     MEMBER.append(crew)
 
 

@@ -18,13 +18,10 @@ import os
 import re
 import shlex
 import shutil
-import signal
-import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import resources
@@ -45,6 +42,7 @@ from lix_core.metrics import ConfusionMatrix, rounded
 from lix_core.options import nearest
 from lix_core.training.config import Config, TrainerConfig, from_dict, load_config, override, to_dict
 from lix_core.training.memory import keep_freed_memory
+from lix_core.workers import begin_work
 
 TABLES = resources.files("lix_core.training") / "tables"
 TEACHER, CONTROL = "teacher", "control"
@@ -407,16 +405,18 @@ def finished_cells(
     units: list[list[Cell]], record: "Record", work: Path, jobs: int, teacher: Path | None
 ) -> Iterator[tuple[Cell, dict[str, Any]]]:
     """Each missing cell with its result, as they come."""
-    missing = [left for unit in units if (left := needed(unit, record, work))]
+    # What a unit needs is asked again when its turn comes: another process may have made it meanwhile.
+    missing = [unit for unit in units if needed(unit, record, work)]
+    waiting = (iter(needed(unit, record, work)) for unit in missing)
     jobs = min(jobs, len(missing))
     if jobs <= 1:
-        for cell in chain.from_iterable(missing):
+        for cell in chain.from_iterable(waiting):
             yield cell, run_cell(cell, work, 0, teacher)
         return
     # Spawned, because a forked process inherits the threads of the libraries in a state that hangs.
     context = get_context("spawn")
     theirs, ours = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(jobs, context, begin_work, (theirs,))
+    pool = ProcessPoolExecutor(jobs, context, begin_training, (theirs,))
     running: dict[Any, tuple[Cell, Iterator[Cell]]] = {}
 
     def go_on(queue: Iterator[Cell]) -> bool:
@@ -425,7 +425,6 @@ def finished_cells(
             running[pool.submit(run_cell, cell, work, jobs, teacher)] = (cell, queue)
         return cell is not None
 
-    waiting = map(iter, missing)
     try:
         # A pool notices the death of no process that it has started since it last had a result: all of them are started here.
         wait([pool.submit(os.getpid) for _ in range(jobs)])
@@ -445,18 +444,10 @@ def finished_cells(
         pool.shutdown(cancel_futures=True)
 
 
-def begin_work(stop: Connection) -> None:
-    """In a worker process: Ctrl-C, which reaches every process of a terminal, is the parent's; and where the parent stops or dies, so does
-    this, in the middle of a run, which another command goes on with."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=end_with, args=(stop,), daemon=True).start()
+def begin_training(stop: Connection) -> None:
+    """First in a worker process. A run that ends with it another command goes on with."""
+    begin_work(stop)
     keep_freed_memory()
-
-
-def end_with(stop: Connection) -> None:
-    with suppress(OSError):
-        stop.poll(None)
-    os._exit(1)
 
 
 def needed(unit: Sequence[Cell], record: "Record", work: Path) -> list[Cell]:

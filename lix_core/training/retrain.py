@@ -29,11 +29,12 @@ from lix_core.data.bag import BEST, NS, BagDataset, check_blocks, split_places
 from lix_core.data.registry import open_dataset
 from lix_core.errors import DataError, TrainingError
 from lix_core.files import make_folder, save, save_image
-from lix_core.labels import UNLABELLED, LabelMapping, LabelSet
+from lix_core.labels import LabelMapping, LabelSet
 from lix_core.metrics import ConfusionMatrix
 from lix_core.runtime.bundle import SUFFIX, Bundle, find_bundle
 from lix_core.runtime.segmenter import Segmenter
 from lix_core.training.config import Config, Source, from_dict, override, to_dict
+from lix_core.training.data import Frames
 from lix_core.training.provenance import lineage, make_bundle
 from lix_core.training.report import captioned, error_picture
 from lix_core.training.run import Record, RunResult, checksum, fit, load_network
@@ -141,7 +142,7 @@ def retrain(task: Retraining, watch: Watcher = lambda step: None, quiet: bool = 
         make_pseudo_labels(Extraction.open(task.out / "extraction"), task.out / f"old-teacher{SUFFIX}", task.pseudo, jobs=task.jobs)
     held = judge or ("pseudo", frames_of(task, "val", "pseudo", record))
     frames_of(task, "train", kind, record)  # what is wrong with them is told before anything is trained
-    if not any(is_labelled(held[1][i].labels) for i in range(len(held[1]))):
+    if not Frames(source_of(task, "val", held[0], record), "").has_labels():
         how = "lower --confidence, or label some of them" if held[0] == "pseudo" else "label others, or give another --block or --held-out"
         raise TrainingError(f"no pixel of the {NEW} has a label ({held[0]}), so that nothing could be compared: {how}")
     new = source_of(task, "train", kind, record)
@@ -168,10 +169,6 @@ def retrain(task: Retraining, watch: Watcher = lambda step: None, quiet: bool = 
         taken.unlink(missing_ok=True)
     report(task, outcomes, kind, comparison, held[1], student, (before, candidate))
     return comparison
-
-
-def is_labelled(labels: np.ndarray | None) -> bool:
-    return labels is not None and bool((labels != UNLABELLED).any())
 
 
 def matching_records(task: Retraining) -> Record:
@@ -242,7 +239,8 @@ def note_inputs(task: Retraining, kind: str) -> None:
 def refuse_foreign_files(out: Path) -> None:
     """Raises TrainingError where the folder has files that a retraining would replace, and no retraining wrote them."""
     if not (out / "inputs.json").exists():
-        for name in ("report.md", "report.jpg", f"model{SUFFIX}", f"candidate{SUFFIX}"):
+        bundles = (f"{name}{SUFFIX}" for name in ("model", "candidate", "before", "old-teacher"))
+        for name in ("report.md", "report.jpg", "comparison.json", *bundles):
             if (out / name).exists():
                 raise TrainingError(f"{out / name} is there, and of no retraining: it would be replaced; name another folder")
 

@@ -12,7 +12,6 @@ import platform
 import signal
 import subprocess
 import warnings
-from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -152,9 +151,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return saved
 
 
-def evaluate_run(
-    run: str | Path, split: str, which: Which = "best", on_frames: Callable[[int], None] = lambda count: None, root: str | Path = ""
-) -> tuple[ConfusionMatrix, Record]:
+def evaluate_run(run: str | Path, split: str, which: Which = "best", root: str | Path = "") -> tuple[ConfusionMatrix, Record]:
     """The confusion matrix of a run's network on the `val` or `test` frames of its configuration, as `fit` counts it.
 
     root: of the data set, where it has moved since. Raises TrainingError where the run's data has no such frames, or the frames there are
@@ -165,7 +162,7 @@ def evaluate_run(
     network, record = load_network(run, which, device)
     data, trainer = record.config.data, record.config.trainer
     frames = frames_of(run, record, split, root, data.x)
-    return evaluate(network, frames, trainer.val_batch, data.eval_size, data.workers, on_frames), record
+    return evaluate(network, frames, trainer.val_batch, data.eval_size, data.workers), record
 
 
 def check_split(split: str) -> None:
@@ -238,7 +235,7 @@ LEFT_OVER_S = 15.0
 
 def train_in(out: Path, config: Config, teacher: Path | None, resume: bool, quiet: bool, start: Path | None, lead: bool) -> RunResult:
     """`fit` in a folder that no other run uses. lead: whether this is the process that writes."""
-    if resume and any((out / name).exists() for name in FINISHED_OR_BEGUN):
+    if resume and holds_run(out):
         refuse_another_run(config, out)
         if (out / "result.json").exists():
             refuse_other_weights(out, teacher, start)
@@ -258,14 +255,19 @@ def train_in(out: Path, config: Config, teacher: Path | None, resume: bool, quie
         raise type(error)(own_words(error)) from None
 
 
-FINISHED_OR_BEGUN = ("result.json", "checkpoints/last.ckpt")
+ANEW = "train anew (--no-resume of lix train and lix distill)"
 FILES = ("checkpoints/*.ckpt", "checkpoints/.*.part", "tensorboard/events.out.tfevents.*", "tensorboard/hparams.yaml")
 """What a run leaves in its folders; patterns."""
 
 
+def holds_run(out: Path) -> bool:
+    """Whether a folder has a run that is finished, or was stopped after an epoch."""
+    return any((out / name).exists() for name in ("result.json", "checkpoints/last.ckpt"))
+
+
 def clear(out: Path) -> None:
     """Remove what an earlier run left in its folder, and nothing else."""
-    if not any((out / name).exists() for name in FINISHED_OR_BEGUN):
+    if not holds_run(out):
         return
     names = ("config.yaml", "result.json", "metrics.csv", "curves.png", "sheet.png", "weights.png")
     for path in (*(path for pattern in FILES for path in out.glob(pattern)), *(out / name for name in names)):
@@ -278,7 +280,7 @@ def clear(out: Path) -> None:
 def refuse_foreign_config(out: Path) -> None:
     """A TrainingError where the config.yaml of the folder is no run's: it would be overwritten."""
     path = out / "config.yaml"
-    if any((out / name).exists() for name in FINISHED_OR_BEGUN) or not path.exists():
+    if holds_run(out) or not path.exists():
         return
     with suppress(OSError, ValueError, yaml.YAMLError, LixError):
         text = path.read_text()
@@ -293,7 +295,7 @@ def refuse_another_run(config: Config, out: Path) -> None:
         old = yaml.safe_load((out / "config.yaml").read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:
         what = f"{out} holds a run whose config.yaml cannot be read ({first_line(error)})"
-        raise TrainingError(f"{what}; name another folder, or train anew with --no-resume") from None
+        raise TrainingError(f"{what}; name another folder, or {ANEW}") from None
     with suppress(TrainingError):
         old = to_dict(from_dict(old))  # options that came to be since then have their defaults
     free = (*FREE, "distill.") if config.model.kind == "teacher" else FREE  # a teacher is not distilled
@@ -302,7 +304,7 @@ def refuse_another_run(config: Config, out: Path) -> None:
     }
     if changed:
         words = "; ".join(f"{key}: {before!r} -> {after!r}" for key, (before, after) in list(changed.items())[:4])
-        raise TrainingError(f"{out} holds a run of other settings ({words}); name another folder, or train anew with --no-resume")
+        raise TrainingError(f"{out} holds a run of other settings ({words}); name another folder, or {ANEW}")
 
 
 def refuse_other_weights(out: Path, teacher: Path | None, start: Path | None) -> None:
@@ -312,9 +314,7 @@ def refuse_other_weights(out: Path, teacher: Path | None, start: Path | None) ->
     record = load_checkpoint(out / "checkpoints" / "best.ckpt")["record"]
     for what, run in (("teacher", teacher), ("start", start)):
         if record.get(what, "") != (checksum(run) if run else ""):
-            raise TrainingError(
-                f"{out} holds a finished run with another {what} than {run or 'none'}; name another folder, or train anew with --no-resume"
-            )
+            raise TrainingError(f"{out} holds a finished run with another {what} than {run or 'none'}; name another folder, or {ANEW}")
 
 
 class Run:
@@ -406,7 +406,7 @@ class Run:
     def _check_begun(self, what: str, digest: str, otherwise: str) -> None:
         """A TrainingError where the run that is gone on with was begun on another checkpoint than that of `digest`, "" for none."""
         if self.begun and self.begun_record.get(what, "") != digest:
-            raise TrainingError(f"{self.out} was begun {otherwise}; name that one, or train anew with --no-resume")
+            raise TrainingError(f"{self.out} was begun {otherwise}; name that one, or {ANEW}")
 
     def _check_teacher(self, network: Network, run: Path) -> None:
         """A TrainingError where the teacher is not better than chance on labelled frames spread over the validation data, else over the
