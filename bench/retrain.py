@@ -41,7 +41,7 @@ from lix_core.labels import STREET  # noqa: E402
 from lix_core.runtime.bundle import Bundle  # noqa: E402
 from lix_core.runtime.segmenter import Segmenter  # noqa: E402
 from lix_core.training.config import Config, from_dict, override  # noqa: E402
-from lix_core.training.memory import keep_freed_memory  # noqa: E402
+from lix_core.training.cpu import keep_freed_memory  # noqa: E402
 from lix_core.training.report import captioned  # noqa: E402
 from lix_core.training.retrain import Retraining, answer, bundle_of, retrain, score  # noqa: E402
 from lix_core.training.run import fit  # noqa: E402

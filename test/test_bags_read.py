@@ -261,13 +261,19 @@ def test_damaged_pages_of_sqlite_are_leapt_over(tmp_path):
     assert any("are damaged" in fault for fault in faults)
 
 
-def test_a_bag_of_which_nothing_is_whole_is_refused(tmp_path):
+@pytest.mark.parametrize(("content", "fault"), [(b"no mcap" * 100, "does not begin as an MCAP file does"), (b"", "is empty")])
+@pytest.mark.parametrize("metadata", [True, False])
+def test_a_bag_of_which_nothing_is_whole_is_refused(tmp_path, content, fault, metadata):
     path = write(tmp_path / "bag", drive(1))
-    data_file(path).write_bytes(b"no mcap" * 100)
-    with pytest.raises(SourceError, match="cannot read bag .*bag; is it damaged"):
+    data_file(path).write_bytes(content)
+    if not metadata:
+        (path / "metadata.yaml").unlink()
+    why = f"no message of {path} can be read: {data_file(path).name} {fault}"
+    with pytest.raises(SourceError) as refused:
         check(path)
+    assert str(refused.value) == why
     (report,) = check_all([path])
-    assert report.frames == 0 and "is it damaged" in report.faults[0]
+    assert (report.frames, report.faults) == (0, [why])
 
 
 # Roles of topics.

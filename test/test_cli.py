@@ -240,6 +240,9 @@ def test_evaluate_says_that_a_teacher_is_without_its_x(images: Path, tmp_path: P
     for index in range(3):
         cv2.imwrite(str(labels / f"frame{index}.png"), np.zeros((30, 40), np.uint8))
     done = lix("evaluate", images, labels, "--model", teacher, "--json", tmp_path / "score.json")
+    predicted = lix("predict", images, "--model", teacher, "--out", tmp_path / "out")
+    warned = "never was without normals: what it says of images alone means nothing" in predicted.stderr
+    assert (predicted.returncode, warned) == (0, refused), predicted.stderr
     if refused:
         assert done.returncode == 2 and "is a teacher that never was without normals" in done.stderr
         assert not (tmp_path / "score.json").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import math
 import os
@@ -34,6 +35,7 @@ from lix_core.models.encoders import build_encoder
 from lix_core.models.networks import Student, Teacher
 from lix_core.training.callbacks import Board, MovingAverage, WholeFiles, as_csv, readable
 from lix_core.training.config import Config, DataConfig, OptimConfig, Source
+from lix_core.training.cpu import use_onednn
 from lix_core.training.data import Batches, Frames, Mixture, TrainingData, Views, pasted, training_transform
 from lix_core.training.losses import HardLoss, class_weights, cross_entropy, hard_pixels, soft_dice
 from lix_core.training.module import Learner, encoder_depths, full_logits, learning_rate, parameter_groups
@@ -58,6 +60,43 @@ def tiny_source(**changes) -> Source:
 def student() -> Student:
     torch.manual_seed(0)
     return Student(len(TINY), ENCODER, weights="none").eval()
+
+
+# A CPU.
+
+
+def kernels(network: nn.Module, image: torch.Tensor) -> tuple[set[str], list[torch.Tensor]]:
+    """Names of the kernels that a step calls; its output and gradients."""
+    parts = [image, *network.parameters()]
+    with torch.autograd.profiler.profile(use_cpu=True) as profile:
+        out = network(image)
+        gradients = torch.autograd.grad((out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum(), parts)
+    return {event.key for event in profile.key_averages()}, [out, *gradients]
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch was built without oneDNN")
+def test_on_one_thread_onednn_computes_1x1_convolutions_and_the_same_comes_out():
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 4, 1, stride=2, bias=False), nn.Conv2d(4, 4, 1, groups=2))
+    fast = copy.deepcopy(plain)
+    use_onednn(fast)
+    image = torch.randn(2, 3, 9, 12, requires_grad=True)
+    slow, before = kernels(plain, image)
+    quick, after = kernels(fast, image)
+    assert "aten::_slow_conv2d_forward" in slow and not any("slow" in name for name in quick)
+    for exact, one, other in zip(kernels(copy.deepcopy(plain).double(), image.double())[1], before, after, strict=True):
+        torch.testing.assert_close(one, exact.float(), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(other, exact.float(), rtol=1e-4, atol=1e-4)
+    assert [layer.dilation for layer in fast] == [(1, 1), (2, 2), (2, 2), (2, 2)]
+
+
+def test_with_more_threads_and_with_padding_convolutions_stay_as_they_are():
+    padded = nn.Conv2d(3, 4, 1, padding=1)
+    use_onednn(padded)
+    torch.set_num_threads(2)  # which the fixture takes back
+    many = nn.Conv2d(3, 4, 1)
+    use_onednn(many)
+    assert padded.dilation == many.dilation == (1, 1)
 
 
 # Losses.

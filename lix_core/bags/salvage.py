@@ -71,11 +71,11 @@ class Salvage:
         files = files_of(path) if path.is_dir() else [path] * (path.suffix in SUFFIXES)
         self._parts: list[Part] = [McapPart(file) if file.suffix == ".mcap" else SqlitePart(file) for file in files]
         self.faults = [fault for part in self._parts for fault in part.faults]
-        if path.is_dir() and not (path / "metadata.yaml").exists():
-            self.faults.insert(0, f"{path / 'metadata.yaml'} is missing: the recorder was killed; `lix bag repair` writes it")
         total: Counter[tuple[str, str]] = Counter()
         for part in self._parts:
             total.update(part.counts)
+        if total and path.is_dir() and not (path / "metadata.yaml").exists():
+            self.faults.insert(0, f"{path / 'metadata.yaml'} is missing: the recorder was killed; `lix bag repair` writes it")
         self.topics: list[TopicInfo] = [TopicInfo(*key, count) for key, count in total.items()]
         filled = [part for part in self._parts if part.counts]
         self.start, self.end = min((p.start for p in filled), default=0), max((p.end for p in filled), default=0)
@@ -124,7 +124,7 @@ class McapPart:
         self.start, self.end = 2**63 - 1, 0
         with path.open("rb") as file:
             if file.read(len(MAGIC)) != MAGIC:
-                self.faults.append(f"{path.name} does not begin as an MCAP file does")
+                self.faults.append(f"{path.name} {'is empty' if not path.stat().st_size else 'does not begin as an MCAP file does'}")
                 return
             self._scan(file, path.stat().st_size)
         self._count()

@@ -16,7 +16,6 @@ from lix_core.errors import DataError, SourceError, TrainingError
 from lix_core.files import make_folder, read_mask, save
 from lix_core.metrics import ConfusionMatrix
 from lix_core.runtime.backends import DEFAULT_BACKEND, BackendOptions
-from lix_core.runtime.bundle import Manifest
 from lix_core.runtime.segmenter import Segmenter
 from lix_core.runtime.sources import open_source
 
@@ -88,7 +87,9 @@ def of_bundle(images: Path, labels: Path, model: str, backend: str, precision: s
         names = ", ".join([*missing[:NAMED], *(["..."] if len(missing) > NAMED else [])])
         raise DataError(f"{len(missing)} of {len(paths)} labels are missing in {labels}: {names}")
     segmenter = Segmenter(model, backend, BackendOptions(precision=precision), max_pixels)
-    names, without = segmenter.labels.names, without_x(segmenter.bundle.manifest)
+    names, manifest = segmenter.labels.names, segmenter.bundle.manifest
+    if manifest.alone:
+        raise TrainingError(f"{manifest.alone}; score its --run")
     matrix = ConfusionMatrix(len(names))
     with progress_bar() as progress:
         task = progress.add_task(source.name, total=len(source), note="")
@@ -101,16 +102,6 @@ def of_bundle(images: Path, labels: Path, model: str, backend: str, precision: s
             truth[truth >= len(names)] = 255
             matrix.update(truth, segmenter.segment(image, order).mask)
             progress.update(task, advance=1, note=f"mIoU {matrix.miou:.3f}")
-    record = {"images": len(paths), "model": segmenter.bundle.manifest.name, "backend": f"{segmenter.description}{without}"}
+    without = f", without {manifest.x.kind}" if manifest.x else ""
+    record = {"images": len(paths), "model": manifest.name, "backend": f"{segmenter.description}{without}"}
     return {**record, **matrix.summary(names)}
-
-
-def without_x(manifest: Manifest) -> str:
-    """What to say of a model that sees X too, for which folders of images have none. Raises TrainingError where it never was without."""
-    if manifest.x is None:
-        return ""
-    config = manifest.training.get("config")
-    data = config.get("data") if isinstance(config, dict) else None
-    if isinstance(data, dict) and data.get("x_dropout") == 0:
-        raise TrainingError(f"{manifest.name} is a teacher that never was without {manifest.x.kind}, and images have none; score its --run")
-    return f", without {manifest.x.kind}"

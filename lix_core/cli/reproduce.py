@@ -111,7 +111,7 @@ def run(
     teacher: Optional[Path] = None,
     streets: Optional[Path] = None,
 ) -> None:
-    from lix_core.training.memory import keep_freed_memory
+    from lix_core.training.cpu import keep_freed_memory
     from lix_core.training.reproduce import reproduce as go
 
     make_folder(out)

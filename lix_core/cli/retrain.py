@@ -69,7 +69,7 @@ def retrain(
     given = {name: value for name, value in locals().items() if name in READING}
     reading = bag.options_of(labels=label_topic, **given)
     paths = bag.found_bags(bags)
-    from lix_core.training.memory import keep_freed_memory
+    from lix_core.training.cpu import keep_freed_memory
 
     keep_freed_memory()
     from lix_core.bags.pseudo import PseudoSettings

@@ -54,7 +54,7 @@ def distill(
 
 def run(config: str, overrides: list[str], out: Path, teacher: Optional[Path], start: Optional[Path], resume: bool) -> None:
     from lix_core.training.config import load_config
-    from lix_core.training.memory import keep_freed_memory
+    from lix_core.training.cpu import keep_freed_memory
 
     chosen = load_config(config, overrides)
     if teacher and chosen.distill.method == "none":

@@ -165,6 +165,15 @@ class Manifest:
         if "logits" not in self.outputs or not set(self.outputs) <= {"logits", "mask", "confidence"}:
             raise BundleError(f"outputs must be logits and maybe mask and confidence, got {', '.join(self.outputs)}")
 
+    @property
+    def alone(self) -> str:
+        """Why images alone will not do for this network: it was never without X in training (`data.x_dropout` 0 in its record). Empty: they do."""
+        config = self.training.get("config")
+        data = config.get("data") if isinstance(config, dict) else None
+        if self.x is None or not isinstance(data, dict) or data.get("x_dropout") != 0:
+            return ""
+        return f"{self.name} is a teacher that never was without {self.x.kind}: what it says of images alone means nothing"
+
     def to_dict(self) -> dict[str, Any]:
         plain = dataclasses.asdict(dataclasses.replace(self, labels=None))
         if self.x is None:

@@ -42,7 +42,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def _terms(manifest: Manifest) -> str:
-    x = f"\n- **X:** {manifest.x.kind}, {manifest.x.channels} channels, at the image's size; a frame may be without." if manifest.x else ""
+    without = "it was never without" if manifest.alone else "a frame may be without"
+    x = f"\n- **X:** {manifest.x.kind}, {manifest.x.channels} channels, at the image's size; {without}." if manifest.x else ""
     return (
         f"- **Licence of the weights:** {manifest.licence}.\n"
         f"- **Input:** RGB images of any size; larger ones are scaled to {manifest.size.max_pixels:,} pixels.{x}\n"

@@ -19,6 +19,7 @@ from lix_core.errors import TrainingError
 from lix_core.labels import UNLABELLED
 from lix_core.models.networks import Network, Output, Student, Teacher
 from lix_core.training.config import Config, ModelConfig, OptimConfig
+from lix_core.training.cpu import use_onednn
 from lix_core.training.data import seed_of
 from lix_core.training.losses import HardLoss
 
@@ -131,6 +132,9 @@ class Learner(pl.LightningModule):
     def on_fit_start(self) -> None:
         for network in self._outside.values():
             network.to(self.device)
+        if self.device.type == "cpu":
+            for network in (self, *self._outside.values()):
+                use_onednn(network)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> int | None:
         # The last epoch may be shorter. (Not by Lightning's max_steps: with it, a run does not go on at the place where it was saved.)

@@ -41,7 +41,7 @@ from lix_core.files import locked, save
 from lix_core.metrics import ConfusionMatrix, rounded
 from lix_core.options import nearest
 from lix_core.training.config import Config, TrainerConfig, from_dict, load_config, override, to_dict
-from lix_core.training.memory import keep_freed_memory
+from lix_core.training.cpu import keep_freed_memory
 from lix_core.workers import begin_work
 
 TABLES = resources.files("lix_core.training") / "tables"
