@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from lix_core.distill.config import LIXConfig
 from lix_core.distill.logit import (
     CoupledWeights,
+    DynamicCoupledWeights,
     DynamicWeights,
     EntropyWeights,
     FixedWeights,
@@ -28,7 +29,7 @@ from lix_core.distill.logit import (
 )
 from lix_core.distill.objective import build_controller
 
-CONTROLLERS = ["fixed", "coupled", "dynamic", "learned", "entropy"]
+CONTROLLERS = ["fixed", "coupled", "dynamic", "dynamic_coupled", "learned", "entropy"]
 
 
 def logits_of(seed: int, classes: int = 4, scale: float = 3.0, height: int = 2, width: int = 3) -> torch.Tensor:
@@ -135,7 +136,7 @@ def test_the_gradients_are_finite_differences(controller):
     assert torch.autograd.gradcheck(lambda s: weighed_logit_loss(teacher, s, labels, controller)["logit"], student)
 
 
-@pytest.mark.parametrize("controller", [DynamicWeights(0.5, 2.0), LearnedWeights(0.1, 2.0).double()], ids=type)
+@pytest.mark.parametrize("controller", [DynamicWeights(0.5, 2.0), DynamicCoupledWeights(0.5, 2.0), LearnedWeights(0.1, 2.0).double()], ids=type)
 def test_weights_that_follow_the_student_are_constants_to_its_gradient(controller):
     teacher, student, labels = logits_of(1), logits_of(2).requires_grad_(), labels_of(3)
     if isinstance(controller, LearnedWeights):
@@ -237,6 +238,26 @@ def test_dynamic_weights_share_two_between_the_parts_and_favour_the_wider_gap(cl
         assert (alpha[b, i, j] > beta[b, i, j]) == (gap > rest)
 
 
+def test_coupled_dynamic_weights_of_one_pixel():
+    # As above, and the teacher leaves the other classes 1 - 0.5 of its probability.
+    pixel = one_pixel(0.5, 0.25, 0.25), one_pixel(0.25, 0.5, 0.25), torch.zeros(1, 1, 1).long()
+    target, rest = math.exp(0.25 / 0.5), math.exp(1 / 6 / 0.5)
+    alpha, beta = DynamicCoupledWeights(tau_w=0.5, tau=1.0)(*pixel)
+    assert alpha.item() == pytest.approx(2 * target / (target + rest))
+    assert beta.item() == pytest.approx(0.5 * 2 * rest / (target + rest))
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(2, 6), st.floats(0.5, 5), st.integers(0, 10**6))
+def test_coupled_dynamic_weights_without_preference_are_kl_where_the_teacher_is_reliable(classes, tau, seed):
+    teacher, student, labels = logits_of(seed, classes), logits_of(seed + 1, classes), labels_of(seed, classes)
+    loss = weighed_logit_loss(teacher, student, labels, DynamicCoupledWeights(1e9, tau))["logit"]
+    valid, p = labels != 255, (teacher / tau).softmax(1)
+    reliability = p.gather(1, labels.clamp(max=classes - 1)[:, None])[:, 0][valid]
+    expected = (reliability * divergence(teacher, student, tau)[valid]).sum() / reliability.sum()
+    torch.testing.assert_close(loss, expected)
+
+
 def test_entropy_weights_go_from_the_target_to_the_rest_as_the_teacher_gets_unsure():
     labels, controller = torch.zeros(1, 1, 1).long(), EntropyWeights(1.0)
     alpha, beta = controller(one_pixel(0.25, 0.25, 0.25, 0.25), one_pixel(0.7, 0.1, 0.1, 0.1), labels)
@@ -289,6 +310,7 @@ def test_a_controller_has_the_numbers_of_its_configuration():
         "fixed": FixedWeights(0.5, 2.0, 1.5),
         "coupled": CoupledWeights(1.5),
         "dynamic": DynamicWeights(0.2, 1.5),
+        "dynamic_coupled": DynamicCoupledWeights(0.2, 1.5),
         "entropy": EntropyWeights(1.5),
     }
     for name, controller in expected.items():

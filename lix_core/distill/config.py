@@ -113,7 +113,7 @@ class LIXConfig(Checked):
     x: float = option(0.0, "Weight of L_X, regression of X from a feature of the student; 0: without.", 0)
     warmup: int = option(0, "Batches over which the three weights rise linearly.", 0)
     tau: float = option(4.0, "Temperature of both softmaxes in L_L.", SMALLEST_TAU)
-    controller: Literal["fixed", "coupled", "dynamic", "learned", "entropy"] = option(
+    controller: Literal["fixed", "coupled", "dynamic", "dynamic_coupled", "learned", "entropy"] = option(
         "dynamic", "What weighs the target and the non-target part of each pixel."
     )
     alpha: float = option(1.0, "Weight of the target part under `fixed`.", 0)

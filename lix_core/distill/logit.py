@@ -147,6 +147,18 @@ class DynamicWeights(Controller):
         return 2 * lead.sigmoid() * reliability, 2 * (-lead).sigmoid() * reliability
 
 
+class DynamicCoupledWeights(DynamicWeights):
+    """The weights of DynamicWeights about those of classical distillation: beta besides times 1 - p_T,t, which it has in plain KL.
+
+    Where the teacher is sure, the other classes share next to nothing of its probability; how they compare then counts as little. Without
+    that factor the non-target part has most of the gradient once a student has learnt the classes. This project's reconstruction.
+    """
+
+    def weigh(self, teacher: Decoupled, student: Decoupled, valid: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, beta = super().weigh(teacher, student, valid)
+        return alpha, beta * (-teacher.odds).sigmoid()
+
+
 class EntropyWeights(Controller):
     """alpha = 2 (1 - e), beta = 2 e, with e the teacher's entropy as a share of ln C. This project's reconstruction.
 

@@ -26,6 +26,7 @@ from lix_core.distill.feature import draw_points, recalibrated_feature_loss
 from lix_core.distill.logit import (
     Controller,
     CoupledWeights,
+    DynamicCoupledWeights,
     DynamicWeights,
     EntropyWeights,
     FixedWeights,
@@ -56,6 +57,7 @@ def build_controller(config: LIXConfig) -> Controller:
         "fixed": lambda: FixedWeights(config.alpha, config.beta, config.tau),
         "coupled": lambda: CoupledWeights(config.tau),
         "dynamic": lambda: DynamicWeights(config.tau_w, config.tau),
+        "dynamic_coupled": lambda: DynamicCoupledWeights(config.tau_w, config.tau),
         "learned": lambda: LearnedWeights(config.uncertainty, config.tau),
         "entropy": lambda: EntropyWeights(config.tau),
     }
