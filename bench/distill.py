@@ -38,8 +38,8 @@ from lix_core.data.sample import Batch  # noqa: E402
 from lix_core.distill.config import DistillConfig, LIXConfig  # noqa: E402
 from lix_core.distill.objective import build_distiller  # noqa: E402
 from lix_core.models.networks import Student, Teacher  # noqa: E402
-from lix_core.training.losses import HardLoss  # noqa: E402
 from lix_core.training.cpu import keep_freed_memory  # noqa: E402
+from lix_core.training.losses import HardLoss  # noqa: E402
 from lix_core.training.module import full_logits, outputs  # noqa: E402
 
 CLASSES, X_CHANNELS, HEIGHT, WIDTH = 11, 3, 384, 480

@@ -136,7 +136,9 @@ def test_the_gradients_are_finite_differences(controller):
     assert torch.autograd.gradcheck(lambda s: weighed_logit_loss(teacher, s, labels, controller)["logit"], student)
 
 
-@pytest.mark.parametrize("controller", [DynamicWeights(0.5, 2.0), DynamicCoupledWeights(0.5, 2.0), LearnedWeights(0.1, 2.0).double()], ids=type)
+@pytest.mark.parametrize(
+    "controller", [DynamicWeights(0.5, 2.0), DynamicCoupledWeights(0.5, 2.0), LearnedWeights(0.1, 2.0).double()], ids=type
+)
 def test_weights_that_follow_the_student_are_constants_to_its_gradient(controller):
     teacher, student, labels = logits_of(1), logits_of(2).requires_grad_(), labels_of(3)
     if isinstance(controller, LearnedWeights):

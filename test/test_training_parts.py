@@ -77,7 +77,8 @@ def kernels(network: nn.Module, image: torch.Tensor) -> tuple[set[str], list[tor
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch was built without oneDNN")
 def test_on_one_thread_onednn_computes_1x1_convolutions_and_the_same_comes_out():
     torch.manual_seed(0)
-    plain = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 4, 1, stride=2, bias=False), nn.Conv2d(4, 4, 1, groups=2))
+    strided, grouped = nn.Conv2d(6, 4, 1, stride=2, bias=False), nn.Conv2d(4, 4, 1, groups=2)
+    plain = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 6, 1), strided, grouped)
     fast = copy.deepcopy(plain)
     use_onednn(fast)
     image = torch.randn(2, 3, 9, 12, requires_grad=True)

@@ -118,7 +118,7 @@ class LIXConfig(Checked):
     )
     alpha: float = option(1.0, "Weight of the target part under `fixed`.", 0)
     beta: float = option(8.0, "Weight of the non-target part under `fixed`.", 0)
-    tau_w: float = option(0.5, "Temperature of the weights under `dynamic`: small prefers the less learned part strongly.", SMALLEST_TAU)
+    tau_w: float = option(0.5, "Temperature of the `dynamic` weights: small prefers the less learned part strongly.", SMALLEST_TAU)
     uncertainty: float = option(0.1, "Weight of the regulariser under `learned`, which keeps the weights from vanishing.", 0)
     gate: float = option(0.0, "On frames without labels, pixels of which the teacher is less sure do not count in L_L.", 0, 1)
     features: list[str] = option(

@@ -167,7 +167,7 @@ class Manifest:
 
     @property
     def alone(self) -> str:
-        """Why images alone will not do for this network: it was never without X in training (`data.x_dropout` 0 in its record). Empty: they do."""
+        """Why images alone will not do: the network was never without X in training (`data.x_dropout` 0 in its record). Empty: they do."""
         config = self.training.get("config")
         data = config.get("data") if isinstance(config, dict) else None
         if self.x is None or not isinstance(data, dict) or data.get("x_dropout") != 0:

@@ -30,9 +30,9 @@ def keep_freed_memory() -> bool:
 def use_onednn(module: nn.Module) -> None:
     """Have the 1x1 convolutions of a module computed by oneDNN, as all others are.
 
-    With one thread and fewer than 16 images PyTorch takes a slower kernel of its own for them (`use_mkldnn` in its Convolution.cpp), but not
-    for those that are dilated. A dilation spreads the taps of a kernel, and a 1x1 kernel has but one. Nothing is done where there are more
-    threads. Not for networks that are exported: the dilation would be written into the graph.
+    With one thread and fewer than 16 images PyTorch takes a slower kernel of its own for them (`use_mkldnn` in its Convolution.cpp), but
+    not for those that are dilated. A dilation spreads the taps of a kernel, and a 1x1 kernel has but one. Nothing is done where there are
+    more threads. Not for networks that are exported: the dilation would be written into the graph.
     """
     if torch.get_num_threads() > 1:
         return
