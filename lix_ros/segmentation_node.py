@@ -91,8 +91,8 @@ class SegmentationNode(StreamNode):
 
     def _load(self, settings: SegmentationParameters) -> Pipeline:
         segmenter = Segmenter(settings.model, settings.backend, BackendOptions(settings.threads, settings.precision), settings.max_pixels)
-        if alone := segmenter.bundle.manifest.alone:
-            self.get_logger().warning(f"{alone}; the teacher node runs it with its depth")
+        if why := segmenter.bundle.manifest.needs_x:
+            self.get_logger().warning(f"{why}; the teacher node runs it with its depth")
         return self._pipeline_of(segmenter, settings)
 
     def _reload(self, settings: SegmentationParameters, changed: Any) -> Pipeline | None:

@@ -303,6 +303,7 @@ def test_a_teacher_is_exported_to_a_bundle_that_takes_its_x(family, tmp_path):
     bundle = Bundle.load(tmp_path / "out" / "deep.lix")
     assert (bundle.manifest.name, bundle.manifest.x.kind, bundle.manifest.x.channels) == ("deep-teacher", "normals", 3)
     assert bundle.card.startswith("# deep-teacher\n") and bundle.manifest.labels == LABELS
+    assert "- **X:** normals, 3 channels, at the image's size; it was never without." in bundle.card
     assert np.allclose(bundle.manifest.input.mean, Stages.mean)
     x, known = np.zeros((3, 20, 30), np.float32), np.ones((20, 30), bool)
     assert Segmenter(bundle).segment(bundles.random_image(20, 30), x=x, known=known).mask.shape == (20, 30)

@@ -27,7 +27,7 @@ from std_srvs.srv import SetBool, Trigger  # noqa: E402
 import bundles  # noqa: E402
 from lix_core import viz  # noqa: E402
 from lix_core.labels import LabelSet  # noqa: E402
-from lix_core.runtime.bundle import SHIPPED  # noqa: E402
+from lix_core.runtime.bundle import SHIPPED, XSpec  # noqa: E402
 from lix_core.runtime.segmenter import Segmenter  # noqa: E402
 from lix_ros import messages, qos  # noqa: E402
 from lix_ros.stream_node import LOG_PERIOD_S  # noqa: E402
@@ -235,6 +235,17 @@ def test_a_model_is_swapped_live_between_two_frames(start: Any, peer: Peer, tmp_
     exchange(camera, masks, image_message(PICTURE, "rgb8"))
     wait_for(lambda: len(labels) == 2, "the new labels were not published")
     assert [LabelSet.from_dict(json.loads(m.data)) for m in labels] == [bundles.COLOURS, swapped]
+
+
+def test_a_teacher_that_never_was_without_its_x_is_warned_of(start: Any, peer: Peer, tmp_path: Path) -> None:
+    training = {"config": {"data": {"x_dropout": 0.0}}}
+    teacher = bundles.camera_bundle(name="deep", x=XSpec("normals", 3), training=training).save(tmp_path / "deep.lix")
+    node = start()
+    assert peer.set_parameter(NODE, "model", str(teacher)).successful
+    warning = "deep is a teacher that never was without normals: what it says of images alone means nothing; the teacher node runs it"
+    wait_for(lambda: warning in node.output, lambda: node.output)
+    masks = peer.listen(Image, f"{NODE}/mask")
+    exchange(peer.publisher(Image, "/image"), masks, image_message(PICTURE, "rgb8"))
 
 
 def test_frames_go_on_while_a_model_is_loaded(start: Any, peer: Peer) -> None:

@@ -392,7 +392,7 @@ def remarks(extraction: Extraction, bundle: Bundle, crew: Crew) -> list[str]:
     if bundle.manifest.size.height:
         notes.append(f"model {bundle.manifest.name!r} has a canvas of fixed size: it is run at scale 1 alone")
     if without and bundle.manifest.x:
-        never = ", which it never did in training" if bundle.manifest.alone else ""
+        never = ", which it never did in training" if bundle.manifest.needs_x else ""
         notes.append(f"{without} of {count} frames have no depth: for them the teacher goes by the image alone{never}")
     if without and crew.settings.geometry:
         notes.append(f"{without} of {count} frames have no depth: they are not checked against the ground")

@@ -88,8 +88,8 @@ def of_bundle(images: Path, labels: Path, model: str, backend: str, precision: s
         raise DataError(f"{len(missing)} of {len(paths)} labels are missing in {labels}: {names}")
     segmenter = Segmenter(model, backend, BackendOptions(precision=precision), max_pixels)
     names, manifest = segmenter.labels.names, segmenter.bundle.manifest
-    if manifest.alone:
-        raise TrainingError(f"{manifest.alone}; score its --run")
+    if manifest.needs_x:
+        raise TrainingError(f"{manifest.needs_x}; score its --run")
     matrix = ConfusionMatrix(len(names))
     with progress_bar() as progress:
         task = progress.add_task(source.name, total=len(source), note="")

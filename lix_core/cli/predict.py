@@ -57,8 +57,8 @@ def predict(
     if isinstance(source, ImageSource):
         refuse_inputs(source, input, out, SUFFIXES[output])
     segmenter = Segmenter(model, backend, BackendOptions(threads, precision), max_pixels)
-    if alone := segmenter.bundle.manifest.alone:
-        print(f"lix: {alone}", file=sys.stderr)
+    if why := segmenter.bundle.manifest.needs_x:
+        print(f"lix: {why}", file=sys.stderr)
     mapping = LabelMapping.load(segmenter.labels, remap) if remap else None
     make_folder(out)
     if output in (Output.mask, Output.npz):

@@ -166,7 +166,7 @@ class Manifest:
             raise BundleError(f"outputs must be logits and maybe mask and confidence, got {', '.join(self.outputs)}")
 
     @property
-    def alone(self) -> str:
+    def needs_x(self) -> str:
         """Why images alone will not do: the network was never without X in training (`data.x_dropout` 0 in its record). Empty: they do."""
         config = self.training.get("config")
         data = config.get("data") if isinstance(config, dict) else None

@@ -42,7 +42,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def _terms(manifest: Manifest) -> str:
-    without = "it was never without" if manifest.alone else "a frame may be without"
+    without = "it was never without" if manifest.needs_x else "a frame may be without"
     x = f"\n- **X:** {manifest.x.kind}, {manifest.x.channels} channels, at the image's size; {without}." if manifest.x else ""
     return (
         f"- **Licence of the weights:** {manifest.licence}.\n"
