@@ -268,7 +268,7 @@ def test_a_bag_of_which_nothing_is_whole_is_refused(tmp_path, content, fault, me
     data_file(path).write_bytes(content)
     if not metadata:
         (path / "metadata.yaml").unlink()
-    why = f"no message of {path} can be read: {data_file(path).name} {fault}"
+    why = f"cannot read bag {path}: {data_file(path).name} {fault}"
     with pytest.raises(SourceError) as refused:
         check(path)
     assert str(refused.value) == why

@@ -209,7 +209,7 @@ def whole_of(path: str | Path, use: Callable[[Bag], T]) -> T:
     except DamagedBag as damage:
         with Bag(path, salvaged=True) as bag:
             if not bag.count:
-                raise (DamagedBag(f"no message of {bag.path} can be read: {'; '.join(bag.faults)}") if bag.faults else damage) from None
+                raise (DamagedBag(f"cannot read bag {bag.path}: {'; '.join(bag.faults)}") if bag.faults else damage) from None
             bag.faults.insert(0, str(damage))
             return use(bag)
 
