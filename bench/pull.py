@@ -63,11 +63,11 @@ def main() -> None:
     sums: dict[str, float] = {}
     seen = 0
     for batch in scoring_batches(frames, 4, config.data.eval_size, teaching.x_channels):
-        with torch.inference_mode():
+        with torch.no_grad():
             of_student, of_teacher = outputs(student, batch), outputs(teacher, batch)
         taught = dataclasses.replace(batch, labelled=torch.zeros_like(batch.labelled)) if args.unlabelled else batch
         labels, lesson = lesson_of(of_student, of_teacher, batch).classes, lesson_of(of_student, of_teacher, taught)
-        for name, value in pulls(lesson.teacher.clone(), lesson.student.clone(), lesson.classes.clone(), labels.clone(), args.tau).items():
+        for name, value in pulls(lesson.teacher, lesson.student, lesson.classes, labels, args.tau).items():
             sums[name] = sums.get(name, 0.0) + value * len(batch)
         seen += len(batch)
         if seen >= args.frames:

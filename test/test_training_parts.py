@@ -91,6 +91,16 @@ def test_on_one_thread_onednn_computes_1x1_convolutions_and_the_same_comes_out()
     assert [layer.dilation for layer in fast] == [(1, 1), (2, 2), (2, 2), (2, 2)]
 
 
+def test_a_run_has_onednn_compute_student_and_teacher(student):
+    torch.manual_seed(0)
+    teacher = Teacher(len(TINY), 3, ENCODER, ENCODER, weights="none")
+    learner = Learner(Config(), copy.deepcopy(student), HardLoss(), teacher)
+    learner.on_fit_start()
+    for network in (learner.network, learner.teacher):
+        pointwise = [layer.dilation for layer in network.modules() if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)]
+        assert len(pointwise) > 10 and set(pointwise) == {(2, 2)}
+
+
 def test_with_more_threads_and_with_padding_convolutions_stay_as_they_are():
     padded = nn.Conv2d(3, 4, 1, padding=1)
     use_onednn(padded)

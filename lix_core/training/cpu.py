@@ -1,4 +1,4 @@
-"""What makes training on a CPU faster, and changes nothing else."""
+"""What makes training on a CPU faster, and changes nothing of it but the rounding of last digits."""
 
 from __future__ import annotations
 
