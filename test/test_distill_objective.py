@@ -186,6 +186,24 @@ def test_pseudo_labels_are_the_teachers_classes_where_it_is_sure_and_nobody_labe
     assert distiller(student, teacher, batch_of(labelled=(True, True, True)))["pseudo"] == 0
 
 
+@pytest.mark.parametrize("labelled", [(True, False, False), (True, True, True)])
+def test_lix_adds_its_terms_to_those_of_pseudo_labels(labelled):
+    """L_P is `pseudo` itself, with the class weights of all terms, and changes no other term."""
+    student, teacher, batch = output_of(1, STUDENT), output_of(2, TEACHER), batch_of(labelled=labelled)
+    config = DistillConfig("pseudo", True, pseudo=PseudoConfig(1.5, 0.4), lix=LIXConfig(x=1.0, pseudo=1.5, threshold=0.4))
+
+    def terms(config: DistillConfig) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        return build_distiller(config, STUDENT, TEACHER, CLASSES, X_CHANNELS, torch.tensor([3.0, 1, 2, 1]))(student, teacher, batch)
+
+    lix = dataclasses.replace(config, method="lix")
+    without = terms(dataclasses.replace(lix, lix=dataclasses.replace(lix.lix, pseudo=0.0)))
+    found, pseudo = terms(lix), terms(config)
+    assert set(without) == {"logit", "feature", "x"} and set(found) == {*without, "pseudo"}
+    torch.testing.assert_close(found, without | pseudo, rtol=0, atol=0)
+    assert (pseudo["pseudo"] > 0) == (not all(labelled))
+
+
 def test_dkd_is_lix_with_fixed_weights_and_no_features():
     student, teacher, batch = output_of(1, STUDENT), output_of(2, TEACHER), batch_of()
     dkd = distiller_of("dkd", dkd=DKDConfig(weight=0.7, tau=2.0, alpha=1.5, beta=3.0, warmup=0))(student, teacher, batch)["dkd"]

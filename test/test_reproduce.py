@@ -123,8 +123,9 @@ def test_a_fingerprint_is_of_what_decides_the_numbers():
         assert {key.split("/")[0] for key in plain if other[key] != plain[key]} == {"kd"}
     # An option that came later is in no fingerprint while it is what it was, so that results stay results.
     lix = prints(overrides=["distill.method=lix"])
-    assert prints(overrides=["distill.method=lix", "distill.lix.sampling=pooled"]) == lix
-    assert prints(overrides=["distill.method=lix", "distill.lix.sampling=points"])["kd/fold0/seed0"] != lix["kd/fold0/seed0"]
+    for option, old, new in (("sampling", "pooled", "points"), ("pseudo", 0, 1), ("threshold", 0.9, 0.8)):
+        assert prints(overrides=["distill.method=lix", f"distill.lix.{option}={old}"]) == lix
+        assert prints(overrides=["distill.method=lix", f"distill.lix.{option}={new}"])["kd/fold0/seed0"] != lix["kd/fold0/seed0"]
     # A teacher that learns otherwise makes another student, but not another control.
     taught = prints(teachers={"teacher": ["optim.lr=0.5"]})
     assert taught["kd/fold0/seed0"] != plain["kd/fold0/seed0"] and taught["control/fold0/seed0"] == plain["control/fold0/seed0"]

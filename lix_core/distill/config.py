@@ -106,12 +106,14 @@ class PseudoConfig(Checked):
 
 @dataclass
 class LIXConfig(Checked):
-    """The joint objective of LIX: L = L_H + logit L_L + feature L_F + x L_X."""
+    """The joint objective of LIX: L = L_H + logit L_L + feature L_F + x L_X + pseudo L_P."""
 
     logit: float = option(1.0, "Weight of L_L, the dynamically-weighted logit distillation; 0: without.", 0)
     feature: float = option(1.0, "Weight of L_F, the adaptively-recalibrated feature distillation; 0: without.", 0)
     x: float = option(0.0, "Weight of L_X, regression of X from a feature of the student; 0: without.", 0)
-    warmup: int = option(0, "Batches over which the three weights rise linearly.", 0)
+    pseudo: float = option(0.0, "Weight of L_P, cross-entropy on the teacher's class on frames without labels; 0: without.", 0)
+    threshold: float = option(0.9, "In L_P, pixels of which the teacher is less sure do not count.", 0, 1)
+    warmup: int = option(0, "Batches over which these weights rise linearly.", 0)
     tau: float = option(4.0, "Temperature of both softmaxes in L_L.", SMALLEST_TAU)
     controller: Literal["fixed", "coupled", "dynamic", "dynamic_coupled", "learned", "entropy"] = option(
         "dynamic", "What weighs the target and the non-target part of each pixel."

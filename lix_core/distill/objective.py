@@ -35,7 +35,7 @@ from lix_core.distill.logit import (
     weighed_logit_loss,
     weights_maps,
 )
-from lix_core.distill.peers import CIRKD, CWD, DKD, KD, MGD, Pseudo
+from lix_core.distill.peers import CIRKD, CWD, DKD, KD, MGD, Pseudo, pseudo_cross_entropy
 from lix_core.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -66,9 +66,11 @@ def build_controller(config: LIXConfig) -> Controller:
 
 class LIX(Distiller):
     """L_L of the logits and L_F of the features, after the public outline of LIX (Guo et al., arXiv 2403.08215), in this project's
-    reconstruction; and L_X, this project's addition: X itself, predicted from a feature of the student by one 1x1 convolution.
+    reconstruction; and two additions of this project: L_X, X itself, predicted from a feature of the student by one 1x1 convolution, and
+    L_P, which stands in for L_H on frames without labels, with the teacher's class as the label.
 
-    Terms: `logit` (and `controller`, a learned one's regulariser, with the same weight), `feature`, `x`; those with weight 0 are left out.
+    Terms: `logit` (and `controller`, a learned one's regulariser, with the same weight), `feature`, `x`, `pseudo`; those with weight 0
+    are left out.
     """
 
     def __init__(self, config: LIXConfig, networks: Networks):
@@ -99,6 +101,9 @@ class LIX(Distiller):
             terms["feature"] = config.feature * sum(losses) / len(losses)
         if self.x_head is not None:
             terms["x"] = config.x * self._x_loss(student.features[config.x_feature], batch)
+        if config.pseudo:
+            sure = self.lesson(student, teacher, batch, config.threshold)
+            terms["pseudo"] = config.pseudo * pseudo_cross_entropy(sure, batch.labelled, self.class_weights)
         return terms
 
     def _feature_loss(self, student: Tensor, teacher: Tensor, points: Tensor | None) -> Tensor:

@@ -148,6 +148,15 @@ def last_common_stage(networks: Networks) -> str:
     return max(common, key=lambda name: int(name.removeprefix("stage")))
 
 
+def pseudo_cross_entropy(lesson: Lesson, labelled: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    """Cross-entropy of the frames that are not labelled, (B,) bool, on the lesson's classes: the mean over the pixels that count, by the
+    (C,) weights of their classes.
+    """
+    classes = lesson.classes.masked_fill(labelled[:, None, None], UNLABELLED)
+    loss = F.cross_entropy(lesson.student, classes, ignore_index=UNLABELLED, reduction="none")
+    return weighted_mean(loss, shares_of(classes, class_weights, loss.dtype))
+
+
 class Pseudo(Distiller):
     """Pseudo labels (Lee, ICML workshop 2013): cross-entropy on the teacher's class, on frames without labels, where it is sure."""
 
@@ -157,6 +166,4 @@ class Pseudo(Distiller):
 
     def terms(self, student: Output, teacher: Output, batch: Batch) -> dict[str, Tensor]:
         lesson = self.lesson(student, teacher, batch, self.config.threshold)
-        classes = lesson.classes.masked_fill(batch.labelled[:, None, None], UNLABELLED)
-        loss = F.cross_entropy(lesson.student, classes, ignore_index=UNLABELLED, reduction="none")
-        return {"pseudo": self.config.weight * weighted_mean(loss, shares_of(classes, self.class_weights, loss.dtype))}
+        return {"pseudo": self.config.weight * pseudo_cross_entropy(lesson, batch.labelled, self.class_weights)}

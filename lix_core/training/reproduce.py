@@ -49,7 +49,7 @@ TEACHER, CONTROL = "teacher", "control"
 """Names of the teacher that rows learn from, and of the row that they are set against, where a table does not say otherwise."""
 
 
-LATER = {"lix": {"sampling": "pooled"}}
+LATER = {"lix": {"sampling": "pooled", "pseudo": 0.0, "threshold": 0.9}}
 """Options of methods that came when there were results, and what these were made with: such a value is in no fingerprint."""
 
 WORLD_FRAMES = {"train": (480, 101), "val": (60, 102), "test": (160, 103)}
