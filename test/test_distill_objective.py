@@ -190,7 +190,7 @@ def test_pseudo_labels_are_the_teachers_classes_where_it_is_sure_and_nobody_labe
 def test_lix_adds_its_terms_to_those_of_pseudo_labels(labelled):
     """L_P is `pseudo` itself, with the class weights of all terms, and changes no other term."""
     student, teacher, batch = output_of(1, STUDENT), output_of(2, TEACHER), batch_of(labelled=labelled)
-    config = DistillConfig("pseudo", True, pseudo=PseudoConfig(1.5, 0.4), lix=LIXConfig(x=1.0, pseudo=1.5, threshold=0.4))
+    config = DistillConfig("pseudo", True, pseudo=PseudoConfig(1.5, 0.8), lix=LIXConfig(x=1.0, pseudo=1.5, threshold=0.8))
 
     def terms(config: DistillConfig) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
