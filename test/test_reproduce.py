@@ -94,6 +94,9 @@ def test_the_page_pairs_rows_with_the_control_seed_by_seed():
     text = page(pair, summary(pair, runs, ["optim.steps=2"]))
     assert "| kd | 1.000 | +50.0 | 1 |" in text and "| control | 0.750 ± 0.354 | - | 2 |" in text
     assert "`lix reproduce tiny optim.steps=2`" in text and "3 runs, 0.03 hours on cpu" in text
+    assert "no seed has whole yet: `teacher`." in text
+    runs |= {f"teacher/fold0/seed{s}": run([[1, 0], [0, 1]]) for s in (0, 1)}
+    assert "yet" not in page(pair, summary(pair, runs, []))
 
 
 def test_a_teacher_that_is_scored_on_other_frames_is_not_set_against_the_control():

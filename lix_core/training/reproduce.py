@@ -632,6 +632,8 @@ def page(table: Table, data: Mapping[str, Any]) -> str:
     ]
     if others := len(data["runs"]) - protocol["runs"]:
         lines.append(f"The JSON file has {others} runs of other settings too, which do not count here.")
+    if waiting := [f"`{name}`" for name in (*protocol["rows"], *protocol["teachers"]) if name not in rows]:
+        lines.append(f"Rows of the table that no seed has whole yet: {', '.join(waiting)}.")
     return "\n".join([*lines, *(["", table.notes.strip()] if table.notes else [])]) + "\n"
 
 
