@@ -14,8 +14,12 @@ from lix_core.errors import GeometryError
 T = TypeVar("T")
 JUMP_NS = 1_000_000_000
 """A stamp this much older than the newest of its stream comes from a clock that was set back (a bag that starts again), not late."""
-RECENT = 10
-"""Stamps of a stream that are remembered: their shortest interval tells how soon the next may come."""
+RECENT, REMEMBERED = 10, 100
+"""Stamps of a stream whose shortest interval tells how soon the next may come, and how many are remembered: a second of 100 Hz, so that
+those that are nearest to a sensor which comes late are among them."""
+WAITING = 60
+"""Items of a stream that wait for a partner by default: two seconds of a camera of 30 Hz, as stereo of large images takes a good part of
+one."""
 WINDOW, ENOUGH = 100, 10
 """Items of a stream over which shares and typical differences are taken, and how few say nothing of shares."""
 NANOSECONDS = 1e9
@@ -28,15 +32,15 @@ class Stream(Generic[T]):
     """One sensor's side of a Pairer; stamps are corrected for its offset [ns].
 
     interval: what is taken for the time between two stamps until two have come [ns]. waiting, items: stamps in ascending order and
-    what came with them, until their fate is decided. decided: stamp of the last one of which that is so. outcomes: whether each of
-    the last decided items found its partners. differences: from stamps of the first stream to the nearest of this one [ns].
+    what came with them, until their fate is decided. stamps: the last that came. decided: stamp of the last one whose fate is. outcomes:
+    whether each of the last decided items found its partners. differences: from stamps of the first stream to the nearest of this one [ns].
     """
 
     offset: int
     interval: int
     waiting: list[int] = field(default_factory=list)
     items: list[T] = field(default_factory=list)
-    recent: deque[int] = field(default_factory=lambda: deque(maxlen=RECENT))
+    stamps: deque[int] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
     decided: int | None = None
     unpaired: int = 0
     outcomes: deque[bool] = field(default_factory=lambda: deque(maxlen=WINDOW))
@@ -50,7 +54,7 @@ class Stream(Generic[T]):
             return False
         self.waiting.insert(place, stamp)
         self.items.insert(place, item)
-        self.recent.append(stamp)
+        self.stamps.append(stamp)
         return True
 
     def take(self, place: int) -> T:
@@ -70,17 +74,17 @@ class Stream(Generic[T]):
     def clear(self) -> None:
         """Begin anew after a jump of the clock; what waits stays without a partner."""
         self.drop(len(self.waiting))
-        self.recent.clear()
+        self.stamps.clear()
         self.decided = None
 
     @property
     def newest(self) -> int | None:
-        return max(self.recent) if self.recent else None
+        return max(self.stamps) if self.stamps else None
 
     @property
     def soonest(self) -> int | None:
         """The earliest stamp that the next item may have, if the stream keeps its shortest interval."""
-        stamps = sorted(self.recent)
+        stamps = sorted(self.stamps)[-RECENT:]
         return stamps[-1] + min((b - a for a, b in zip(stamps, stamps[1:])), default=self.interval) if stamps else None
 
     def _lose(self, count: int) -> None:
@@ -105,7 +109,7 @@ class Pairer(Generic[T]):
     stamp more than a second back is a clock set back: all begins anew.
     """
 
-    def __init__(self, streams: Sequence[str], slop: float, offsets: Mapping[str, float] | None = None, capacity: int = 10):
+    def __init__(self, streams: Sequence[str], slop: float, offsets: Mapping[str, float] | None = None, capacity: int = WAITING):
         """
         Args:
             streams: names, the first being the one that the others are paired with.
@@ -201,8 +205,8 @@ class Pairer(Generic[T]):
         """Remember how far from the oldest item of the first stream, whose fate is being decided, those are to which it is the nearest."""
         stamp = self._first.waiting[0]
         for other in self._others:
-            if other.recent:
-                nearest = min(other.recent, key=lambda s: abs(s - stamp))
+            if other.stamps:
+                nearest = min(other.stamps, key=lambda s: abs(s - stamp))
                 # A faster first stream has items that are nearest to none; they would blur the median.
-                if min(abs(nearest - s) for s in self._first.recent) >= abs(nearest - stamp):
+                if min(abs(nearest - s) for s in self._first.stamps) >= abs(nearest - stamp):
                     other.differences.append(nearest - stamp)

@@ -14,7 +14,7 @@ from std_msgs.msg import Header, String
 from lix_core.errors import ImageError, explain
 from lix_core.geometry.encodings import ENCODINGS, encode
 from lix_core.labels import LabelMapping, LabelSet
-from lix_core.pairing import Pairer
+from lix_core.pairing import WAITING, Pairer
 from lix_core.runtime.segmenter import Segmentation
 from lix_ros import messages, qos, running
 from lix_ros.diagnostics import Arrivals
@@ -23,10 +23,9 @@ from lix_ros.geometry_sensors import camera_of
 from lix_ros.parameters import TEACHER_OUTPUTS, ParameterError, TeacherParameters
 from lix_ros.segmentation_node import Pipeline, SegmentationNode
 
-WAITING = 60
-"""Images that wait for their depth: two seconds of a camera of 30 Hz, as stereo of large images takes a good part of one."""
-COMPARED = 30
-"""Masks of each side that wait for the other's, beside that of the frame that the teacher works on, which may take it longer."""
+COMPARED = WAITING + 30
+"""Masks of each side that wait for the other's, beside that of the frame that the teacher works on, which may take it longer. The
+student's come before the depth does, for which the image waits."""
 KINDS = tuple(kind for kind in ENCODINGS if kind != "disparity")
 """X that follows from depth and its calibration; disparity takes the baseline of a pair too."""
 
@@ -67,7 +66,7 @@ class TeacherNode(SegmentationNode):
 
     def _listen(self) -> None:
         settings = self._settings
-        self._pairer = Pairer(("image", "depth"), settings.slop, {"depth": settings.offset}, WAITING)
+        self._pairer = Pairer(("image", "depth"), settings.slop, {"depth": settings.offset})
         self._lag.clear()
         self._arrivals = {"depth": Arrivals()}
         self._masks = {"student": {}, "teacher": {}}

@@ -127,6 +127,17 @@ def test_an_offset_takes_the_lateness_off(late: int) -> None:
     assert pairs == [(f"l{100 * i}", f"r{100 * i + late}") for i in range(3, 8)]
 
 
+@pytest.mark.parametrize("interval, late", [(33, 363), (20, 160), (17, 255), (10, 150), (10, 550)])
+def test_a_sensor_that_comes_long_after_its_stamp_is_told_no_offset(interval: int, late: int) -> None:
+    """A fast camera has gone on for many frames when the points of a stamp come; equal stamps differ by nothing all the same."""
+    frames = [(i * interval, "left", i * interval) for i in range(300)]
+    scans = [(i * 6 * interval + late, "right", i * 6 * interval) for i in range(50)]
+    pairs = pairer(interval / 2e3)
+    found = [pair for decided in feed(pairs, *((name, stamp) for _, name, stamp in sorted(frames + scans))) for pair in decided]
+    assert found == [(f"l{i * 6 * interval}", f"r{i * 6 * interval}") for i in range(50)]
+    assert pairs.difference("right") == 0.0
+
+
 def test_a_clock_that_is_set_back_starts_anew() -> None:
     pairs = pairer()
     feed(pairs, ("left", 50_000), ("right", 50_000), ("left", 50_100))
