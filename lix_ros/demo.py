@@ -90,7 +90,8 @@ class VideoFile:
                     raise DemoError(f"frames of {image.shape[1]}x{image.shape[0]} are too small for a video")
                 self._legend = viz.legend(self._labels, self._size[0])
                 whole = (self._size[0], self._size[1] + self._legend.shape[0])
-                self._writer = cv2.VideoWriter(str(self._path), cv2.VideoWriter_fourcc(*"mp4v"), self._rate, whole)
+                rate = max(0.1, round(self._rate, 1))  # MPEG-4 has no room for 89.987
+                self._writer = cv2.VideoWriter(str(self._path), cv2.VideoWriter_fourcc(*"mp4v"), rate, whole)
                 if not self._writer.isOpened():
                     raise DemoError("this OpenCV cannot write mp4")
             if (image.shape[1], image.shape[0]) != self._size:

@@ -164,6 +164,26 @@ def test_depth_of_unrectified_pixels_is_rectified_with_its_image(tmp_path, topic
     assert ((found == 3) == (image > 135))[~beyond].mean() > 0.995 and not np.array_equal(found == 3, depth == 3)
 
 
+@pytest.mark.parametrize(
+    ("beside", "warped"),
+    [(DISTORTED.rectified(), False), (None, True), (DISTORTED, True), (Camera.pinhole(160, 64, 77.0), True)],
+)
+def test_depth_beside_a_calibration_of_the_rectified_image_is_not_rectified_again(tmp_path, beside, warped):
+    """As the geometry node publishes it, beside a camera's raw picture."""
+    depth = np.full((64, 160), 10, np.float32)
+    depth[5:25, 5:45] = 3.0
+    messages = [
+        Recorded("/cam/image_raw", START, recorded.image(START, world_frame(0).rgb, "rgb8")),
+        Recorded("/cam/camera_info", START, recorded.camera_info(START, DISTORTED)),
+        Recorded("/geometry/depth", START, recorded.image(START, depth, "32FC1")),
+    ]
+    if beside:
+        messages.append(Recorded("/geometry/camera_info", START, recorded.camera_info(START, beside)))
+    extract([write(tmp_path / "bag", messages)], tmp_path / "out")
+    (frame,) = Extraction.open(tmp_path / "out").frames
+    assert np.array_equal(to_metres(png(frame.depth)), depth) != warped
+
+
 def test_a_topic_that_is_rectified_already_is_not_rectified_again(tmp_path):
     messages = [Recorded("/cam/image_rect", START, recorded.image(START, world_frame(0).rgb, "rgb8"))]
     messages.append(Recorded("/cam/camera_info", START, recorded.camera_info(START, DISTORTED)))

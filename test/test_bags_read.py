@@ -369,6 +369,32 @@ def test_roles_can_be_named_and_refused(tmp_path):
             find_topics(bag, {"imge": "/a/image"})
 
 
+@pytest.mark.parametrize(("role", "name"), [("depth", "depth/image"), ("labels", "labels")])
+def test_depth_and_labels_of_another_camera_are_not_taken_for_the_images(tmp_path, role, name):
+    def of(frame: str, topic: str) -> Recorded:
+        message = recorded.image(START, np.ones((4, 6), np.float32), METRES) if role == "depth" else recorded.image(START, *GRAY)
+        message.header.frame_id = frame
+        return Recorded(topic, START, message)
+
+    pictures = [Recorded(f"/{side}/image", START, recorded.image(START, *RGB)) for side in ("front", "rear")]
+    pictures[0].message.header.frame_id, pictures[1].message.header.frame_id = "front", "rear"
+    rear = of("rear", f"/rear/{name}")
+    cases = {
+        "front": ([rear], {"": "", "/front/image": "", "/rear/image": f"/rear/{name}"}),
+        "named": ([rear, of("/front", f"/front/{name}")], {"/front/image": f"/front/{name}", "/rear/image": f"/rear/{name}"}),
+        "unnamed": ([of("", f"/any/{name}")], {"/front/image": f"/any/{name}"}),
+    }
+    for case, (others, expected) in cases.items():
+        with Bag(write(tmp_path / case, pictures + others)) as bag:
+            for image, topic in expected.items():
+                found, remarks = find_topics(bag, {"image": image})
+                if image:
+                    assert getattr(found, role) == topic
+                told = [r for r in remarks if f"/rear/{name} (rear) is of another frame than /front/image (front)" in r]
+                assert len(told) == (image == "/front/image" and not topic)
+            assert getattr(find_topics(bag, {"image": "/front/image", role: others[0].topic})[0], role) == others[0].topic
+
+
 # Time.
 
 
@@ -568,6 +594,16 @@ def test_the_tree_of_frames_is_walked_both_ways():
     frames.add(recorded.transform("base", "mast", matrix_from_pose((0, 0, 1, 0, 0, 0, 1))).transforms[0])
     assert frames.moving == {"mast"}
     np.testing.assert_allclose(frames.lookup("camera", "lidar"), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_bad_transform_says_nothing_of_those_beside_it(tmp_path, order):
+    good, bad = (recorded.transform("camera", child, np.eye(4)).transforms[0] for child in ("lidar", "antenna"))
+    bad.transform.rotation.w = 0.0
+    message = recorded.transform("camera", "lidar", np.eye(4))
+    message.transforms = [bad, good][::order]
+    with Bag(write(tmp_path / "bag", [Recorded("/tf_static", START, message)])) as bag:
+        np.testing.assert_allclose(Frames.read(bag).lookup("camera", "lidar"), np.eye(4))
 
 
 def test_a_lidar_of_unknown_place_is_told_with_the_cure(tmp_path):

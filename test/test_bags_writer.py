@@ -469,6 +469,24 @@ def test_nothing_but_what_is_latched_is_recorded_during_a_pause(tmp_path):
     assert recording.statistics.lost == 0
 
 
+def test_a_clock_that_is_set_forward_begins_a_new_bag(tmp_path):
+    """NTP on a robot that booted without a clock: no bag that plays for half a century; a pause with a clock that goes on is none."""
+    log, passed = Log(), 0.0
+    recording = recording_in(tmp_path, log, clock=lambda: passed)
+    recording.write("/names", 100 * S, text("road"))
+    late = 1_700_000_000
+    for passed, stamp in ((0.0, 100), (1.0, 101), (5001.0, 5101), (5002.0, late), (5003.0, late + 1), (5003.5, late + 601)):
+        recording.write("/a", stamp * S, text(str(stamp)))
+        drained(recording)
+    recording.close()
+    bags = [[(topic, stamp // S) for topic, stamp, _ in messages] for messages in recorded(tmp_path).values()]
+    assert sorted(bags, key=lambda bag: bag[0][1]) == [
+        [("/names", 100), ("/a", 100), ("/a", 101), ("/a", 5101)],
+        [("/names", late), ("/a", late), ("/a", late + 1), ("/a", late + 601)],
+    ]
+    assert log.said("the clock went forward by 1699994898 s", "warning") == 1 == log.said("the clock went")
+
+
 def test_a_clock_that_is_set_back_is_accepted_and_reported_once(tmp_path):
     log = Log()
     recording = recording_in(tmp_path, log)

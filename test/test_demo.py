@@ -80,7 +80,8 @@ def test_a_report_names_a_video_only_where_there_is_one(
     tmp_path: Path, capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], named: str
 ) -> None:
     monkeypatch.setenv("COLUMNS", "300")
-    video = demo_module.VideoFile(tmp_path / "overlay.mp4", bundles.COLOURS, 10.0)
+    # A rate as bags have it, for which MPEG-4 has no room.
+    video = demo_module.VideoFile(tmp_path / "overlay.mp4", bundles.COLOURS, 89.987)
     image = bundles.random_image(*size)
     for _ in range(2):
         video.add(image)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import cv2
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 import bags
 from bags import MS
 from lix_core.errors import ImageError, LixError, SourceError
+from lix_core.runtime.mp4 import shown_seconds
 from lix_core.runtime.sources import ImageSource, VideoSource, open_source
 
 
@@ -268,6 +270,65 @@ def test_a_hole_in_a_video_costs_its_frames_and_no_others(tmp_path):
     assert np.abs(whole[whole[:, 0] < lost[0][0]] @ [4, -1] + 25).max() < 12
 
 
+def mp4_of(path: Path, frames: int) -> bytearray:
+    """A video of 10 Hz; skips the test where OpenCV writes none."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 10, (64, 48))
+    if not writer.isOpened():
+        pytest.skip("this OpenCV writes no mp4")
+    for index in range(frames):
+        writer.write(np.full((48, 64, 3), 6 * index, np.uint8))
+    writer.release()
+    return bytearray(path.read_bytes())
+
+
+def shown(data: bytearray, begin: float, seconds: float) -> bytearray:
+    """The same video with an edit list that shows a part of it [s]."""
+    scales = {kind: struct.unpack_from(">I", data, data.index(kind) + 16)[0] for kind in (b"mvhd", b"mdhd")}
+    place = data.index(b"elst")
+    assert struct.unpack_from(">I", data, place + 8)[0] == 1
+    struct.pack_into(">Ii", data, place + 12, round(seconds * scales[b"mvhd"]), round(begin * scales[b"mdhd"]))
+    return data
+
+
+@pytest.mark.parametrize("begin, seconds", [(0.5, 3.5), (0.0, 4.0), (1.5, 1.0), (0.1, 3.9)])
+def test_a_trimmed_video_is_whole(tmp_path, begin, seconds):
+    """As `ffmpeg -ss ... -c copy` and phones write it: its file counts frames that its edit list hides."""
+    data = shown(mp4_of(tmp_path / "drive.mp4", 40), begin, seconds)
+    (tmp_path / "drive.mp4").write_bytes(data)
+    source = open_source(tmp_path / "drive.mp4")
+    assert len(source) == round(10 * seconds)
+    found = [frame.load()[0].mean() for frame in source]
+    assert abs(len(found) - 10 * seconds) <= 1
+    assert found == pytest.approx([6 * (round(10 * begin) + i) for i in range(len(found))], abs=5)
+    # What is missing of such a video is told all the same: here everything behind two thirds of its frames.
+    where = data.index(b"mdat")
+    size = struct.unpack_from(">I", data, where - 4)[0]
+    data[where + 4 + size * 2 // 3 : where - 4 + size] = bytes(size - 8 - size * 2 // 3)
+    (tmp_path / "drive.mp4").write_bytes(data)
+    if begin + seconds > 3:
+        assert any(isinstance(content, str) for _, content in told(tmp_path / "drive.mp4"))
+
+
+def test_files_that_are_no_mp4_have_no_edit_list(tmp_path):
+    rng = np.random.default_rng(1)
+    data = mp4_of(tmp_path / "drive.mp4", 4)
+    assert shown_seconds(tmp_path / "drive.mp4") == pytest.approx(0.4)
+    assert shown_seconds(tmp_path / "none.mp4") is None
+    for _ in range(300):  # damage anywhere is no exception
+        harmed = data.copy()
+        for place in rng.integers(0, len(data), 30):
+            harmed[place] = rng.integers(256)
+        (tmp_path / "harmed.mp4").write_bytes(harmed[: rng.integers(len(data))])
+        assert isinstance(shown_seconds(tmp_path / "harmed.mp4"), (float, type(None)))
+
+
+@pytest.mark.parametrize("name", ["2024-05-01T10:30:00.avi", "cam:front.avi"])
+def test_a_colon_in_the_name_of_a_video_is_no_protocol(tmp_path, monkeypatch, name):
+    write_video(tmp_path / "drive.avi", [20, 230]).rename(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert len(list(open_source(name))) == 2
+
+
 @pytest.mark.parametrize("data", [b"", b"not a video", bytes(5000)])
 def test_what_is_no_video_is_refused(tmp_path, data):
     path = tmp_path / "drive.mp4"
@@ -359,6 +420,23 @@ def test_one_camera_recorded_raw_and_compressed_is_read_raw(tmp_path):
     path = bags.write_bag(tmp_path / "bag", [compressed(0), raw(0)])
     assert open_source(path).topic == "/camera/image_raw"
     assert open_source(path, "/camera/image_raw/compressed").topic == "/camera/image_raw/compressed"
+
+
+@pytest.mark.parametrize("kept", ["/camera/image_raw", "/camera/image_raw/compressed"])
+def test_empty_topics_are_no_cameras_unless_named(tmp_path, kept):
+    """As a logger leaves them of cameras that said nothing."""
+    path, store = tmp_path / "bag", bags.STORE
+    empty = {"/rear/image_raw", "/camera/image_raw"} - {kept}
+    with bags.Writer(path, version=9, storage_plugin=bags.STORAGES["mcap"]) as writer:
+        for topic in sorted(empty):
+            writer.add_connection(topic, "sensor_msgs/msg/Image", typestore=store)
+        for topic, stamp, message in [(raw if kept.endswith("raw") else compressed)(i, kept) for i in range(2)]:
+            connection = next((c for c in writer.connections if c.topic == topic), None)
+            connection = connection or writer.add_connection(topic, message.__msgtype__, typestore=store)
+            writer.write(connection, stamp, store.serialize_cdr(message, message.__msgtype__))
+    assert open_source(path).topic == kept and len(open_source(path)) == 2
+    with pytest.raises(SourceError, match="topic /rear/image_raw of bag .* has no messages"):
+        open_source(path, "/rear/image_raw")
 
 
 def test_two_cameras_ask_for_a_choice_and_take_it(tmp_path):

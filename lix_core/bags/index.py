@@ -10,6 +10,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 
 from lix_core.bags.keyframes import keyframe_record
 from lix_core.bags.reader import CAMERA_INFO_TYPE, CLOUD_TYPE, TEXT_TYPE, TF_TYPE, Bag, camera_of, header_stamp, load_image
-from lix_core.bags.topics import NONE, RECTIFIED, Topics, find_topics, last_name
+from lix_core.bags.topics import NONE, RECTIFIED, Topics, beside, find_topics, last_name
 from lix_core.camera import Camera
 from lix_core.errors import DataError, GeometryError, LabelError, LixError, SourceError
 from lix_core.geometry.lidar import check_rigid
@@ -148,9 +149,10 @@ class BagIndex:
     """What there is in a bag.
 
     start, end: recorded [ns]. camera: of the image as it is on the topic; None where it is not known or cannot be rectified. right_camera:
-    of the other one of the pair. camera_from_lidar: (4, 4). unusable: what cannot be made although its messages are there, a geometry or
-    "labels" -> why, in words. labels: what the ids of the label topic mean. keyframes: stamp -> why a frame was recorded, and with what.
-    size: (height, width) of the first image. remarks: what a user should know. faults: what could not be read.
+    of the other one of the pair. depth_rectified: whether the depth images are of the rectified image. camera_from_lidar: (4, 4). unusable:
+    what cannot be made although its messages are there, a geometry or "labels" -> why, in words. labels: what the ids of the label topic
+    mean. keyframes: stamp -> why a frame was recorded, and with what. size: (height, width) of the first image. remarks: what a user should
+    know. faults: what could not be read.
     """
 
     name: str
@@ -167,6 +169,7 @@ class BagIndex:
     frame_id: str = ""
     camera: Camera | None = None
     right_camera: Camera | None = None
+    depth_rectified: bool = False
     camera_from_lidar: np.ndarray | None = None
     unusable: dict[str, str] = field(default_factory=dict)
     labels: LabelSet | None = None
@@ -275,6 +278,20 @@ def look_at_cameras(bag: Bag, index: BagIndex) -> None:
     index.camera = usable_camera(bag, topics.camera_info, topics.image, index)
     if index.camera is not None and topics.right_image and topics.right_camera_info:
         index.right_camera = usable_camera(bag, topics.right_camera_info, topics.right_image, index)
+    if index.camera is not None and topics.depth:
+        index.depth_rectified = RECTIFIED in last_name(topics.depth) or is_of_rectified(bag, topics.depth, index.camera)
+
+
+def is_of_rectified(bag: Bag, depth: str, camera: Camera) -> bool:
+    """Whether the calibration beside a depth topic is that of the camera's rectified image, as the geometry node publishes it."""
+    first = bag.first(beside(depth, "camera_info"))
+    if first is None or first[0] != CAMERA_INFO_TYPE:
+        return False
+    try:
+        own = camera_of(bag.decode(first[2], CAMERA_INFO_TYPE))
+    except SourceError:
+        return False
+    return own is not None and own.is_rectified and own.shape == camera.shape and np.allclose(own.matrix, camera.matrix, rtol=1e-4)
 
 
 def usable_camera(bag: Bag, topic: str, image: str, index: BagIndex) -> Camera | None:
@@ -338,11 +355,10 @@ class Frames:
         frames = cls()
         topics = [t.name for t in bag.topics if t.type == TF_TYPE and t.count]
         for _, kind, _, raw in bag.messages(topics) if topics else ():
-            try:
+            with suppress(LixError):
                 for transform in bag.decode(raw, kind).transforms:
-                    frames.add(transform)
-            except LixError:
-                continue
+                    with suppress(LixError):  # a bad one says nothing of the others
+                        frames.add(transform)
         return frames
 
     def add(self, message: object) -> None:

@@ -25,6 +25,9 @@ Report = Callable[[str, str], None]
 """Is told what happens: "info", "warning" or "error", and a sentence. Called in the recording's thread."""
 JUMP_NS = 1_000_000_000
 """A stamp this much older than the newest comes from a clock that was set back."""
+LEAP_NS = 600_000_000_000
+"""A stamp this much further on than time has passed comes from a clock that was set forward, as NTP does where a computer booted without
+one; not from a simulation that runs fast."""
 RATE_WINDOW = 5.0
 """Time over which rates are taken [s]."""
 TOLD_AGAIN = 5.0
@@ -163,7 +166,7 @@ class Recording:
         self._unsafe: Counter[str] = Counter()
         self._unsafe_bytes: Counter[str] = Counter()
         self._latched: dict[str, deque[bytes]] = {}
-        self._newest = 0
+        self._newest, self._newest_at = 0, 0.0
         self._trouble = ""
         self._retry_at = self._told_at = float("-inf")
         self._thread = threading.Thread(target=self._run, name="recording", daemon=True)
@@ -327,7 +330,13 @@ class Recording:
             back = (self._newest - item.stamp) / 1e9
             self._report("warning", f"the clock went back by {back:.1f} s; what comes is recorded as it is, in the same bag")
             self._newest = item.stamp
-        self._newest = max(self._newest, item.stamp)
+        leap = item.stamp - self._newest - round(1e9 * (self._clock() - self._newest_at))
+        if self._newest and leap > LEAP_NS:
+            self._report("warning", f"the clock went forward by {leap / 1e9:.0f} s; a new bag is begun, for one would play that long")
+            self._end()
+            self._stem, self._number = "", 0  # its name is of the time that it is now
+        if item.stamp >= self._newest:
+            self._newest, self._newest_at = item.stamp, self._clock()
         if self._writer and self._is_full():
             self._end()
         if self._writer is None:

@@ -15,7 +15,6 @@ import numpy as np
 
 from lix_core.bags.index import GEOMETRIES, BagIndex, FramePlan, MessageKey, Options, key_of, passed_over, plan_frames, scan
 from lix_core.bags.reader import COMPRESSED_TYPE, Bag, image_of, whole_of
-from lix_core.bags.topics import RECTIFIED, last_name
 from lix_core.camera import Camera
 from lix_core.errors import GeometryError, ImageError, LixError, SourceError
 from lix_core.geometry.clouds import read_cloud
@@ -150,7 +149,7 @@ class FrameReader:
             if depth.shape != image.shape[:2]:
                 size, own = image.shape[1::-1], depth.shape[::-1]
                 raise GeometryError(f"the depth image is {own[0]}x{own[1]}, the image {size[0]}x{size[1]}: record depth registered to it")
-            if RECTIFIED not in last_name(self._index.topics.depth):
+            if not self._index.depth_rectified:
                 depth = self._rectified(depth, np.nan)
         elif "right_image" in parts:
             baseline, infinity = self._pair

@@ -194,11 +194,30 @@ class Search:
         bases = {base_of(c): c for c in self._cameras if base_of(c) != base_of(found.image)}
         return next((bases[right] for right in rights_of(found.image) if right in bases), ""), ""
 
+    def _of_frame(self, topics: list[str], image: str, option: str) -> tuple[list[str], str]:
+        """Those that do not say that they are of another frame than the image, and a remark where that leaves none of them."""
+        frames = {topic: self._frame(topic) for topic in topics} if image else {}
+        own = self._frame(image) if image else ""
+        fitting = [topic for topic in topics if not own or frames[topic] in ("", own)]
+        if fitting or not topics:
+            return fitting, ""
+        others = ", ".join(f"{topic} ({frames[topic]})" for topic in topics)
+        return [], f"{others} is of another frame than {image} ({own}); where its pixels are those of the image, say so with {option}"
+
+    def _frame(self, topic: str) -> str:
+        """Of the first message on a picture's topic; "" where it says none."""
+        first = self._bag.first(topic)
+        try:
+            return str(self._bag.decode(first[2], first[0]).header.frame_id).removeprefix("/") if first else ""
+        except SourceError:
+            return ""
+
     def depth(self, found: Topics) -> tuple[str, str]:
-        registered = [d for d in self._depths if "aligned" in d or "registered" in d]
-        if len(self._depths) > 1 and len(registered) != 1:
-            return "", f"several depth topics; choose one with --depth: {', '.join(self._depths)}"
-        return (registered or self._depths or [""])[0], ""
+        depths, remark = self._of_frame(self._depths, found.image, "--depth")
+        registered = [d for d in depths if "aligned" in d or "registered" in d]
+        if len(depths) > 1 and len(registered) != 1:
+            return "", f"several depth topics; choose one with --depth: {', '.join(depths)}"
+        return (registered or depths or [""])[0], remark
 
     def points(self, found: Topics) -> tuple[str, str]:
         clouds = self._of_type(CLOUD_TYPE)
@@ -207,9 +226,10 @@ class Search:
         return (clouds or [""])[0], ""
 
     def labels(self, found: Topics) -> tuple[str, str]:
-        if len(self._labels) > 1:
-            return "", f"several label topics; choose one with --labels: {', '.join(self._labels)}"
-        return (self._labels or [""])[0], ""
+        labels, remark = self._of_frame(self._labels, found.image, "--labels")
+        if len(labels) > 1:
+            return "", f"several label topics; choose one with --labels: {', '.join(labels)}"
+        return (labels or [""])[0], remark
 
     def label_names(self, found: Topics) -> tuple[str, str]:
         if not found.labels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from lix_core.camera import Camera
 from lix_core.errors import ImageError, SourceError
 from lix_core.files import expanded
 from lix_core.pixels import natural_key, read_compressed
+from lix_core.runtime import mp4
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 COUNTED_SUFFIXES = (".mp4", ".avi", ".mov", ".m4v")
@@ -97,13 +99,15 @@ class VideoSource:
         capture = self._open()
         self.rate = capture.get(cv2.CAP_PROP_FPS) or 30.0
         self._count = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+        if path.suffix.lower() in mp4.SUFFIXES and (shown := mp4.shown_seconds(path)):
+            self._count = min(self._count, math.ceil(shown * self.rate - 0.5))
         readable = any(capture.grab() for _ in range(self._patience(0)))
         capture.release()
         if not readable:
             raise SourceError(f"no frame of {path} can be decoded; is it a video that OpenCV's FFmpeg reads?")
 
     def _open(self) -> cv2.VideoCapture:
-        capture = cv2.VideoCapture(str(self._path))
+        capture = cv2.VideoCapture(str(self._path.absolute()))  # of a relative 10:30.mp4, FFmpeg takes the 10 for a protocol
         if not capture.isOpened():
             raise SourceError(f"cannot open video {self._path}")
         return capture
@@ -149,6 +153,8 @@ class BagSource:
         self.name, self._path = path.stem, path
         with Bag(path) as bag:
             topics = {t.name: t.count for t in bag.topics if t.type in (IMAGE_TYPE, COMPRESSED_TYPE)}
+            # Nothing was said on an empty topic: it is a camera only where there is no other, or by name.
+            topics = {name: count for name, count in topics.items() if count or name == topic} or topics
             self.topic = self._choose(list(topics), topic)
             self._count = topics[self.topic]
             # The first hundred tell the rate; reading them all would read the whole bag.
