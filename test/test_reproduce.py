@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -397,6 +398,21 @@ def test_a_damaged_result_file_is_not_overwritten(tmp_path):
     with pytest.raises(DataError, match="not a result of `lix reproduce`"):
         reproduce(table(), tmp_path, tmp_path / "work", ROOTS)
     assert (tmp_path / "tiny.json").read_text() == "{}"
+
+
+def test_variations_of_further_seeds_join_those_that_are_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "run_cell", lambda cell, *_: run([[4, 0], [0, 4 - cell.seed]]))
+    config = tmp_path / "c.yaml"
+    tree = copy.deepcopy(BASE)
+    tree["data"]["sources"][0]["root"] = tree["data"]["test"]["root"] = "."
+    config.write_text(json.dumps(tree | {"distill": {"method": "none"}}))
+    for seeds in ("0", "2", "1"):
+        typed = ["ablate", config, "optim.lr=0.1,0.2", "--seeds", seeds, "--out", tmp_path, "--work", tmp_path / "work"]
+        done = CliRunner().invoke(app, [str(word) for word in typed])
+        assert done.exit_code == 0, done.output
+    data = json.loads((tmp_path / "ablation.json").read_text())
+    assert [row["seeds"] for row in data["rows"].values()] == [[0, 1, 2]] * 3 and data["protocol"]["command"].endswith("--seeds 0,1,2")
+    assert "of other settings" not in (tmp_path / "ablation.md").read_text()
 
 
 def test_variations_make_one_row_for_each_value(tmp_path):

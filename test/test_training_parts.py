@@ -351,6 +351,13 @@ def test_smaller_shares_of_labels_lie_within_larger_ones_and_hide_the_others_lab
     assert all(kept[i].labels is not None for i in range(6)) and all(left[i].labels is None for i in range(6))
 
 
+@pytest.mark.parametrize(
+    "share, count, labelled", [(0.07, 100, 7), (0.14, 50, 7), (0.55, 100, 55), (0.28, 25, 7), (0.071, 100, 8), (1e-3, 12, 1)]
+)
+def test_a_share_of_whole_frames_is_so_many_frames(share, count, labelled):
+    assert Frames(tiny_source(labelled=share, options={"count": count}), "").labelled.sum() == labelled
+
+
 def test_a_source_without_a_frame_left_is_refused():
     with pytest.raises(TrainingError, match="of 12 frames none is unlabelled"):
         Frames(tiny_source(keep="unlabelled"), "")

@@ -39,6 +39,7 @@ from lix_core.training import run as run_module
 from lix_core.training.compare import compare, short_names
 from lix_core.training.config import Config, from_dict, to_dict, to_yaml
 from lix_core.training.losses import HardLoss
+from lix_core.training.module import outputs
 from lix_core.training.run import Run, RunResult, evaluate, evaluate_run, fit, load_network
 from tiny_street import TINY
 
@@ -236,11 +237,37 @@ def test_the_weights_of_the_controller_are_drawn_for_each_frame(student, teacher
     assert np.abs(upper[: len(lower)].astype(int) - lower).mean() > 1
 
 
-@pytest.mark.parametrize("logit", [1.0, 0.0])
-def test_a_run_of_lix_draws_what_its_controller_does_and_one_without_it_does_not(teacher, tmp_path, logit):
+def test_the_weights_of_the_controller_are_those_of_training(student, teacher, tmp_path, monkeypatch):
+    """Each network sees the picture normalised as its own encoder wants it, and frames of any size."""
+    (seen, record), (taught, _) = load_network(student), load_network(teacher)
+    seen.mean = (100.0, 90.0, 80.0)
+    config = DistillConfig("lix", lix=LIXConfig(feature=0))
+    distiller = build_distiller(config, seen.feature_channels, taught.feature_channels, len(record.labels), taught.x_channels)
+    maps, said = distiller.maps, []
+    monkeypatch.setattr(distiller, "maps", lambda s, t, b: said.append((s, t, b)) or maps(s, t, b))
+    report.weights(seen, taught, distiller, [open_dataset("tiny", ".", "val", x="depth", sizes=[(70, 90)])[0]], tmp_path / "weights.png")
+    ((student_said, teacher_said, batch),) = said
+    assert batch.image.shape[-2:] == (96, 96) and (batch.labels[:, 70:] == 255).all() and not batch.known[..., 90:].any()
+    with torch.inference_mode():
+        torch.testing.assert_close(student_said.logits, outputs(seen, batch).logits)
+        torch.testing.assert_close(teacher_said.logits, outputs(taught, batch).logits)
+
+
+@pytest.mark.parametrize("logit, size", [(1.0, None), (1.0, [45, 70]), (0.0, None)])
+def test_a_run_of_lix_draws_what_its_controller_does_and_one_without_it_does_not(teacher, tmp_path, logit, size):
     lix = {"model.kind": "student", "distill.method": "lix", "distill.lix.logit": logit, "optim.steps": 1}
-    fit(tiny_config(lix), tmp_path, teacher, quiet=True)
+    fit(tiny_config(lix, eval_size=size), tmp_path, teacher, quiet=True)
     assert (tmp_path / "sheet.png").exists() and (tmp_path / "weights.png").exists() == bool(logit)
+
+
+def test_a_picture_that_cannot_be_drawn_does_not_cost_the_run_its_result(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise ValueError("no colours left")
+
+    monkeypatch.setattr(report, "sheet", refuse)
+    with pytest.warns(UserWarning, match="the pictures of .* are not whole: no colours left"):
+        assert fit(tiny_config({"optim.steps": 1}), tmp_path, quiet=True).val["miou"] >= 0
+    assert RunResult.load(tmp_path).steps == 1 and (tmp_path / "curves.png").exists()
 
 
 def test_a_result_says_what_was_done_and_its_scores_are_those_of_the_weights_it_names(student, teacher):
@@ -496,6 +523,7 @@ def test_a_student_is_no_teacher(student, tmp_path):
         fit(tiny_config({"model.kind": "student"}), tmp_path, student, quiet=True)
 
 
+BLIND = {"dataset": "tiny", "root": ".", "options": {"blind": True}}
 OTHER_LABELS = {"dataset": "tiny", "root": ".", "options": {"names": ["ground", "wall", "water"]}}
 
 
@@ -508,6 +536,8 @@ OTHER_LABELS = {"dataset": "tiny", "root": ".", "options": {"names": ["ground", 
             "other labels",
         ),
         ({}, {"x": "normals"}, "sees X 'depth', this data gives 'normals': set data.x=depth"),
+        ({}, {"sources": [BLIND]}, "sees X 'depth', no frames of tiny train have any: add a data set that has"),
+        ({}, {"crop": [32, 32], "batch": 1}, "one view of 32x32 pixels, one cell at stride 32, over which batch normalisation"),
         ({}, {"crop": [32, 50]}, "data.crop is 32x50: both must be multiples of 32"),
         ({"distill.class_weights": True}, {}, "takes the weights of L_H, which has none: set loss.class_weight_power above 0"),
         ({"distill.lix.features": ["stage9"], "distill.method": "lix"}, {}, "no feature 'stage9'"),
@@ -585,6 +615,26 @@ def test_validation_frames_without_a_label_are_refused_before_training(tmp_path)
         with pytest.raises(TrainingError, match="not one labelled pixel"):
             fit(tiny_config({"trainer.val_every": 0}, val={"dataset": "tiny", "root": ".", **val}), tmp_path, quiet=True)
         assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "data, words",
+    [
+        ({"sources": [BLIND]}, "a teacher needs X, and no frames of tiny train have any"),  # though val has
+        ({"val": BLIND}, "data.val has no X, without which a teacher that never was without it"),
+        ({"test": BLIND}, "data.test has no X, without which"),
+        ({"sources": [{"dataset": "tiny", "root": ".", "labelled": 0.0}]}, "no frame of tiny train has a labelled pixel"),
+    ],
+)
+def test_what_a_teacher_cannot_learn_from_or_be_scored_on_is_refused_before_training(tmp_path, data, words):
+    with pytest.raises(TrainingError, match=words):
+        fit(tiny_config(**data), tmp_path, quiet=True)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_teacher_that_can_do_without_x_is_scored_without(tmp_path):
+    result = fit(tiny_config({"optim.steps": 1}, val=BLIND, x_dropout=0.5), tmp_path, quiet=True)
+    assert result.val["counts"] == evaluate_run(tmp_path, "val")[0].counts.tolist()
 
 
 def test_kernels_that_are_not_deterministic_are_told_of(tmp_path, monkeypatch):
@@ -698,6 +748,34 @@ def test_runs_of_other_labels_and_teachers_of_other_x_are_not_compared(teacher, 
     monkeypatch.setattr("lix_core.training.compare.load_network", lambda run, *_: runs[Path(run).name])
     with pytest.raises(TrainingError, match=words):
         compare([teacher, teacher.parent / "other"], "val")
+
+
+def test_teachers_are_not_compared_without_the_x_that_they_need(teacher, tmp_path):
+    config = tiny_config({"model.kind": "student", "distill.method": "none", "optim.steps": 1}, val=BLIND)
+    fit(config, tmp_path / "blind", quiet=True)
+    with pytest.raises(TrainingError, match="has no X, and teacher is of a teacher that never was without depth"):
+        compare([tmp_path / "blind", teacher], "val")
+
+
+def test_no_x_is_made_for_students_to_be_scored(student, monkeypatch):
+    """It may cost stereo matching, or files that are not there."""
+    asked, frames_of = [], run_module.frames_of
+
+    def ask(run, record, split, root, x):
+        asked.append(x)
+        return frames_of(run, record, split, root, x)
+
+    monkeypatch.setattr(run_module, "frames_of", ask)
+    monkeypatch.setattr("lix_core.training.compare.frames_of", ask)
+    assert (evaluate_run(student, "val")[0].counts == compare([student], "val").scores["student"].counts).all()
+    assert asked == ["", ""]
+
+
+def test_options_that_are_tuples_make_no_other_run(tmp_path):
+    config = tiny_config({"optim.steps": 1})
+    config.data.sources[0].options["sizes"] = ((64, 96), (32, 64))
+    fit(config, tmp_path, quiet=True)
+    assert fit(config, tmp_path, quiet=True).steps == 1
 
 
 def test_names_of_compared_runs_are_as_short_as_they_can_be():

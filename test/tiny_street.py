@@ -23,7 +23,7 @@ class TinyStreet:
     """`count` frames of `size`: sky above, a wall and the ground below, with a void border; every other split other frames.
 
     sizes: frames take turns at these (height, width). delay: seconds that a frame takes. poison: number of a frame whose X holds NaN.
-    names: of the classes, where they shall be other ones. unlabelled: whether it has no labels.
+    names: of the classes, where they shall be other ones. unlabelled: whether it has no labels. blind: whether it has no X, whatever is asked for.
     """
 
     labels = TINY
@@ -41,9 +41,11 @@ class TinyStreet:
         names=(),
         noise=20.0,
         unlabelled=False,
+        blind=False,
     ):
         self.split, self.count, self.sizes, self.delay, self.poison, self.noise = split, count, sizes, delay, poison, noise
         self.unlabelled = unlabelled
+        x = "" if blind else x
         self.x_kind, self.x_channels = x, ENCODINGS[x].channels if x else 0
         self.names = [f"{split}{i}" for i in range(count)]
         if names:

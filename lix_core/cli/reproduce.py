@@ -74,14 +74,16 @@ def ablate(
     keep: bool = KEEP,
 ) -> None:
     """Compare values of options: the configuration as it is, and each value of each option alone, over several seeds."""
-    from lix_core.training.reproduce import Table
+    from lix_core.training.reproduce import Table, seeds_in
 
     if Path(name).name != name:
         raise TrainingError(f"--name is that of a table and of its files in --out, without folders; got {name!r}")
-    chosen = Table.of_variations(name, config, variations, metric, numbers(seeds, "--seeds"))
+    some = numbers(seeds, "--seeds")
+    every = sorted({*some, *seeds_in(out / f"{name}.json")})
+    chosen = Table.of_variations(name, config, variations, metric, every)
     taught = ["--teacher", str(teacher)] if teacher else []
-    typed = ["lix", "ablate", config, *variations, *taught, "--name", name, "--metric", metric, "--seeds", seeds]
-    chosen = replace(chosen, command=shlex.join(typed))
+    whole = ["lix", "ablate", config, *variations, *taught, "--name", name, "--metric", metric, "--seeds", ",".join(map(str, chosen.seeds))]
+    chosen = replace(chosen, command=shlex.join(whole)).narrowed(seeds=some)
     run(chosen, out, work, {}, [], jobs, keep, teacher)
 
 
@@ -113,6 +115,7 @@ def run(
 ) -> None:
     from lix_core.training.cpu import keep_freed_memory
     from lix_core.training.reproduce import reproduce as go
+    from lix_core.training.run import rank_zero
 
     make_folder(out)
     make_folder(work)
@@ -121,6 +124,8 @@ def run(
         task = progress.add_task(table.name, total=None, note="")
 
         def report(text: str, done: int, total: int) -> None:
+            if not rank_zero():  # of the processes of a run, each of which comes here
+                return
             progress.update(task, total=total, completed=done, note="")
             progress.console.print(text, highlight=False, markup=False)
 
@@ -131,7 +136,8 @@ def run(
             progress.stop()
             print("\nstopped; the same command goes on from the last epoch that was finished", file=sys.stderr)
             raise typer.Exit(130) from None
-    show(result, out / f"{table.name}.md")
+    if rank_zero():
+        show(result, out / f"{table.name}.md")
 
 
 def show(result: dict, page: Path) -> None:

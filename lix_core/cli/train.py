@@ -62,14 +62,15 @@ def run(config: str, overrides: list[str], out: Path, teacher: Optional[Path], s
             f"distill.method is none: {teacher} would teach nothing. Name a method, as distill.method=lix, or use lix train"
         )
     keep_freed_memory()
-    from lix_core.training.run import fit
+    from lix_core.training.run import fit, rank_zero
 
     try:
         result = fit(chosen, out, teacher, resume, start=start)
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from the last epoch that was finished", file=sys.stderr)
         raise typer.Exit(130) from None
-    show(result)
+    if rank_zero():  # the others of a machine come here too
+        show(result)
 
 
 def show(result: "RunResult") -> None:

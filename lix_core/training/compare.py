@@ -15,7 +15,7 @@ from lix_core.metrics import ConfusionMatrix
 from lix_core.models.networks import Network
 from lix_core.training import report
 from lix_core.training.data import AtSize, Frames
-from lix_core.training.run import Record, Which, check_split, evaluate, frames_of, load_network
+from lix_core.training.run import Record, Which, check_split, check_x, evaluate, frames_of, load_network
 
 
 @dataclass
@@ -70,8 +70,10 @@ def compare(
     seen = {name: record.x_kind for name, record in records.items() if record.config.model.kind == "teacher"}
     if len(set(seen.values())) > 1:
         raise TrainingError(f"the teachers see different X ({', '.join(f'{name}: {x}' for name, x in seen.items())}): compare them apart")
-    x = next((record.config.data.x for name, record in records.items() if name in seen), reference.config.data.x)
+    x = next((record.config.data.x for name, record in records.items() if name in seen), "")
     frames, data, trainer = frames_of(runs[0], reference, split, root, x), reference.config.data, reference.config.trainer
+    for name, record in others:
+        check_x(name, record, frames)
     networks = {name: network for name, (network, _) in loaded.items()}
     total = len(frames) * len(networks)
     scores = {

@@ -45,7 +45,7 @@ class Frames(Dataset):
         count = len(self.dataset)
         order = np.random.default_rng(source.subset_seed).permutation(count)
         self.labelled = np.zeros(count, bool)
-        self.labelled[order[: int(np.ceil(source.labelled * count))]] = True
+        self.labelled[order[: int(np.ceil(round(source.labelled * count, 6)))]] = True  # 0.07 of 100 is 7, whatever floats make of it
         wanted = {"all": np.ones(count, bool), "labelled": self.labelled, "unlabelled": ~self.labelled}[source.keep]
         self.indices = np.flatnonzero(wanted)
         self.labels: LabelSet = self.dataset.labels
@@ -232,7 +232,7 @@ class TrainingData(pl.LightningDataModule):
                 raise TrainingError(f"the label sets of {config.sources[0].dataset} and {source.dataset} {source.split} differ: {unlike}")
             if frames.dataset.x_kind not in ("", self.x_kind) and self.x_kind:
                 raise TrainingError(f"{source.dataset} has X {frames.dataset.x_kind!r}, {config.sources[0].dataset} {self.x_kind!r}")
-            if not self.x_kind:
+            if not self.x_kind and frames in self.frames:  # X of frames that are scored teaches nothing
                 self.x_kind, self.x_channels = frames.dataset.x_kind, frames.dataset.x_channels
         self.mixture = Mixture([len(f) for f in self.frames], [s.per_batch for s in config.sources], config.batch, seed)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,11 +13,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lix_core.data.sample import Sample, collate
+from lix_core.data.transforms import eval_transform
 from lix_core.distill.objective import LIX
 from lix_core.files import save_image
 from lix_core.geometry.encodings import ENCODINGS
 from lix_core.labels import UNLABELLED, LabelSet
 from lix_core.models.networks import Network
+from lix_core.training.module import outputs
 from lix_core.training.scoring import predict
 from lix_core.viz import colorize, contact_sheet, depth_color, normals_color
 
@@ -99,15 +102,16 @@ def weights(student: Network, teacher: Network, distiller: LIX, samples: Sequenc
     """What the controller of LIX does: a row for each frame with RGB, the weights of the target and of the non-target part of each pixel,
     and these parts themselves. White where a pixel does not count.
 
-    Samples are of sizes that the networks take; they are seen as in scoring, with the networks in eval mode.
+    Samples are seen as in scoring, padded to the networks' strides, with the networks in eval mode.
     """
+    whole = eval_transform(multiple_of=math.lcm(student.stride, teacher.stride))
+    samples = [whole(sample) for sample in samples]
     titles = ("RGB", "alpha: weight of TCLD", "beta: weight of NCLD", "TCLD", "NCLD")
     height, width = samples[0].image.shape[:2]
     figure = Figure(figsize=(20, (0.6 + 4 * height / width) * len(samples)), layout="constrained")
     for row, sample in zip(figure.subplots(len(samples), len(titles), squeeze=False), samples):
         batch = collate([sample], teacher.x_channels).to(next(teacher.parameters()).device)
-        image = teacher.normalise(batch.image)
-        maps = distiller.maps(student.outputs(image), teacher.outputs(image, batch.x, batch.known), batch)
+        maps = distiller.maps(outputs(student, batch), outputs(teacher, batch), batch)
         row[0].imshow(sample.image)
         for axes, values, weight in zip(row[1:], maps, (True, True, False, False)):
             values = values[0].float().cpu().numpy()

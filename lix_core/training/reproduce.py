@@ -540,6 +540,14 @@ class Record:
             save(self.path.with_suffix(".md"), page(self.table, self.data).encode())
 
 
+def seeds_in(results: Path) -> list[int]:
+    """Seeds of the table that a result file holds; none where there is no such file."""
+    try:
+        return [int(seed) for seed in json.loads(results.read_text())["protocol"]["seeds"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []  # a damaged file is refused where it is gone on with
+
+
 def score_of(counts: Sequence[Sequence[int]], names: Sequence[str], metric: str) -> float:
     matrix = ConfusionMatrix(len(counts))
     matrix.counts[:] = counts

@@ -161,7 +161,7 @@ def evaluate_run(run: str | Path, split: str, which: Which = "best", root: str |
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network, record = load_network(run, which, device)
     data, trainer = record.config.data, record.config.trainer
-    frames = frames_of(run, record, split, root, data.x)
+    frames = frames_of(run, record, split, root, data.x if record.config.model.kind == "teacher" else "")
     return evaluate(network, frames, trainer.val_batch, data.eval_size, data.workers), record
 
 
@@ -179,9 +179,14 @@ def frames_of(run: str | Path, record: Record, split: str, root: str | Path, x: 
     frames = Frames(dataclasses.replace(source, root=str(root) or source.root), x)
     if frames.labels.names != record.labels.names:
         raise TrainingError(f"{frames.source.root} has other labels than {run}: {difference(record.labels, frames.labels)}")
+    check_x(run, record, frames)
+    return frames
+
+
+def check_x(run: str | Path, record: Record, frames: Frames) -> None:
+    """Raises TrainingError where frames lack the X that a run's network needs."""
     if needs_x(record) and not frames.dataset.x_kind:
         raise TrainingError(f"{frames.source.root} has no X, and {run} is of a teacher that never was without {record.x_kind}")
-    return frames
 
 
 def needs_x(record: Record) -> bool:
@@ -298,10 +303,9 @@ def refuse_another_run(config: Config, out: Path) -> None:
         raise TrainingError(f"{what}; name another folder, or {ANEW}") from None
     with suppress(TrainingError):
         old = to_dict(from_dict(old))  # options that came to be since then have their defaults
+    new = yaml.safe_load(to_yaml(config))  # with lists for tuples, as the file has them
     free = (*FREE, "distill.") if config.model.kind == "teacher" else FREE  # a teacher is not distilled
-    changed = {
-        key: change for key, change in differences(old, to_dict(config)).items() if not key.startswith(free) and not key.endswith(".root")
-    }
+    changed = {key: change for key, change in differences(old, new).items() if not key.startswith(free) and not key.endswith(".root")}
     if changed:
         words = "; ".join(f"{key}: {before!r} -> {after!r}" for key, (before, after) in list(changed.items())[:4])
         raise TrainingError(f"{out} holds a run of other settings ({words}); name another folder, or {ANEW}")
@@ -335,6 +339,8 @@ class Run:
         self.evaluate = partial(evaluate, batch=trainer.val_batch, size=config.data.eval_size, workers=config.data.workers)
         if config.model.kind == "teacher" and config.data.x and not self.data.x_channels:
             raise TrainingError(f"a teacher needs X, and no frames of {self._sources()} have any: add a data set that has {config.data.x}")
+        if teacher is None and not any(frames.has_labels() for frames in self.data.frames):
+            raise TrainingError(f"no frame of {self._sources()} has a labelled pixel, and there is no teacher: there is nothing to learn")
         torch.manual_seed(seed_of(config.seed, 1))
         network = build_network(config.model, len(self.labels), self.data.x_channels).to(memory_format=torch.channels_last)
         check_crop(config, network)
@@ -354,8 +360,7 @@ class Run:
             )
         hard = HardLoss(weights, config.loss.dice, config.loss.ohem, config.loss.ohem_keep)
         self.learner = Learner(config, network, hard, teacher_network, distiller, self.teacher_needs_x)
-        if self.data.val and not self.data.val.has_labels():
-            raise TrainingError("the validation frames have not one labelled pixel; name others in data.val, or none")
+        self._check_scored()
         score = partial(self.evaluate, dataset=self.data.val) if self.data.val else None
         self.journal = Journal(out, self.epochs, trainer.val_every, score)
 
@@ -378,6 +383,17 @@ class Run:
         if not self.begun:
             self._check_teacher(network, run)
         return network, digest
+
+    def _check_scored(self) -> None:
+        """A TrainingError where val or test frames cannot be scored: of a teacher that never is without X, those without."""
+        for what, frames in (("val", self.data.val), ("test", self.data.test)):
+            if frames and self.config.model.kind == "teacher" and not self.config.data.x_dropout and not frames.dataset.x_kind:
+                raise TrainingError(
+                    f"data.{what} has no X, without which a teacher that never was without it does not know what it says: name frames that "
+                    "have it, none, or train with data.x_dropout"
+                )
+        if self.data.val and not self.data.val.has_labels():
+            raise TrainingError("the validation frames have not one labelled pixel; name others in data.val, or none")
 
     def _sources(self) -> str:
         return ", ".join(f"{source.dataset} {source.split}" for source in self.config.data.sources)
@@ -438,6 +454,12 @@ class Run:
         processes = trainer.num_devices * trainer.num_nodes
         if config.data.batch % processes:
             raise TrainingError(f"data.batch is {config.data.batch}, for {processes} processes: it must be a multiple of their number")
+        network = self.learner.network
+        if config.data.batch == processes and max(config.data.crop) <= network.stride:
+            raise TrainingError(
+                f"data.batch gives each process one view of {config.data.crop[0]}x{config.data.crop[1]} pixels, one cell at stride "
+                f"{network.stride}, over which batch normalisation has nothing to average: take larger views, or more of them"
+            )
 
     def train(self) -> RunResult:
         try:
@@ -506,7 +528,10 @@ class Run:
             folder=str(self.out),
         )
         if self.trainer.is_global_zero:
-            self._draw(network)
+            try:
+                self._draw(network)
+            except Exception as error:  # hours of training do not wait for a picture
+                warnings.warn(f"the pictures of {self.out} are not whole: {first_line(error)}", stacklevel=2)
             result.save(self.out)
         self.trainer.strategy.barrier()
         return result
