@@ -23,7 +23,8 @@ class TinyStreet:
     """`count` frames of `size`: sky above, a wall and the ground below, with a void border; every other split other frames.
 
     sizes: frames take turns at these (height, width). delay: seconds that a frame takes. poison: number of a frame whose X holds NaN.
-    names: of the classes, where they shall be other ones. unlabelled: whether it has no labels. blind: whether it has no X, whatever is asked for.
+    names: of the classes, where they shall be other ones. unlabelled: whether it has no labels. blind: whether it has no X, whatever is
+    asked for.
     """
 
     labels = TINY
