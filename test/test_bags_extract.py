@@ -244,6 +244,53 @@ def test_what_the_logger_recorded_with_a_keyframe_is_its_partner(tmp_path):
     assert [f.geometry for f in frames] == ["none", "lidar", "none"] and frames[1].partners == {"/points": 40 * MS}
 
 
+def test_an_offset_counts_for_keyframes_too(tmp_path):
+    """The logger took what was nearest by stamps that are 80 ms late: the scan of the image before."""
+    messages = drive(4, ("image", "camera_info", "points", "/tf_static"), {"points": 80 * MS})
+    records = [
+        {"stamp": START + i * PERIOD, "reasons": ["view"], "partners": {"/points": START + (i - 1) * PERIOD + 80 * MS}} for i in (1, 2)
+    ]
+    messages += [Recorded("/logger/keyframes", START + NS, recorded.text(record)) for record in records]
+    path = write(tmp_path / "bag", messages)
+    for offset, late in ((0.0, 80 * MS - PERIOD), (0.08, 80 * MS)):
+        extract([path], tmp_path / str(offset), Options(offset=offset))
+        frames = Extraction.open(tmp_path / str(offset)).frames
+        assert [frame.partners for frame in frames[1:3]] == [{"/points": late}] * 2 and frames[1].reasons == ("view",)
+
+
+def test_keyframes_are_found_where_the_time_of_recording_counts(tmp_path):
+    messages = [Recorded(m.topic, m.time + 7 * MS, m.message) for m in drive(3, ("image", "camera_info", "depth"), {"depth": 40 * MS})]
+    record = {"stamp": START + PERIOD, "reasons": ["view"], "partners": {"/depth": START + 40 * MS}}
+    messages.append(Recorded("/logger/keyframes", START + NS, recorded.text(record)))
+    extract([write(tmp_path / "bag", messages)], tmp_path / "out", Options(clock="recorded"))
+    frame = Extraction.open(tmp_path / "out").frames[1]
+    assert frame.reasons == ("view",) and frame.partners == {"/depth": 40 * MS - PERIOD}
+
+
+@pytest.mark.parametrize("first", ["drive", "a drive"])
+def test_a_bag_that_was_renamed_keeps_its_frames_where_another_took_its_name(tmp_path, first):
+    """Whichever of the two is seen first: masks are people's work."""
+    old = write(tmp_path / "drive", drive(3))
+    extract([old], tmp_path / "out")
+    masks = tmp_path / "out" / "masks" / "drive"
+    masks.mkdir(parents=True)
+    for frame in Extraction.open(tmp_path / "out").frames:
+        cv2.imwrite(str(masks / f"{frame.stamp}.png"), np.zeros((64, 160), np.uint8))
+    moved = old.rename(tmp_path / "a drive")
+    later = [Recorded(m.topic, m.time + 60 * NS, m.message) for m in drive(2, start=START + 60 * NS)]
+    new = write(tmp_path / "drive", later)
+    bags = [new, moved] if first == "drive" else [moved, new]
+    outcomes = {outcome.path.name: outcome for outcome in extract(bags, tmp_path / "out")}
+    assert (outcomes["a drive"].name, outcomes["a drive"].before, outcomes["a drive"].done) == ("drive", 3, 0)
+    assert (outcomes["drive"].name, outcomes["drive"].done) == ("drive-2", 2)
+    found = Extraction.open(tmp_path / "out")
+    assert [found.label_path(frame, "masks") is not None for frame in found.frames] == [True] * 3 + [False] * 2
+    assert not any("are of no frame" in remark for outcome in outcomes.values() for remark in outcome.remarks)
+    cv2.imwrite(str(masks / "17.png"), np.zeros((64, 160), np.uint8))
+    (outcome,) = extract([moved], tmp_path / "out")
+    assert f"1 masks in {masks} are of no frame of this bag" in outcome.remarks
+
+
 def test_messages_recorded_at_the_same_time_are_told_apart(tmp_path):
     # A simulated clock that ticks every other frame; partners are recorded in another order than their images.
     at = {m.time: START + (m.time - START) // (2 * PERIOD) * 2 * PERIOD + 3 * PERIOD for m in drive(6)}

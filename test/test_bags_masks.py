@@ -393,8 +393,24 @@ def test_later_masks_come_into_the_label_set_of_earlier_ones(extraction, tmp_pat
         import_masks(extraction, tmp_path / "out", STREET)
     shuffled = LabelSet("shuffled", tuple(reversed(COLOURS.labels)))
     export_masks(extraction, tmp_path / "more", "png", shuffled, lambda frame, image: np.full((64, 96), 1, np.uint8))
-    assert import_masks(extraction, tmp_path / "more").labels == COLOURS
+    assert import_masks(extraction, tmp_path / "more", replace=True).labels == COLOURS
     assert all((mask == 3).all() for mask in stored(extraction).values())
+
+
+def test_a_second_import_does_not_take_the_first_ones_masks_away(extraction, tmp_path, command):
+    """Two people draw, the same frame too: what is there stays, unless the new is asked for."""
+    names = [frame.name for frame in extraction.frames]
+    first = {name: patchwork(seed, 5) for seed, name in enumerate(names[:2])}
+    second = {names[0]: first[names[0]], names[1]: np.full((64, 96), 1, np.uint8), names[2]: patchwork(7, 5)}
+    for folder, masks in (("anna", first), ("ben", second)):
+        export_masks(extraction, tmp_path / folder, "png", COLOURS, lambda frame, image, masks=masks: masks.get(frame.name))
+    import_masks(extraction, tmp_path / "anna")
+    said = command(extraction.root, "--masks", tmp_path / "ben")
+    assert said.startswith("1 3 of 3 frames have masks now") and "; 2 taken: " in said
+    assert f"{names[1].split('/')[1]}.png is there and says otherwise; --replace takes the new one" in said
+    assert all(np.array_equal(mask, {**second, **first}[name]) for name, mask in stored(extraction).items())
+    assert command(extraction.root, "--masks", tmp_path / "ben", "--replace").startswith("0 3 of 3 frames")
+    assert all(np.array_equal(mask, second[name]) for name, mask in stored(extraction).items())
 
 
 def test_a_folder_without_a_mask_says_what_would_be_one(extraction, tmp_path):
@@ -469,7 +485,7 @@ def test_masks_in_several_formats_ask_for_a_choice_and_take_it(extraction, tmp_p
         import_masks(extraction, tmp_path / "both")
     assert not stored(extraction)
     for seed, form in enumerate(("cvat", "png", "coco")):
-        import_masks(extraction, tmp_path / "both", form=form)
+        import_masks(extraction, tmp_path / "both", form=form, replace=True)
         assert all(np.array_equal(mask, patchwork(seed, 5)) for mask in stored(extraction).values())
 
 
@@ -549,6 +565,9 @@ def test_masks_left_out_are_listed_and_the_status_says_so(extraction, tmp_path, 
         (["--export", "png", "--out", "x", "--from", "air"], "nothing 'air' to start from"),
         (["--export", "png", "--out", "x", "--from", "bag"], "labels of kind 'bag' are asked for, but .* have none"),
         (["--pseudo", "--scales", "big"], "--scales takes numbers"),
+        (["--pseudo", "--held-out", "0.2", "--labels", "street"], "leave out --labels, --held-out: --pseudo does not read them"),
+        (["--masks", "x", "--from", "model"], "leave out --from: --masks does not read it"),
+        (["--export", "png", "--out", "x", "--no-flip", "--format", "png"], "leave out --format, --flip: --export does not"),
         *(
             (["--export", "png", "--out", "x", "--held-out", "0.2", "--block", block], f"block a finite time .*, got 0.2 and {block}")
             for block in ("nan", "inf", "1e-10", "0.0")

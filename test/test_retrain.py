@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -25,7 +26,7 @@ from lix_core.bags.pseudo import PseudoSettings
 from lix_core.camera import Camera
 from lix_core.cli.main import app
 from lix_core.data.bag import BagDataset
-from lix_core.errors import BundleError, DataError, LabelError, TrainingError
+from lix_core.errors import BundleError, DataError, LabelError, SourceError, TrainingError
 from lix_core.labels import Label, LabelSet
 from lix_core.runtime.bundle import Bundle
 from lix_core.runtime.segmenter import Segmenter
@@ -45,6 +46,7 @@ from lix_core.training.retrain import (
     tuned,
     verdict,
 )
+from lix_core.training.provenance import Lineage
 from lix_core.training.run import fit, load_network
 from recorded import PERIOD, START, Recorded, camera_info, image, text, write
 from tiny_street import TINY, TinyStreet
@@ -74,6 +76,11 @@ def old_config(kind: str, steps: int) -> object:
         "distill": {"method": "none"},
     }
     return from_dict(tree)
+
+
+def line_of(config: object, start: Lineage | None = None) -> Lineage:
+    """A run of which no more is asked than its configuration, and that it started from."""
+    return Lineage(SimpleNamespace(config=config), start=start)
 
 
 def write_drive(path: Path, frames: int = 40, labels: bool = True, night: bool = True) -> Path:
@@ -202,12 +209,12 @@ def test_held_out_frames_without_a_label_are_told_before_anything_is_trained(old
 
 def test_old_data_keep_their_share_of_every_batch_and_the_schedule_is_the_tasks(old, tmp_path):
     task = task_of(old, tmp_path, share=0.25, lr=0.1, overrides=("optim.ema=0.7",))
-    config = tuned(task, load_network(old / "student")[1].config, NEW_FRAMES, VAL_FRAMES, 7, "student")
+    config = tuned(task, line_of(load_network(old / "student")[1].config), NEW_FRAMES, VAL_FRAMES, 7, "student")
     assert [(s.dataset, s.per_batch) for s in config.data.sources] == [("tiny", 0), ("bag", 1)]
     assert (config.optim.steps, config.optim.lr, config.optim.ema, config.distill.method) == (7, pytest.approx(1e-3), 0.7, "lix")
     assert (config.data.val.split, config.data.val.dataset) == ("val", "bag")
-    assert tuned(task, config, NEW_FRAMES, None, 7, "student").data.val is None
-    alone = tuned(replace(task, share=1.0), config, NEW_FRAMES, VAL_FRAMES, 7, "student")
+    assert tuned(task, line_of(config), NEW_FRAMES, None, 7, "student").data.val is None
+    alone = tuned(replace(task, share=1.0), line_of(config), NEW_FRAMES, VAL_FRAMES, 7, "student")
     assert [s.dataset for s in alone.data.sources] == ["bag"]
 
 
@@ -215,10 +222,10 @@ def test_old_data_keep_their_share_of_every_batch_and_the_schedule_is_the_tasks(
 def test_a_shorter_run_has_shorter_epochs_and_a_shorter_warm_up(tmp_path, steps, epoch, warmup):
     task, config = Retraining((), tmp_path, tmp_path, tmp_path), old_config("student", 30)
     config.data.test = VAL_FRAMES
-    optim = tuned(task, config, NEW_FRAMES, VAL_FRAMES, steps, "student").optim
+    optim = tuned(task, line_of(config), NEW_FRAMES, VAL_FRAMES, steps, "student").optim
     assert (optim.steps, optim.steps_per_epoch, optim.warmup, optim.lr) == (steps, epoch, warmup, pytest.approx(3e-3))
-    assert tuned(task, config, NEW_FRAMES, VAL_FRAMES, steps, "student").data.test is None
-    assert tuned(task, old_config("teacher", 30), NEW_FRAMES, None, steps, "teacher").distill.method == "none"
+    assert tuned(task, line_of(config), NEW_FRAMES, VAL_FRAMES, steps, "student").data.test is None
+    assert tuned(task, line_of(old_config("teacher", 30)), NEW_FRAMES, None, steps, "teacher").distill.method == "none"
 
 
 def test_what_a_model_says_is_compared_in_the_ids_of_the_data():
@@ -247,9 +254,9 @@ def test_a_batch_keeps_room_for_old_frames_whatever_its_size(old, tmp_path):
     config = load_network(old / "student")[1].config
     tasks = [task_of(old, tmp_path, share=share, overrides=(f"data.batch={batch}",)) for share, batch in ((0.5, 2), (0.9, 2), (0.5, 1))]
     for task in tasks[:2]:
-        assert [s.per_batch for s in tuned(task, config, NEW_FRAMES, None, 7, "student").data.sources] == [0, 1]
+        assert [s.per_batch for s in tuned(task, line_of(config), NEW_FRAMES, None, 7, "student").data.sources] == [0, 1]
     with pytest.raises(TrainingError, match="a batch of 1 has no room for new frames"):
-        tuned(tasks[2], config, NEW_FRAMES, None, 7, "student")
+        tuned(tasks[2], line_of(config), NEW_FRAMES, None, 7, "student")
 
 
 def test_frames_on_which_nothing_is_labelled_make_no_model_better(tmp_path):
@@ -364,14 +371,86 @@ def test_bags_that_are_not_named_and_models_that_do_not_exist_are_refused_first(
 def test_old_frames_are_where_the_options_say(old, tmp_path):
     task = task_of(old, tmp_path, overrides=("data.val.options={count: 5}", "data.sources.0.root=/moved"))
     record = load_network(old / "student")[1]
-    assert len(old_frames(task, record)) == 5
-    config = tuned(task, record.config, NEW_FRAMES, VAL_FRAMES, 7, "student")
+    assert len(old_frames(task, line_of(record.config))) == 5
+    config = tuned(task, line_of(record.config), NEW_FRAMES, VAL_FRAMES, 7, "student")
     assert [source.root for source in config.data.sources] == ["/moved", "x"] and config.data.val == VAL_FRAMES
+
+
+def test_weekly_retrainings_go_by_the_first_runs_schedule_and_validation_frames(old, tmp_path):
+    """However many there were: no learning rate that shrinks from week to week, and nothing forgotten that the first run knew."""
+    line = line_of(load_network(old / "student")[1].config)
+    for week in range(3):
+        task = task_of(old, tmp_path / str(week), lr=0.3, overrides=("data.val.options={count: 5}",))
+        assert len(old_frames(task, line)) == 5 and old_frames(task, line).split == "val"
+        config = tuned(task, line, Source("bag", str(week), "train"), VAL_FRAMES if week else None, 100, "student")
+        assert (config.optim.lr, config.optim.steps_per_epoch, config.optim.warmup) == (pytest.approx(3e-3), 30, 2)
+        assert [source.root for source in config.data.sources] == [".", *map(str, range(week + 1))]
+        line = line_of(config, line)
+    # What started from other weights without being a retraining has a schedule of its own.
+    other = line_of(old_config("student", 30), line)
+    assert module.first_of(line_of(tuned(task, other, NEW_FRAMES, None, 9, "student"), other)) is other.record.config
+
+
+def test_bags_recorded_and_deleted_since_do_not_keep_a_retraining_from_going_on(retrained, old, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    shutil.copytree(retrained[0], out)
+    monkeypatch.setattr("lix_core.training.run.Run.train", lambda *_: pytest.fail("trained again"))
+    later, told = write_drive(tmp_path / "later", frames=4), []
+    before = sorted(path.name for path in (out / "extraction").rglob("*"))
+    found = retrain(task_of(old, out, bags=(old / "night", later)), quiet=True, tell=told.append)
+    assert found.after == retrained[1].after and before == sorted(path.name for path in (out / "extraction").rglob("*"))
+    assert "later: remark: left out: the runs began without it; another --out trains on it too" in told
+    assert "| night | 40 | 40 | 40 | 0 |" in (out / "report.md").read_text()
+    # The quota has deleted the bag; its frames are there.
+    description = json.loads((out / "extraction" / "extraction.json").read_text())
+    description["bags"][0]["path"] = str(tmp_path / "deleted")
+    (out / "extraction" / "extraction.json").write_text(json.dumps(description))
+    told.clear()
+    assert retrain(task_of(old, out, bags=(later,)), quiet=True, tell=told.append).after == found.after
+    assert f"night: remark: {tmp_path / 'deleted'} is gone; its frames, made before, are used" in told
+    with pytest.raises(SourceError, match="was extracted with other options: every 1, not 2"):
+        retrain(task_of(old, out, bags=(later,), extraction=Options(every=2)), quiet=True)
+
+
+def test_what_is_wrong_with_bags_is_told_before_anything_is_trained(old, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "fit", lambda *_, **__: pytest.fail("trained"))
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "broken_0.mcap").write_bytes(b"no bag")
+    told = []
+    with pytest.raises(BaseException, match="trained"):
+        retrain(task_of(old, tmp_path / "out", bags=(old / "night", broken)), quiet=True, tell=told.append)
+    assert any(line.startswith("broken: fault: cannot read bag") for line in told)
+
+
+def test_frames_that_an_old_run_has_seen_do_not_judge(retrained, old, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "fit", lambda *_, **__: pytest.fail("trained"))
+    week = {"student": retrained[0] / "student", "teacher": retrained[0] / "teacher", "behind": (old / "student", old / "teacher")}
+    words = "the teacher was trained on other blocks of night, .*: give --held-out 0.25 --block 0.4 as then, or leave these bags out"
+    with pytest.raises(TrainingError, match=words):
+        retrain(task_of(old, tmp_path / "other", block=0.8, **week), quiet=True)
+    with pytest.raises(BaseException, match="trained"):  # held out now as then
+        retrain(task_of(old, tmp_path / "same", **week), quiet=True)
+
+
+def test_pseudo_labels_that_somebody_made_otherwise_are_not_replaced(old, tmp_path, monkeypatch):
+    bare = write_drive(tmp_path / "bare", 12, labels=False)
+    task = task_of(old, tmp_path / "out", bags=(bare,), held_out=0.4)
+    extract([bare], task.out / "extraction", Options(), 1)
+    own = task.out / "extraction" / "pseudo" / "pseudo.json"
+    own.parent.mkdir()
+    own.write_text(json.dumps({"model": {"path": "/models/other.lix"}}))
+    with pytest.raises(TrainingError, match="has pseudo-labels of /models/other.lix, which those of .*teacher would replace"):
+        retrain(task, quiet=True)
+    own.write_text(json.dumps({"model": {"path": str(task.out / "old-teacher.lix")}}))
+    monkeypatch.setattr(module, "fit", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(BaseException, match="trained"):
+        retrain(task, quiet=True)
 
 
 def test_the_command_reads_bags_as_extract_does(old, tmp_path, monkeypatch):
     tasks = []
-    monkeypatch.setattr(module, "retrain", lambda task, watch: tasks.append(task) or Comparison("bag", better=True, why="so"))
+    monkeypatch.setattr(module, "retrain", lambda task, watch, tell: tasks.append(task) or Comparison("bag", better=True, why="so"))
     given = [
         "--image",
         "/image",

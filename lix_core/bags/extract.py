@@ -17,7 +17,7 @@ import json
 import multiprocessing
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
@@ -28,8 +28,8 @@ import cv2
 
 from lix_core import __version__
 from lix_core.bags.check import without_depth
-from lix_core.bags.index import NO_GEOMETRY, BagIndex, FramePlan, Options
-from lix_core.bags.reader import home_of, is_bag, repaired_of
+from lix_core.bags.index import NO_GEOMETRY, BagIndex, FramePlan, Options, fingerprint
+from lix_core.bags.reader import home_of, is_bag, repaired_of, whole_of
 from lix_core.bags.sensors import BagFrame, FrameReader, open_frames
 from lix_core.camera import Camera
 from lix_core.errors import DataError, LabelError, LixError, SourceError
@@ -178,6 +178,17 @@ class BagOutcome:
     remarks: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
 
+    def lines(self, few: int = 5) -> list[str]:
+        """What a user should know of it, a line each; of what is missing in frames, and of those left out, a few."""
+        reasons = list(self.left_out.items())
+        return [
+            *(f"remark: {text}" for text in self.remarks),
+            *(f"{count} frames: {text}" for text, count in list(self.warnings.items())[:few]),
+            *(f"left out {stamp}: {why}" for stamp, why in reasons[:few]),
+            *([f"left out {len(reasons) - few} more"] if len(reasons) > few else []),
+            *(f"fault: {text}" for text in self.faults),
+        ]
+
 
 @dataclass
 class Work:
@@ -263,19 +274,41 @@ def is_replaced(home: Path, index: BagIndex, given: Collection[Path]) -> bool:
     return index.salvaged and repaired_of(home) in given
 
 
-def name_of(home: Path, fingerprint: str, entries: Mapping[str, Mapping[str, Any]]) -> str:
+def is_here(home: Path, start: int, mark: str, entry: Mapping[str, Any]) -> bool:
+    """Whether the bag at `home`, which began at `start` [ns] and has the fingerprint `mark`, is that of a description: in its place, where
+    it may have grown, or moved away from there, where another may be by now."""
+    path = Path(entry["path"])
+    if path == home:
+        return entry["start"] == start or bool(entry.get("faults"))  # of a damaged one the beginning may have been missing
+    return entry["fingerprint"] == mark and (not path.exists() or mark_of(path)[1] != mark)
+
+
+def mark_of(home: Path) -> tuple[int, str]:
+    """When a bag began [ns], and its fingerprint; (0, "") where there is none that can be read."""
+    try:
+        return whole_of(home, lambda bag: (bag.start, fingerprint(bag)))
+    except SourceError:
+        return 0, ""
+
+
+def known_as(home: Path, entries: Iterable[Mapping[str, Any]]) -> str:
+    """What the bag at `home` is called among those described; "" where it is none of them."""
+    start, mark = mark_of(home)
+    return next((entry["name"] for entry in entries if is_here(home, start, mark, entry)), "")
+
+
+def name_of(home: Path, start: int, mark: str, entries: Mapping[str, Mapping[str, Any]]) -> str:
     """What the bag at `home` is called: as it was before it was repaired or moved; else as its folder or file, with a number where another
     is called so already.
 
-    entries: name -> description, with `path`, `fingerprint` and `faults` of the bag, of those that have names.
+    start, mark: see `is_here`. entries: name -> description, with `path`, `start`, `fingerprint` and `faults` of the bag, of those that
+    have names.
     """
 
-    def was(entry: Mapping[str, Any]) -> bool:
-        path = Path(entry["path"])
-        is_moved = entry["fingerprint"] == fingerprint and not path.exists()
-        return is_moved or (bool(entry.get("faults")) and repaired_of(path) == home)
+    def was_damaged(entry: Mapping[str, Any]) -> bool:
+        return bool(entry.get("faults")) and repaired_of(Path(entry["path"])) == home
 
-    known = [name for name, entry in entries.items() if entry["path"] == str(home)] or [name for name in entries if was(entries[name])]
+    known = [name for name, entry in entries.items() if is_here(home, start, mark, entry) or was_damaged(entry)]
     stem = home.name if home.is_dir() else home.stem
     # masks and pseudo are folders of the extraction itself.
     taken = {*entries, "masks", "pseudo"}
@@ -287,7 +320,7 @@ def prepare(
     home: Path, index: BagIndex, plans: list[FramePlan], reader: FrameReader, out: Path, entries: dict[str, dict[str, Any]]
 ) -> Work:
     """Take up the frames of a bag that are done, and write what is common to all of them. Raises SourceError."""
-    name = name_of(home, index.fingerprint, entries)
+    name = name_of(home, index.start, index.fingerprint, entries)
     for other, entry in entries.items():
         if other != name and entry["fingerprint"] == index.fingerprint:
             index.remarks.append(f"it looks like a copy of bag {other} ({entry['path']}): all its frames are here twice")
@@ -311,6 +344,9 @@ def prepare(
     wanted = {plan.stamp for plan in plans}
     rows = {stamp: row for stamp, row in rows.items() if stamp in wanted and files_exist(folder, row)}
     entries[name] = entry
+    strays = {path.stem for path in (out / "masks" / name).glob("*.png")} - {str(stamp) for stamp in wanted}
+    if strays:
+        index.remarks.append(f"{len(strays)} masks in {out / 'masks' / name} are of no frame of this bag")
     outcome = BagOutcome(name, index.path, before=len(rows), remarks=index.remarks, faults=index.faults)
     work = Work(folder, index, plans, reader, outcome, rows)
     # Before the new fingerprint is: it must never stand beside frames of a bag that changed since.

@@ -451,9 +451,10 @@ def pairs_of(index: BagIndex, options: Options) -> dict[str, np.ndarray]:
     for role, stream in index.streams.items():
         if role != "image":
             pairs[role] = pair(stamps, stream.stamps, slop, offset_of(role, options))
-            # What the logger recorded with a keyframe is its partner, by the logger's own tolerance.
-            places = {int(stamp): place for place, stamp in enumerate(stream.stamps)} if index.keyframes else {}
-            for place, stamp in enumerate(stamps.tolist() if places else ()):
+            # What the logger recorded with a keyframe is its partner, by the logger's own tolerance. It knew of no offset.
+            recorded = index.keyframes and not offset_of(role, options)
+            places = {int(stamp): place for place, stamp in enumerate(stream.headers)} if recorded else {}
+            for place, stamp in enumerate(image.headers.tolist() if image and places else ()):
                 partner = index.keyframes.get(stamp, NO_KEYFRAME).partners.get(stream.topic)
                 pairs[role][place] = places.get(partner, pairs[role][place])
     return pairs
@@ -531,6 +532,6 @@ def plan_frames(index: BagIndex, options: Options) -> list[FramePlan]:
                 members[role] = stream.key(partners[place])
                 offsets[stream.topic] = int(stream.stamps[partners[place]]) - stamp
         has_depth = GEOMETRIES.get(geometry) in members
-        reasons = index.keyframes.get(stamp, NO_KEYFRAME).reasons
+        reasons = index.keyframes.get(int(image.headers[place]), NO_KEYFRAME).reasons
         plans.append(FramePlan(stamp, members, offsets, geometry if has_depth else NO_GEOMETRY, reasons))
     return plans

@@ -29,6 +29,7 @@ from lix_core.bags.teacher import Teacher, calibrations_of, image_of
 from lix_core.errors import DataError, LabelError, SourceError
 from lix_core.files import make_folder, read_mask, save
 from lix_core.labels import UNLABELLED, Label, LabelMapping, LabelSet
+from lix_core.pixels import decoded
 from lix_core.runtime.bundle import Bundle, find_bundle
 
 # ---- names of classes
@@ -125,6 +126,7 @@ def import_masks(
     path: str | Path,
     labels: LabelSet | None = None,
     form: str = "",
+    replace: bool = False,
     on_mask: Callable[[int], None] = lambda count: None,
 ) -> ImportReport:
     """Masks that people made -> `<extraction>/masks/<bag>/<stamp>.png` and labels.json; what can be used is used.
@@ -133,7 +135,8 @@ def import_masks(
         path: a folder, archive or file of one of FORMATS, or a folder that `export_masks` wrote.
         labels: what the ids in the extraction shall mean; classes of the masks go into it by name. Left out, that of the masks imported
             before, else what is written beside the masks, else that of the bags' label topics, else the classes that the tool names.
-        form: one of FORMATS; "": told by what is there. on_mask: called after each mask, with their number.
+        form: one of FORMATS; "": told by what is there. replace: whether a frame that has another mask already gets the new one; else that
+            one is left out. on_mask: called after each mask, with their number.
 
     Raises:
         SourceError: no masks there, or the extraction cannot be written. DataError: they are not of the format, or not one can be used.
@@ -159,6 +162,8 @@ def import_masks(
             mask, complaint = source.read(name)
             mask = lut[mask]
             check_mask(mask, frame, complaint)
+            if not replace:
+                check_new(mask, extraction.label_path(frame, "masks"))
         except DataError as error:
             report.left_out.append(f"{name}: {error}")
         else:
@@ -185,6 +190,15 @@ def check_mask(mask: np.ndarray, frame: ExtractedFrame, complaint: str) -> None:
         raise DataError(f"it is {mask.shape[1]}x{mask.shape[0]}, the image of {frame.name} is {width}x{height}; masks are not scaled")
     if (mask == UNLABELLED).all():
         raise DataError(complaint or "nothing in it is labelled")
+
+
+def check_new(mask: np.ndarray, before: Path | None) -> None:
+    """Raises DataError where a frame has a mask that says otherwise: somebody's work would be lost."""
+    if before is None:
+        return
+    old = decoded(before.read_bytes(), cv2.IMREAD_UNCHANGED)
+    if old is not None and not np.array_equal(old, mask):
+        raise DataError(f"{before} is there and says otherwise; --replace takes the new one")
 
 
 def labels_of_bags(extraction: Extraction) -> LabelSet | None:

@@ -142,7 +142,7 @@ def make_pseudo_labels(
     on_start: Callable[[int], None] = lambda steps: None,
     on_step: Callable[[], None] = lambda: None,
 ) -> PseudoReport:
-    """Pseudo-labels of all frames; goes on where a run with the same teacher was stopped. Where they are made depends on nothing but that.
+    """Pseudo-labels of all frames, but for those without depth where the model never was without X; goes on where a run with the same teacher was stopped. Where they are made depends on nothing but that.
 
     Args:
         model: a teacher's bundle (RGB + X) or a student's, by name or path.
@@ -166,12 +166,13 @@ def make_pseudo_labels(
     begin_teacher(folder / ".teacher", extraction, bundle, settings)
     # The first thing that a new run takes away is the last that it writes.
     (folder / "pseudo.json").unlink(missing_ok=True)
-    on_start(2 * len(extraction.frames))
+    frames = [frame for frame in extraction.frames if not bundle.manifest.needs_x or teacher.has_depth(frame)]
+    on_start(2 * len(frames))
     report = PseudoReport(to.target, np.zeros((len(to.target), len(REASONS)), np.int64), notes=remarks(extraction, bundle, crew))
-    with Team(crew, min(jobs, len(extraction.frames))) as team:
+    with Team(crew, min(jobs, len(frames))) as team:
         sure = np.zeros((len(to.target), LEVELS), np.int64)
         taught = []
-        for frame, result in team.each("teach", extraction.frames, on_step):
+        for frame, result in team.each("teach", frames, on_step):
             if isinstance(result, str):
                 report.left_out[frame.name] = result
             else:
@@ -192,7 +193,7 @@ def make_pseudo_labels(
     for name in report.left_out:
         (folder / f"{name}.png").unlink(missing_ok=True)
     if not done:
-        why = "; ".join(list(report.left_out.values())[:3]) or "there are none"
+        why = "; ".join(list(report.left_out.values())[:3]) or (bundle.manifest.needs_x if extraction.frames else "there are none")
         raise DataError(f"no frame of {extraction.root} can be labelled: {why}")
     report.thresholds = thresholds / (LEVELS - 1)
     report.frames, report.with_depth = len(done), sum(frame.depth is not None for frame in done)
@@ -388,13 +389,15 @@ def pair_counts(ids: np.ndarray, values: np.ndarray, classes: int, levels: int) 
 def remarks(extraction: Extraction, bundle: Bundle, crew: Crew) -> list[str]:
     """What is asked for and cannot be had."""
     notes, count = [], len(extraction.frames)
-    without = sum(frame.depth is None or crew.teacher.calibrations[frame.bag].camera is None for frame in extraction.frames)
+    without = sum(not crew.teacher.has_depth(frame) for frame in extraction.frames)
     if bundle.manifest.size.height:
         notes.append(f"model {bundle.manifest.name!r} has a canvas of fixed size: it is run at scale 1 alone")
     if without and bundle.manifest.x:
-        never = ", which it never did in training" if bundle.manifest.needs_x else ""
-        notes.append(f"{without} of {count} frames have no depth: for them the teacher goes by the image alone{never}")
-    if without and crew.settings.geometry:
+        alone = "for them the teacher goes by the image alone"
+        if bundle.manifest.needs_x:
+            alone = f"they get no labels, for {bundle.manifest.needs_x}"
+        notes.append(f"{without} of {count} frames have no depth: {alone}")
+    if without and crew.settings.geometry and not bundle.manifest.needs_x:
         notes.append(f"{without} of {count} frames have no depth: they are not checked against the ground")
     if crew.settings.geometry and not (crew.roles != KEPT).any():
         notes.append("no class is known to lie or to stand: nothing is checked against the ground; name some with flat and standing")

@@ -34,6 +34,10 @@ class Teacher:
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
 
+    def has_depth(self, frame: ExtractedFrame) -> bool:
+        """Whether X can be made of a frame: it has depth, and a camera to it."""
+        return frame.depth is not None and self.calibrations[frame.bag].camera is not None
+
     def probabilities(self, frame: ExtractedFrame) -> np.ndarray:
         """(C, H, W) float32 of a frame; a model with X goes by the image alone where a frame has no depth.
 

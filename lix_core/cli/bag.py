@@ -166,12 +166,7 @@ def extract(
     for outcome in outcomes:
         frames = outcome.done + outcome.before
         print(f"{outcome.name}: {frames} frames ({outcome.done} new), {outcome.with_depth} with depth, {outcome.with_labels} with labels")
-        reasons = list(outcome.left_out.items())
-        lines = [f"remark: {r}" for r in outcome.remarks]
-        lines += [f"{count} frames: {warning}" for warning, count in list(outcome.warnings.items())[:5]]
-        lines += [f"left out {stamp}: {why}" for stamp, why in reasons[:5]]
-        lines += [f"left out {len(reasons) - 5} more"] * (len(reasons) > 5)
-        print("".join(f"  {line}\n" for line in [*lines, *(f"fault: {f}" for f in outcome.faults)]), end="")
+        print("".join(f"  {line}\n" for line in outcome.lines()), end="")
     print(f"in {out}")
     if any(outcome.faults or outcome.left_out for outcome in outcomes):
         raise typer.Exit(1)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lix_core.cli.progress import progress_bar
+from lix_core.cli.typed import typed
 from lix_core.errors import DataError, SourceError, TrainingError
 from lix_core.files import make_folder, read_mask, save
 from lix_core.metrics import ConfusionMatrix
@@ -43,8 +44,7 @@ def evaluate(
 ) -> None:
     """Score a model against labelled images, or a training run on its data: one confusion matrix over all pixels."""
     others, use = (OF_RUN, "with --run RUN") if run is None else (OF_MODEL, "for a model on folders, without --run")
-    given = [f"--{name.replace('_', '-')}" for name in others if context.get_parameter_source(name).name == "COMMANDLINE"]
-    if given:
+    if given := typed(context, others):
         raise SourceError(f"leave out {', '.join(given)}: only {use}")
     if json_file:
         make_folder(json_file.parent)

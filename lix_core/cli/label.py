@@ -12,11 +12,22 @@ from rich.console import Console
 from rich.table import Table
 
 from lix_core.cli.progress import progress_bar
+from lix_core.cli.typed import typed
 from lix_core.errors import SourceError
 from lix_core.runtime.backends import DEFAULT_BACKEND
 
 
+MAKING = ("remap", "flip", "scales", "confidence", "share", "floor", "geometry", "flat", "standing", "rows", "jobs")
+OF = {
+    "--masks": ("format", "replace", "labels"),
+    "--export": ("out", "frames", "held_out", "block", "start_from", "labels", "model", "backend"),
+    "--pseudo": (*MAKING, "model", "backend"),
+}
+"""What is done -> the parameters that are read for it."""
+
+
 def label(
+    context: typer.Context,
     extraction: Path = typer.Argument(..., help="Folder of `lix bag extract`."),
     masks: Optional[Path] = typer.Option(
         None, help="Import masks that people made: a folder, a zip or a COCO file; which frame each is of is told by the stamp in its name."
@@ -33,7 +44,10 @@ def label(
         "", "--from", help="With --export, what people start from: model, masks, bag or pseudo; empty: nothing."
     ),
     format: str = typer.Option("", help="With --masks: png, cvat or coco; left out, it is told by what is there."),
-    labels: str = typer.Option("", help="Label set of masks: a labels.json, or the name or path of a model that has it."),
+    replace: bool = typer.Option(False, "--replace", help="With --masks: where a frame has another mask already, take the new one."),
+    labels: str = typer.Option(
+        "", help="With --masks or --export: the label set: a labels.json, or the name or path of a model that has it."
+    ),
     model: str = typer.Option("street", help="Teacher (RGB + X) or student: a model's name or the path of a bundle."),
     backend: str = typer.Option(DEFAULT_BACKEND, help="onnxruntime, openvino, torch or auto."),
     remap: Optional[Path] = typer.Option(None, help="With --pseudo: YAML file that renames and merges the model's classes."),
@@ -58,9 +72,12 @@ def label(
         raise SourceError(
             f"lix bag label does one thing at a time: give one of --masks, --export, --pseudo; got {', '.join(chosen) or 'none'}"
         )
+    every = dict.fromkeys(name for names in OF.values() for name in names)
+    if wrong := typed(context, (name for name in every if name not in OF[chosen[0]])):
+        raise SourceError(f"leave out {', '.join(wrong)}: {chosen[0]} does not read {'it' if len(wrong) == 1 else 'them'}")
     opened = Extraction.open(extraction)
     if masks:
-        import_from(opened, masks, labels, format)
+        import_from(opened, masks, labels, format, replace)
     elif export:
         if held_out:
             keep_held_out(opened, held_out, block)
@@ -91,16 +108,19 @@ def label_set(text: str) -> Any:
     return read_label_set(Path(text).expanduser()) if text.endswith(".json") else Bundle.load(find_bundle(text)).manifest.labels
 
 
-def import_from(extraction: Any, path: Path, labels: str, form: str) -> None:
+def import_from(extraction: Any, path: Path, labels: str, form: str, replace: bool) -> None:
     from lix_core.bags.masks import import_masks
 
     with progress_bar() as progress:
         task = progress.add_task("importing", total=None, note="")
-        report = import_masks(extraction, path, label_set(labels), form, lambda count: progress.update(task, advance=1, total=count))
+        report = import_masks(extraction, path, label_set(labels), form, replace, lambda n: progress.update(task, advance=1, total=n))
     total = report.pixels.sum()
     names = (*report.labels.names, "unlabelled")
     shares = ", ".join(f"{name} {100 * n / total:.3g} %" for name, n in zip(names, report.pixels) if n)
-    print(f"{len(report.imported)} of {len(extraction.frames)} frames have masks now, in {extraction.root / 'masks'}: {shares}")
+    having = sum(extraction.label_path(frame, "masks") is not None for frame in extraction.frames)
+    print(
+        f"{having} of {len(extraction.frames)} frames have masks now, in {extraction.root / 'masks'}; {len(report.imported)} taken: {shares}"
+    )
     for line in report.notes:
         print(f"  note: {line}")
     for line in report.left_out:
@@ -144,15 +164,20 @@ def make_pseudo(extraction: Any, settings: Any, model: str, backend: str, remap:
     from lix_core.labels import LabelMapping
 
     mapping = (lambda source: LabelMapping.load(source, remap)) if remap else None
-    started, done = time.perf_counter(), 0
+    started, done, half = time.perf_counter(), 0, len(extraction.frames)
     with progress_bar() as progress:
         task = progress.add_task("teaching", total=None, note="")
 
         def on_step() -> None:
             nonlocal done
             done += 1
-            what = "teaching" if done <= len(extraction.frames) else "checking"
+            what = "teaching" if done <= half else "checking"
             progress.update(task, advance=1, description=what, note=f"{done / (time.perf_counter() - started):.1f} frames/s")
+
+        def on_start(steps: int) -> None:
+            nonlocal half
+            half = steps // 2
+            progress.update(task, total=steps)
 
         report = make_pseudo_labels(
             extraction,
@@ -162,7 +187,7 @@ def make_pseudo(extraction: Any, settings: Any, model: str, backend: str, remap:
             backend,
             jobs or len(os.sched_getaffinity(0)),
             rows,
-            lambda steps: progress.update(task, total=steps),
+            on_start,
             on_step,
         )
     Console().print(table_of(report))

@@ -39,11 +39,11 @@ def retrain(
     share: float = typer.Option(0.5, help="Of every batch, the share that is new frames; the rest is the runs' old data."),
     teacher_steps: int = typer.Option(600, min=0, help="Optimiser steps of the teacher; 0 keeps it as it is."),
     student_steps: int = typer.Option(1200, min=1, help="Optimiser steps of the student."),
-    lr: float = typer.Option(0.3, help="Learning rates, as a share of those of the old runs."),
+    lr: float = typer.Option(0.3, help="Learning rates, as a share of those of the first runs, which were no retraining."),
     held_out: float = typer.Option(0.2, help="Share of the bags' time that is not trained on but compared on."),
     block: float = typer.Option(10.0, help="Length of a block of time that is held out or not [s]."),
     gain: float = typer.Option(0.0, help="mIoU by which the new model must be better on held-out frames."),
-    forgetting: float = typer.Option(0.03, help="mIoU that it may lose on the old validation frames."),
+    forgetting: float = typer.Option(0.03, help="mIoU that it may lose on the first run's validation frames."),
     image: str = bag.IMAGE,
     camera_info: str = bag.CAMERA_INFO,
     right_image: str = bag.RIGHT_IMAGE,
@@ -99,7 +99,7 @@ def retrain(
         overrides=tuple(set_ or ()),
     )
     try:
-        found = carry_out(task, lambda step: console.print(f"{step}: {out / STEPS[step]}"))
+        found = carry_out(task, lambda step: console.print(f"{step}: {out / STEPS[step]}"), tell=lambda line: console.print(f"  {line}"))
     except KeyboardInterrupt:
         console.print("\nstopped; the same command goes on from here")
         raise typer.Exit(130) from None

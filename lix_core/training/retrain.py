@@ -15,16 +15,18 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
-from lix_core.bags.extract import BagOutcome, Extraction, extract
+from lix_core.bags.extract import BagOutcome, Extraction, extract, known_as
+from lix_core.bags.extract import begun as begun_with
 from lix_core.bags.index import Options
 from lix_core.bags.pseudo import PseudoSettings, make_pseudo_labels
+from lix_core.bags.reader import home_of
 from lix_core.data.bag import BEST, NS, BagDataset, check_blocks, split_places
 from lix_core.data.registry import open_dataset
 from lix_core.errors import DataError, TrainingError
@@ -35,7 +37,7 @@ from lix_core.runtime.bundle import SUFFIX, Bundle, find_bundle
 from lix_core.runtime.segmenter import Segmenter
 from lix_core.training.config import Config, Source, from_dict, override, to_dict
 from lix_core.training.data import Frames
-from lix_core.training.provenance import lineage, make_bundle
+from lix_core.training.provenance import Lineage, lineage, make_bundle
 from lix_core.training.report import captioned, error_picture
 from lix_core.training.run import Record, RunResult, checksum, fit, load_network
 from lix_core.viz import colorize, contact_sheet
@@ -43,16 +45,20 @@ from lix_core.viz import colorize, contact_sheet
 Labels = Literal["auto", "masks", "bag", "pseudo", "none"]
 TRUE_KINDS = ("masks", "bag")
 """Labels that somebody knows to be right, the best first; a model may be judged by them."""
-FRAMES = ("data.sources", "data.val", "data.test")
+SCORED = ("data.val", "data.test")
+"""Options that say on which frames the first runs were scored."""
+FRAMES = ("data.sources", *SCORED)
 """Options that say which frames the old runs had."""
+RETRAINED = "retrained "
+"""Begins the names of the runs that are made here."""
 SHOWN = 6
 """Held-out frames in the picture of the report."""
 
 
 class Watcher(Protocol):
-    """What is told of the progress: the name of each step as it begins."""
+    """What is told of the progress: the name of each step as it begins; or a line of what a user should know of it."""
 
-    def __call__(self, step: str) -> None: ...
+    def __call__(self, text: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ class Retraining:
     behind those, for data and licences. current: the bundle to beat, by name or path; None: the student's. labels: what the new frames are
     trained with; auto: each with people's masks, else the bags' label topic, else pseudo-labels of the teacher. share: of a batch that is
     new frames. teacher_steps, student_steps: length of the runs; 0 steps of the teacher keep the old one. lr: peak learning rates, as a
-    share of those of the old runs. held_out, block: see BagDataset. gain: mIoU by which the new model must be better. forgetting: mIoU
+    share of those of the first runs, which were no retraining. held_out, block: see BagDataset. gain: mIoU by which the new model must be better. forgetting: mIoU
     that it may lose on the old validation frames. extraction, pseudo: how bags are read and pseudo-labels made. jobs: processes for both.
     overrides: `a.b=value` for both runs.
     """
@@ -118,28 +124,43 @@ class Comparison:
 NEW, OLD = "held-out frames of the bags", "old validation frames"
 
 
-def retrain(task: Retraining, watch: Watcher = lambda step: None, quiet: bool = False) -> Comparison:
+def retrain(task: Retraining, watch: Watcher = lambda step: None, quiet: bool = False, tell: Watcher = lambda line: None) -> Comparison:
     """Carry out what is asked for, or go on with it; the last step writes the report.
+
+    watch: told of each step as it begins. tell: told line by line what a user should know of bags and labels before hours of training.
 
     Raises:
         SourceError: no bag can be read. TrainingError, DataError: runs, bags, labels and old data that do not fit together, all found
             out before anything is trained.
     """
-    record = matching_records(task)
+    lines = matching_lines(task)
+    record = lines["student"].record
     current = model_to_beat(task, record.labels)
-    old = old_frames(task, record)
+    old = old_frames(task, lines["student"])
     make_folder(task.out)
     refuse_foreign_files(task.out)
     watch("frames of the bags")
-    outcomes = extract(list(task.bags), task.out / "extraction", task.extraction, task.jobs)
+    outcomes = frames_there(task) if begun(task.out) else extract(list(task.bags), task.out / "extraction", task.extraction, task.jobs)
+    outcomes += gone(task, outcomes)
     refuse_other_bags(task, outcomes)
+    refuse_other_blocks(task, lines)
+    for outcome in outcomes:
+        for text in outcome.lines():
+            tell(f"{outcome.name}: {text}")
+    if old is None:
+        tell(f"no {OLD}: the first run had none, or they are gone; what is forgotten is not looked at")
     kind, needs_pseudo = kind_of_labels(task)
+    notes: list[str] = []
     note_inputs(task, kind)
     judge = known_judge(task, record)
     if needs_pseudo or judge is None:
         watch("pseudo-labels")
+        refuse_other_pseudo_labels(task)
         bundle_of(task.teacher, task.out / f"old-teacher{SUFFIX}", task.behind)
-        make_pseudo_labels(Extraction.open(task.out / "extraction"), task.out / f"old-teacher{SUFFIX}", task.pseudo, jobs=task.jobs)
+        made = make_pseudo_labels(Extraction.open(task.out / "extraction"), task.out / f"old-teacher{SUFFIX}", task.pseudo, jobs=task.jobs)
+        notes = [*made.notes, *(f"left out {name}: {why}" for name, why in made.left_out.items())]
+        for text in notes:
+            tell(f"pseudo-labels: {text}")
     held = judge or ("pseudo", frames_of(task, "val", "pseudo", record))
     frames_of(task, "train", kind, record)  # what is wrong with them is told before anything is trained
     if not Frames(source_of(task, "val", held[0], record), "").has_labels():
@@ -150,10 +171,10 @@ def retrain(task: Retraining, watch: Watcher = lambda step: None, quiet: bool = 
     teacher = task.teacher
     if task.teacher_steps:
         watch("teacher")
-        config = tuned(task, load_network(task.teacher)[1].config, new, val, task.teacher_steps, "teacher")
+        config = tuned(task, lines["teacher"], new, val, task.teacher_steps, "teacher")
         teacher = Path(fit(config, task.out / "teacher", quiet=quiet, start=task.teacher).folder)
     watch("student")
-    config = tuned(task, record.config, new, val, task.student_steps, "student")
+    config = tuned(task, lines["student"], new, val, task.student_steps, "student")
     student = fit(config, task.out / "student", teacher, quiet=quiet, start=task.student)
     watch("comparison")
     behind = dict.fromkeys((*task.behind, task.teacher, task.student, teacher))
@@ -167,12 +188,12 @@ def retrain(task: Retraining, watch: Watcher = lambda step: None, quiet: bool = 
         candidate.save(taken)
     else:
         taken.unlink(missing_ok=True)
-    report(task, outcomes, kind, comparison, held[1], student, (before, candidate))
+    report(task, outcomes, notes, kind, comparison, held[1], student, (before, candidate))
     return comparison
 
 
-def matching_records(task: Retraining) -> Record:
-    """The student's record. Raises TrainingError where teacher and student are not what they are called, differ in their labels, or a run
+def matching_lines(task: Retraining) -> dict[str, Lineage]:
+    """Teacher and student with the runs behind them, by these names. Raises TrainingError where teacher and student are not what they are called, differ in their labels, or a run
     behind them is not named: without it no bundle can say what is in it."""
     teacher, student = load_network(task.teacher)[1], load_network(task.student)[1]
     for name, run, record in (("teacher", task.teacher, teacher), ("student", task.student, student)):
@@ -182,9 +203,18 @@ def matching_records(task: Retraining) -> Record:
         raise TrainingError(
             f"teacher and student must have one label set, got {', '.join(teacher.labels.names)} and {', '.join(student.labels.names)}"
         )
-    lineage(student, (*task.behind, task.teacher, task.student))
-    lineage(teacher, (*task.behind, task.teacher))
-    return student
+    return {
+        "teacher": lineage(teacher, (*task.behind, task.teacher)),
+        "student": lineage(student, (*task.behind, task.teacher, task.student)),
+    }
+
+
+def first_of(line: Lineage) -> Config:
+    """The configuration of the run that a chain of retrainings began with: learning rates are shares of its, and its validation frames are
+    those on which nothing may be forgotten, however many weeks ago it was."""
+    while line.record.config.name.startswith(RETRAINED) and line.start:
+        line = line.start
+    return line.record.config
 
 
 def model_to_beat(task: Retraining, labels: LabelSet) -> Bundle | None:
@@ -197,10 +227,10 @@ def model_to_beat(task: Retraining, labels: LabelSet) -> Bundle | None:
     return bundle
 
 
-def old_frames(task: Retraining, record: Record) -> Any | None:
-    """The frames on which the old student was validated or tested; None where its run had none, or where no old data is asked for and they
+def old_frames(task: Retraining, student: Lineage) -> Any | None:
+    """The frames on which the first student was validated or tested; None where its run had none, or where no old data is asked for and they
     are gone. Raises DataError."""
-    data = overridden(record.config, task.overrides).data
+    data = overridden(first_of(student), [change for change in task.overrides if change.startswith(SCORED)]).data
     old = data.val or data.test
     try:
         return open_dataset(old.dataset, old.root, old.split, **old.options) if old else None
@@ -208,6 +238,11 @@ def old_frames(task: Retraining, record: Record) -> Any | None:
         if task.share == 1:
             return None
         raise
+
+
+def begun(out: Path) -> bool:
+    """Whether one of the runs in a folder has begun: what it is made of may not change any more."""
+    return any((out / run / "checkpoints").exists() for run in ("teacher", "student"))
 
 
 def note_inputs(task: Retraining, kind: str) -> None:
@@ -224,9 +259,8 @@ def note_inputs(task: Retraining, kind: str) -> None:
         "pseudo": dataclasses.asdict(task.pseudo) if kind in ("pseudo", BEST) else {},
     }
     inputs = json.loads(json.dumps(inputs))
-    begun = any((task.out / run / "checkpoints").exists() for run in ("teacher", "student"))
     try:
-        before = json.loads(path.read_bytes()) if begun and path.exists() else inputs
+        before = json.loads(path.read_bytes()) if begun(task.out) and path.exists() else inputs
         if not isinstance(before, dict):
             raise ValueError("it holds no inputs")
     except ValueError as error:
@@ -243,6 +277,72 @@ def refuse_foreign_files(out: Path) -> None:
         for name in ("report.md", "report.jpg", "comparison.json", *bundles):
             if (out / name).exists():
                 raise TrainingError(f"{out / name} is there, and of no retraining: it would be replaced; name another folder")
+
+
+def frames_there(task: Retraining) -> list[BagOutcome]:
+    """The frames that the runs in the folder began with, of the bags that are named. What was recorded since comes too late for them, and a
+    bag that has grown keeps the frames that it had.
+
+    Raises SourceError where the options are others.
+    """
+    root = task.out / "extraction"
+    begun_with(root, task.extraction)
+    found, outcomes = Extraction.open(root), []
+    for path in task.bags:
+        home = home_of(path).resolve()
+        name = known_as(home, found.bags)
+        outcomes.append(there(found, name, home) if name else BagOutcome(home.name, home, remarks=[TOO_LATE]))
+    return outcomes
+
+
+TOO_LATE = "left out: the runs began without it; another --out trains on it too"
+
+
+def there(found: Extraction, name: str, home: Path, *remarks: str) -> BagOutcome:
+    """What an extraction has of a bag."""
+    entry = next(bag for bag in found.bags if bag["name"] == name)
+    frames = [frame for frame in found.frames if frame.bag == name]
+    depths, labels = sum(frame.depth is not None for frame in frames), sum(frame.labels is not None for frame in frames)
+    texts = [*remarks, *entry.get("remarks", ())]
+    return BagOutcome(name, home, 0, len(frames), depths, labels, remarks=texts, faults=list(entry.get("faults", ())))
+
+
+def gone(task: Retraining, outcomes: Sequence[BagOutcome]) -> list[BagOutcome]:
+    """Bags of which the folder has frames, and which are no longer where they were: for a quota, say. Their frames stay."""
+    found, named = Extraction.open(task.out / "extraction"), {outcome.name for outcome in outcomes}
+    left = [(bag["name"], Path(bag["path"])) for bag in found.bags if bag["name"] not in named and not Path(bag["path"]).exists()]
+    return [there(found, name, path, f"{path} is gone; its frames, made before, are used") for name, path in left]
+
+
+def refuse_other_blocks(task: Retraining, lines: Mapping[str, Lineage]) -> None:
+    """Raises TrainingError where an old run was trained on frames that would be held out here: of the same bags, in other blocks."""
+    bags = {bag["fingerprint"]: bag["name"] for bag in Extraction.open(task.out / "extraction").bags}
+    for name, line in lines.items():
+        for source in overridden(line.record.config, unscored(task.overrides)).data.sources:
+            if source.dataset != "bag" or not Extraction.is_one(source.root):
+                continue
+            then = tuple(source.options.get(key, getattr(Retraining, key)) for key in ("held_out", "block"))
+            both = [bags[bag["fingerprint"]] for bag in Extraction.open(source.root).bags if bag["fingerprint"] in bags]
+            if both and then != (task.held_out, task.block):
+                raise TrainingError(
+                    f"the {name} was trained on other blocks of {', '.join(both)}, some of which would be held out now, and judge what has "
+                    f"seen them: give --held-out {then[0]:g} --block {then[1]:g} as then, or leave these bags out"
+                )
+
+
+def refuse_other_pseudo_labels(task: Retraining) -> None:
+    """Raises TrainingError where the folder has pseudo-labels that somebody made in another way: they would be replaced."""
+    folder = task.out / "extraction" / "pseudo"
+    try:
+        model = json.loads((folder / "pseudo.json").read_bytes())["model"]
+        own = Path(model["path"]).resolve() == (task.out / f"old-teacher{SUFFIX}").resolve()
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if not own:
+        raise TrainingError(
+            f"{folder} has pseudo-labels of {model['path']}, which those of {task.teacher} would replace: move them away, or name "
+            "another folder"
+        )
 
 
 def refuse_other_bags(task: Retraining, outcomes: Sequence[BagOutcome]) -> None:
@@ -301,12 +401,12 @@ def bundle_of(run: Path, path: Path, behind: Sequence[Path]) -> Bundle:
     return Bundle.load(path)
 
 
-def tuned(task: Retraining, old: Config, new: Source, val: Source | None, steps: int, name: str) -> Config:
+def tuned(task: Retraining, old: Lineage, new: Source, val: Source | None, steps: int, name: str) -> Config:
     """The configuration of an old run, for `steps` on its data and on new frames, which have their share of every batch. val: what
     chooses the checkpoint, if anything does.
     """
-    config = overridden(old, task.overrides)
-    config.name, data, optim = f"retrained {name}", config.data, config.optim
+    config, first = overridden(old.record.config, unscored(task.overrides)), first_of(old).optim
+    config.name, data, optim = f"{RETRAINED}{name}", config.data, config.optim
     batch = data.batch
     places = max(1, round(task.share * batch))
     if task.share < 1:
@@ -316,12 +416,17 @@ def tuned(task: Retraining, old: Config, new: Source, val: Source | None, steps:
     sources = [dataclasses.replace(source, per_batch=0) for source in data.sources] if places < batch else []
     data.sources = [*sources, dataclasses.replace(new, per_batch=places)]
     data.val, data.test = val, None
-    optim.steps, optim.lr = steps, optim.lr * task.lr
-    optim.steps_per_epoch, optim.warmup = min(optim.steps_per_epoch, steps), min(optim.warmup, steps // 10)
+    optim.steps, optim.lr = steps, first.lr * task.lr
+    optim.steps_per_epoch, optim.warmup = min(first.steps_per_epoch, steps), min(first.warmup, steps // 10)
     if name == "student" and config.distill.method == "none":
         config.distill.method = "lix"
     # Again, for what was set here since; but for the frames, which say what the old ones are.
     return overridden(config, [change for change in task.overrides if not change.startswith(FRAMES)])
+
+
+def unscored(changes: Sequence[str]) -> list[str]:
+    """Changes but for those of frames that were scored, which a run that was retrained may not have."""
+    return [change for change in changes if not change.startswith(SCORED)]
 
 
 def overridden(config: Config, changes: Sequence[str]) -> Config:
@@ -382,13 +487,14 @@ def verdict(task: Retraining, found: Comparison) -> tuple[bool, str]:
 def report(
     task: Retraining,
     outcomes: Sequence[BagOutcome],
+    notes: Sequence[str],
     kind: str,
     found: Comparison,
     frames: BagDataset,
     student: RunResult,
     models: tuple[Bundle, Bundle],
 ) -> None:
-    """report.md and report.jpg. models: before and after."""
+    """report.md and report.jpg. notes: on the pseudo-labels. models: before and after."""
     extraction = Extraction.open(task.out / "extraction")
     reasons = Counter(reason for frame in extraction.frames for reason in frame.reasons)
     taken = (
@@ -419,6 +525,8 @@ def report(
         *(f"- {outcome.name}: {text}" for outcome in outcomes for text in (*outcome.faults, *outcome.remarks)),
         *(f"- {outcome.name}: {count} frames: {text}" for outcome in outcomes for text, count in outcome.warnings.items()),
         *([f"- Why frames were recorded: {', '.join(f'{name} {count}' for name, count in reasons.most_common())}."] if reasons else []),
+        *(f"- Pseudo-labels: {text}." for text in notes),
+        *([] if OLD in found.before else [f"- There are no {OLD}: what was forgotten was not looked at."]),
         f"- Trained with labels of kind `{kind}`; {len(frames)} held-out frames judged by `{found.kind}`: {judged}.",
         f"- Student: {student.steps} steps, {student.seconds / 60:.0f} min on {student.device}, {share:.0%} of each batch new frames.",
         "",
