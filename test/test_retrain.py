@@ -32,6 +32,7 @@ from lix_core.runtime.bundle import Bundle
 from lix_core.runtime.segmenter import Segmenter
 from lix_core.training import retrain as module
 from lix_core.training.config import Source, from_dict
+from lix_core.training.provenance import Lineage
 from lix_core.training.retrain import (
     NEW,
     OLD,
@@ -46,7 +47,6 @@ from lix_core.training.retrain import (
     tuned,
     verdict,
 )
-from lix_core.training.provenance import Lineage
 from lix_core.training.run import fit, load_network
 from recorded import PERIOD, START, Recorded, camera_info, image, text, write
 from tiny_street import TINY, TinyStreet

@@ -142,7 +142,8 @@ def make_pseudo_labels(
     on_start: Callable[[int], None] = lambda steps: None,
     on_step: Callable[[], None] = lambda: None,
 ) -> PseudoReport:
-    """Pseudo-labels of all frames, but for those without depth where the model never was without X; goes on where a run with the same teacher was stopped. Where they are made depends on nothing but that.
+    """Pseudo-labels of all frames, but for those without depth where the model never was without X; goes on where a run with the same
+    teacher was stopped. Where they are made depends on nothing but that.
 
     Args:
         model: a teacher's bundle (RGB + X) or a student's, by name or path.

@@ -16,7 +16,6 @@ from lix_core.cli.typed import typed
 from lix_core.errors import SourceError
 from lix_core.runtime.backends import DEFAULT_BACKEND
 
-
 MAKING = ("remap", "flip", "scales", "confidence", "share", "floor", "geometry", "flat", "standing", "rows", "jobs")
 OF = {
     "--masks": ("format", "replace", "labels"),
@@ -119,7 +118,8 @@ def import_from(extraction: Any, path: Path, labels: str, form: str, replace: bo
     shares = ", ".join(f"{name} {100 * n / total:.3g} %" for name, n in zip(names, report.pixels) if n)
     having = sum(extraction.label_path(frame, "masks") is not None for frame in extraction.frames)
     print(
-        f"{having} of {len(extraction.frames)} frames have masks now, in {extraction.root / 'masks'}; {len(report.imported)} taken: {shares}"
+        f"{having} of {len(extraction.frames)} frames have masks now, in {extraction.root / 'masks'}; "
+        f"{len(report.imported)} taken: {shares}"
     )
     for line in report.notes:
         print(f"  note: {line}")

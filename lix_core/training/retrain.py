@@ -69,9 +69,9 @@ class Retraining:
     behind those, for data and licences. current: the bundle to beat, by name or path; None: the student's. labels: what the new frames are
     trained with; auto: each with people's masks, else the bags' label topic, else pseudo-labels of the teacher. share: of a batch that is
     new frames. teacher_steps, student_steps: length of the runs; 0 steps of the teacher keep the old one. lr: peak learning rates, as a
-    share of those of the first runs, which were no retraining. held_out, block: see BagDataset. gain: mIoU by which the new model must be better. forgetting: mIoU
-    that it may lose on the old validation frames. extraction, pseudo: how bags are read and pseudo-labels made. jobs: processes for both.
-    overrides: `a.b=value` for both runs.
+    share of those of the first runs, which were no retraining. held_out, block: see BagDataset. gain: mIoU by which the new model must be
+    better. forgetting: mIoU that it may lose on the old validation frames. extraction, pseudo: how bags are read and pseudo-labels made.
+    jobs: processes for both. overrides: `a.b=value` for both runs.
     """
 
     bags: tuple[Path, ...]
@@ -193,8 +193,8 @@ def retrain(task: Retraining, watch: Watcher = lambda step: None, quiet: bool = 
 
 
 def matching_lines(task: Retraining) -> dict[str, Lineage]:
-    """Teacher and student with the runs behind them, by these names. Raises TrainingError where teacher and student are not what they are called, differ in their labels, or a run
-    behind them is not named: without it no bundle can say what is in it."""
+    """Teacher and student with the runs behind them, by these names. Raises TrainingError where teacher and student are not what they are
+    called, differ in their labels, or a run behind them is not named: without it no bundle can say what is in it."""
     teacher, student = load_network(task.teacher)[1], load_network(task.student)[1]
     for name, run, record in (("teacher", task.teacher, teacher), ("student", task.student, student)):
         if record.config.model.kind != name:
@@ -228,8 +228,8 @@ def model_to_beat(task: Retraining, labels: LabelSet) -> Bundle | None:
 
 
 def old_frames(task: Retraining, student: Lineage) -> Any | None:
-    """The frames on which the first student was validated or tested; None where its run had none, or where no old data is asked for and they
-    are gone. Raises DataError."""
+    """The frames on which the first student was validated or tested; None where its run had none, or where no old data is asked for and
+    they are gone. Raises DataError."""
     data = overridden(first_of(student), [change for change in task.overrides if change.startswith(SCORED)]).data
     old = data.val or data.test
     try:
