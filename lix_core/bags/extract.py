@@ -308,7 +308,8 @@ def name_of(home: Path, start: int, mark: str, entries: Mapping[str, Mapping[str
     def was_damaged(entry: Mapping[str, Any]) -> bool:
         return bool(entry.get("faults")) and repaired_of(Path(entry["path"])) == home
 
-    known = [name for name, entry in entries.items() if is_here(home, start, mark, entry) or was_damaged(entry)]
+    known = [name for name, entry in entries.items() if is_here(home, start, mark, entry)]
+    known = known or [name for name, entry in entries.items() if was_damaged(entry)]
     stem = home.name if home.is_dir() else home.stem
     # masks and pseudo are folders of the extraction itself.
     taken = {*entries, "masks", "pseudo"}
