@@ -229,7 +229,7 @@ def extract(
     make_folder(out)
     entries = begun(out, options)
     given = {expanded(path).resolve() for path in bags}
-    works, others = [], []
+    found, works, others = [], [], []
     for path in bags:
         try:
             home = home_of(path).resolve()
@@ -239,9 +239,15 @@ def extract(
                 remarks = [f"left out: it is damaged, and {repaired_of(home).name} is what is whole of it"]
                 others.append(BagOutcome(home.name, home, remarks=remarks))
             else:
-                works.append(prepare(home, *opened, out, entries))
+                found.append((home, *opened))
         except SourceError as error:
             others.append(BagOutcome(expanded(path).name, expanded(path), faults=[str(error)]))
+    marks = {index.fingerprint for _, index, *_ in found}
+    for home, *opened in found:
+        try:
+            works.append(prepare(home, *opened, out, entries, marks))
+        except SourceError as error:
+            others.append(BagOutcome(home.name, home, faults=[str(error)]))
     if not works:
         raise SourceError("; ".join(fault for outcome in others for fault in outcome.faults) or "no bags are given")
     save_description(out, options, entries)
@@ -274,41 +280,41 @@ def is_replaced(home: Path, index: BagIndex, given: Collection[Path]) -> bool:
     return index.salvaged and repaired_of(home) in given
 
 
-def is_here(home: Path, start: int, mark: str, entry: Mapping[str, Any]) -> bool:
-    """Whether the bag at `home`, which began at `start` [ns] and has the fingerprint `mark`, is that of a description: in its place, where
-    it may have grown, or moved away from there, where another may be by now."""
+def is_here(home: Path, mark: str, marks: Collection[str], entry: Mapping[str, Any]) -> bool:
+    """Whether the bag at `home`, of the fingerprint `mark`, is that of a description: in its place, where it may have changed, or moved
+    away from there, where another may be by now. marks: fingerprints of all the bags that are given, this one among them."""
     path = Path(entry["path"])
     if path == home:
-        return entry["start"] == start or bool(entry.get("faults"))  # of a damaged one the beginning may have been missing
-    return entry["fingerprint"] == mark and (not path.exists() or mark_of(path)[1] != mark)
+        return entry["fingerprint"] == mark or entry["fingerprint"] not in marks
+    return entry["fingerprint"] == mark and (not path.exists() or mark_of(path) != mark)
 
 
-def mark_of(home: Path) -> tuple[int, str]:
-    """When a bag began [ns], and its fingerprint; (0, "") where there is none that can be read."""
+def mark_of(home: Path) -> str:
+    """The fingerprint of a bag; "" where there is none that can be read."""
     try:
-        return whole_of(home, lambda bag: (bag.start, fingerprint(bag)))
+        return whole_of(home, fingerprint)
     except SourceError:
-        return 0, ""
+        return ""
 
 
-def known_as(home: Path, entries: Iterable[Mapping[str, Any]]) -> str:
-    """What the bag at `home` is called among those described; "" where it is none of them."""
-    start, mark = mark_of(home)
-    return next((entry["name"] for entry in entries if is_here(home, start, mark, entry)), "")
+def known_as(homes: Iterable[Path], entries: Sequence[Mapping[str, Any]]) -> dict[Path, str]:
+    """What bags are called among those described; "" for one that is none of them."""
+    marks = {home: mark_of(home) for home in homes}
+    every = set(marks.values())
+    return {home: next((e["name"] for e in entries if is_here(home, mark, every, e)), "") for home, mark in marks.items()}
 
 
-def name_of(home: Path, start: int, mark: str, entries: Mapping[str, Mapping[str, Any]]) -> str:
+def name_of(home: Path, mark: str, marks: Collection[str], entries: Mapping[str, Mapping[str, Any]]) -> str:
     """What the bag at `home` is called: as it was before it was repaired or moved; else as its folder or file, with a number where another
     is called so already.
 
-    start, mark: see `is_here`. entries: name -> description, with `path`, `start`, `fingerprint` and `faults` of the bag, of those that
-    have names.
+    mark, marks: see `is_here`. entries: name -> description, with `path`, `fingerprint` and `faults` of the bag, of those that have names.
     """
 
     def was_damaged(entry: Mapping[str, Any]) -> bool:
         return bool(entry.get("faults")) and repaired_of(Path(entry["path"])) == home
 
-    known = [name for name, entry in entries.items() if is_here(home, start, mark, entry)]
+    known = [name for name, entry in entries.items() if is_here(home, mark, marks, entry)]
     known = known or [name for name, entry in entries.items() if was_damaged(entry)]
     stem = home.name if home.is_dir() else home.stem
     # masks and pseudo are folders of the extraction itself.
@@ -318,10 +324,16 @@ def name_of(home: Path, start: int, mark: str, entries: Mapping[str, Mapping[str
 
 
 def prepare(
-    home: Path, index: BagIndex, plans: list[FramePlan], reader: FrameReader, out: Path, entries: dict[str, dict[str, Any]]
+    home: Path,
+    index: BagIndex,
+    plans: list[FramePlan],
+    reader: FrameReader,
+    out: Path,
+    entries: dict[str, dict[str, Any]],
+    marks: Collection[str],
 ) -> Work:
     """Take up the frames of a bag that are done, and write what is common to all of them. Raises SourceError."""
-    name = name_of(home, index.start, index.fingerprint, entries)
+    name = name_of(home, index.fingerprint, marks, entries)
     for other, entry in entries.items():
         if other != name and entry["fingerprint"] == index.fingerprint:
             index.remarks.append(f"it looks like a copy of bag {other} ({entry['path']}): all its frames are here twice")

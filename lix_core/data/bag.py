@@ -239,7 +239,7 @@ class Recorded:
             index, plans, reader = open_frames(home, options)
             if is_replaced(home, index, homes):
                 continue
-            name = name_of(home, index.fingerprint, entries)
+            name = name_of(home, index.fingerprint, {index.fingerprint}, entries)
             entries[name] = {"path": str(home), "fingerprint": index.fingerprint}
             self._bags[name] = index, reader
             self._calibrations[name] = BagCalibration(reader.camera, index.baseline, index.frame_id)

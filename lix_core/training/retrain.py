@@ -288,9 +288,7 @@ def frames_there(task: Retraining) -> list[BagOutcome]:
     root = task.out / "extraction"
     begun_with(root, task.extraction)
     found, outcomes = Extraction.open(root), []
-    for path in task.bags:
-        home = home_of(path).resolve()
-        name = known_as(home, found.bags)
+    for home, name in known_as([home_of(path).resolve() for path in task.bags], found.bags).items():
         outcomes.append(there(found, name, home) if name else BagOutcome(home.name, home, remarks=[TOO_LATE]))
     return outcomes
 
