@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, Reader, Writer
 
@@ -103,7 +103,9 @@ def closed(tmp_path_factory) -> bytes:
     return next(killed_bag(tmp_path_factory.mktemp("closed") / "bag", is_closed=True).glob("*.mcap")).read_bytes()
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(place=0.9259600989175558, flips=[1])  # makes a channel of the summary look like a message
+@example(place=0.0, flips=[3])  # makes the header look like the footer
 @given(place=st.floats(0, 1), flips=st.lists(st.integers(1, 255), min_size=1, max_size=24))
 def test_wherever_damage_is_the_chunks_beside_it_are_recovered_and_it_is_told(closed, tmp_path_factory, place, flips):
     data, chunks = bytearray(closed), chunks_of(closed)

@@ -227,7 +227,7 @@ def extract(
         SourceError: a folder of other options or one that cannot be written, or no bag can be read.
     """
     make_folder(out)
-    entries = begun(out, options)
+    entries = begun_with(out, options)
     given = {expanded(path).resolve() for path in bags}
     found, works, others = [], [], []
     for path in bags:
@@ -260,7 +260,7 @@ def extract(
     return [*(work.outcome for work in works), *others]
 
 
-def begun(out: Path, options: Options) -> dict[str, dict[str, Any]]:
+def begun_with(out: Path, options: Options) -> dict[str, dict[str, Any]]:
     """Name -> description of the bags that are in a folder already. Raises SourceError where it was begun with other options."""
     if not Extraction.is_one(out):
         return {}

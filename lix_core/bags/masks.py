@@ -29,7 +29,6 @@ from lix_core.bags.teacher import Teacher, calibrations_of, image_of
 from lix_core.errors import DataError, LabelError, SourceError
 from lix_core.files import make_folder, read_mask, save
 from lix_core.labels import UNLABELLED, Label, LabelMapping, LabelSet
-from lix_core.pixels import decoded
 from lix_core.runtime.bundle import Bundle, find_bundle
 
 # ---- names of classes
@@ -194,10 +193,7 @@ def check_mask(mask: np.ndarray, frame: ExtractedFrame, complaint: str) -> None:
 
 def check_new(mask: np.ndarray, before: Path | None) -> None:
     """Raises DataError where a frame has a mask that says otherwise: somebody's work would be lost."""
-    if before is None:
-        return
-    old = decoded(before.read_bytes(), cv2.IMREAD_UNCHANGED)
-    if old is not None and not np.array_equal(old, mask):
+    if before is not None and not np.array_equal(read_mask(before), mask):
         raise DataError(f"{before} is there and says otherwise; --replace takes the new one")
 
 

@@ -130,7 +130,7 @@ class McapPart:
         self._count()
 
     def _scan(self, file: BinaryIO, size: int) -> None:
-        at, places = len(MAGIC), [*self._read_summary(file, size), size]
+        at, places, is_data = len(MAGIC), [*self._read_summary(file, size), size], True
         while True:
             file.seek(at)
             head = file.read(HEAD.size)
@@ -138,10 +138,12 @@ class McapPart:
             is_record, end = 0 < kind <= LAST_OPCODE, at + HEAD.size + length
             limit = places[min(bisect_right(places, at), len(places) - 1)]
             is_whole, dropped = is_record and end <= limit, self.dropped
-            if is_whole or kind == CHUNK:
+            is_data &= (kind, length) != (DATA_END, 4)
+            # Behind the data no record is a message, but a damaged one of the summary may look like it.
+            if (is_whole or kind == CHUNK) and (is_data or kind not in (MESSAGE, CHUNK)):
                 self._note(file, kind, at + HEAD.size, min(end, limit))
             if is_whole:
-                if kind == FOOTER:
+                if kind == FOOTER and self._ends(file, end):
                     return
                 at = end
                 continue
@@ -156,6 +158,12 @@ class McapPart:
                 left = f"the last {size - at} bytes are left out" if size > at else "its end is missing"
                 self.faults.append(f"{self._path.name} has no record at byte {at}: {left}")
             return
+
+    @staticmethod
+    def _ends(file: BinaryIO, end: int) -> bool:
+        """Whether a file's closing magic is there; a damaged record may look like the footer before it."""
+        file.seek(end)
+        return file.read(len(MAGIC)) == MAGIC
 
     def _read_summary(self, file: BinaryIO, size: int) -> list[int]:
         """Take note of what the summary at the end defines; where chunks and the summary begin, ascending. Empty where it has none."""

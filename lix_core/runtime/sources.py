@@ -22,7 +22,7 @@ from lix_core.pixels import natural_key, read_compressed
 from lix_core.runtime import mp4
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
-COUNTED_SUFFIXES = (".mp4", ".avi", ".mov", ".m4v")
+COUNTED_SUFFIXES = (*mp4.SUFFIXES, ".avi")
 """Videos whose files say how many frames they hold; of the others it is an estimate."""
 VIDEO_SUFFIXES = (*COUNTED_SUFFIXES, ".mkv", ".webm", ".mpg", ".mpeg")
 GIVE_UP = 1000

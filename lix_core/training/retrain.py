@@ -22,8 +22,7 @@ from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
-from lix_core.bags.extract import BagOutcome, Extraction, extract, known_as
-from lix_core.bags.extract import begun as begun_with
+from lix_core.bags.extract import BagOutcome, Extraction, begun_with, extract, known_as
 from lix_core.bags.index import Options
 from lix_core.bags.pseudo import PseudoSettings, make_pseudo_labels
 from lix_core.bags.reader import home_of

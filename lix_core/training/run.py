@@ -185,13 +185,13 @@ def frames_of(run: str | Path, record: Record, split: str, root: str | Path, x: 
 
 def check_x(run: str | Path, record: Record, frames: Frames) -> None:
     """Raises TrainingError where frames lack the X that a run's network needs."""
-    if needs_x(record) and not frames.dataset.x_kind:
+    if needs_x(record.config) and not frames.dataset.x_kind:
         raise TrainingError(f"{frames.source.root} has no X, and {run} is of a teacher that never was without {record.x_kind}")
 
 
-def needs_x(record: Record) -> bool:
-    """Whether a network was never without X, so that without it it does not know what it says."""
-    return record.config.model.kind == "teacher" and bool(record.x_channels) and record.config.data.x_dropout == 0
+def needs_x(config: Config) -> bool:
+    """Whether a network is never without X in training, so that without it it does not know what it says."""
+    return config.model.kind == "teacher" and config.data.x_dropout == 0
 
 
 def fit(
@@ -377,7 +377,7 @@ class Run:
             if record.x_kind == self.config.data.x:
                 has = f"no frames of {self._sources()} have any: add a data set that has, or train the teacher with data.x_dropout"
             raise TrainingError(f"the teacher {run} sees X {record.x_kind!r}, {has}")
-        self.teacher_needs_x = needs_x(record)
+        self.teacher_needs_x = needs_x(record.config)
         digest = checksum(run)
         self._check_begun("teacher", digest, f"with another teacher than {run}")
         if not self.begun:
@@ -387,7 +387,7 @@ class Run:
     def _check_scored(self) -> None:
         """A TrainingError where val or test frames cannot be scored: of a teacher that never is without X, those without."""
         for what, frames in (("val", self.data.val), ("test", self.data.test)):
-            if frames and self.config.model.kind == "teacher" and not self.config.data.x_dropout and not frames.dataset.x_kind:
+            if frames and needs_x(self.config) and not frames.dataset.x_kind:
                 raise TrainingError(
                     f"data.{what} has no X, without which a teacher that never was without it does not know what it says: name frames that "
                     "have it, none, or train with data.x_dropout"
