@@ -209,6 +209,8 @@ class Camera:
         """
         try:
             data = yaml.safe_load(expanded(path).read_text())
+            if not isinstance(data, dict):
+                raise TypeError("it holds no `key: value` pairs" if data is not None else "it is empty")
             matrices = ("camera_matrix", "distortion_coefficients", "rectification_matrix", "projection_matrix")
             k, d, r, p = (data[name]["data"] for name in matrices)
             return cls(int(data["image_width"]), int(data["image_height"]), k, str(data["distortion_model"]), d, r, p)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lix_core.errors import LixError
+from lix_core.errors import LixError, first_line
 from lix_core.models.networks import Network, Teacher
 from lix_core.runtime.backends import BackendOptions, load_backend
 
@@ -52,6 +52,14 @@ def with_static_padding(module: nn.Module) -> nn.Module:
             setattr(module, name, StaticSame(child))
         else:
             with_static_padding(child)
+    return module
+
+
+def without_fused_attention(module: nn.Module) -> nn.Module:
+    """Have timm's attention written out in matrix products, in place: of the fused one, ONNX and its runtimes know some forms only."""
+    for part in module.modules():
+        if getattr(part, "fused_attn", False):
+            part.fused_attn = False
     return module
 
 
@@ -110,20 +118,24 @@ def export_network(network: Network, mean: tuple[float, ...], std: tuple[float, 
     if with_x:
         example |= {"x": torch.zeros(1, network.x_channels, height, width), "known": torch.zeros(1, height, width, dtype=torch.bool)}
         shapes |= {"x": {2: rows, 3: columns}, "known": {1: rows, 2: columns}}
-    graph = (CameraAndXGraph if with_x else CameraGraph)(with_static_padding(copy.deepcopy(network)), mean, std).eval().cpu()
+    plain = without_fused_attention(with_static_padding(copy.deepcopy(network)))
+    graph = (CameraAndXGraph if with_x else CameraGraph)(plain, mean, std).eval().cpu()
     with warnings.catch_warnings():
         # That image, x and known share their two sizes is meant.
         warnings.filterwarnings("ignore", "# The axis name")
-        program = torch.onnx.export(
-            graph,
-            tuple(example.values()),
-            dynamo=True,
-            verbose=False,
-            opset_version=opset,
-            input_names=list(example),
-            output_names=list(OUTPUTS),
-            dynamic_shapes=shapes,
-        )
+        try:
+            program = torch.onnx.export(
+                graph,
+                tuple(example.values()),
+                dynamo=True,
+                verbose=False,
+                opset_version=opset,
+                input_names=list(example),
+                output_names=list(OUTPUTS),
+                dynamic_shapes=shapes,
+            )
+        except Exception as error:  # of PyTorch's exporter, as many kinds as it has steps
+            raise LixError(f"PyTorch makes no ONNX graph of this network ({first_line(error)}); take another encoder") from error
     model = store_as_float16(program.model_proto)
     onnx.checker.check_model(model)
     return model.SerializeToString()
@@ -145,6 +157,10 @@ def store_as_float16(model: onnx.ModelProto) -> onnx.ModelProto:
     model.graph.node.extend(nodes)
     # Names of classes and files of the exporting machine are of no use to a robot.
     for node in model.graph.node:
+        if node.op_type == "Reshape":  # onnx2torch has no `allowzero`, which says nothing where no tensor is empty
+            kept = [attribute for attribute in node.attribute if attribute.name != "allowzero"]
+            del node.attribute[:]
+            node.attribute.extend(kept)
         node.doc_string = ""
         del node.metadata_props[:]
     return model

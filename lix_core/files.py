@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.parse import quote
 
 import cv2
 import numpy as np
@@ -26,6 +27,16 @@ def expanded(path: str | Path) -> Path:
         return Path(path)
 
 
+class UriPath(type(Path())):
+    """A path that reads as it must in a `file:` URI, for libraries that put paths there as they are: `#`, `?` and `%` mean something."""
+
+    def __str__(self) -> str:
+        return quote(os.fsencode(self))
+
+    def __fspath__(self) -> str:
+        return super().__str__()
+
+
 def make_folder(path: Path) -> None:
     """Create an output folder, and try whether it can be written, before any work is done. Raises SourceError."""
     try:
@@ -34,6 +45,13 @@ def make_folder(path: Path) -> None:
             pass
     except OSError as error:
         raise SourceError(f"cannot write to output folder {path}: {error.strerror}; name another") from None
+
+
+def make_place(path: Path) -> None:
+    """The same for the folder of an output file, in whose place there must be no folder. Raises SourceError."""
+    if path.is_dir():
+        raise SourceError(f"{path} is a folder, and a file is to be written: name one in it")
+    make_folder(path.parent)
 
 
 def make_picture_folder(path: Path) -> None:

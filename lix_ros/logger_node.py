@@ -23,7 +23,7 @@ from lix_core.bags.keyframes import Kept, KeyframeSelector, KeyframeSettings
 from lix_core.bags.reader import header_stamp, load_image
 from lix_core.bags.recording import Recording, RecordingSettings
 from lix_core.bags.writer import Qos, Topic
-from lix_core.errors import DataError, LixError, explain
+from lix_core.errors import DataError, LixError, explain, first_line
 from lix_core.files import expanded
 from lix_core.pixels import to_rgb
 from lix_ros import messages, qos, running
@@ -115,7 +115,13 @@ class LoggerNode(Node):
         images = ("image", "right_image") if self._settings.image_transport == "compressed" else ()
         chosen = {role: f"{LOGGED[role]}/compressed" if role in images else LOGGED[role] for role in self._settings.topics}
         self._roles = {role: self.resolve_topic_name(name) for role, name in chosen.items()}
-        return list(dict.fromkeys([*chosen.values(), *self._settings.extra.split()]))
+        extra = self._settings.extra.split()
+        for name in extra:
+            try:
+                self.resolve_topic_name(name)
+            except Exception as error:  # of rcl or rclpy
+                raise DataError(f"extra: {name!r} is no name of a topic ({first_line(error)})") from None
+        return list(dict.fromkeys([*chosen.values(), *extra]))
 
     def _make_selector(self) -> KeyframeSelector | None:
         settings = self._settings

@@ -74,7 +74,7 @@ class TeacherNode(SegmentationNode):
         profile = settings.image_reliability, settings.image_depth
         self._image_in = self._subscribe(kind, topic, *profile, self._on_image)
         self._depth_in = self._subscribe(Image, "depth", *profile, self._on_depth)
-        self._subscribe(CameraInfo, "camera_info", settings.image_reliability, 1, self._on_camera_info)
+        self._info_in = self._subscribe(CameraInfo, "camera_info", settings.image_reliability, 1, self._on_camera_info)
         self._subscribe(Image, "student/mask", *profile, self._on_student_mask)
         labels = self.create_subscription(
             String, "student/labels", self._on_student_labels, qos.latched(), callback_group=self._input_group
@@ -102,7 +102,19 @@ class TeacherNode(SegmentationNode):
                 self._lag.append(1e-9 * (newest - stamp) + self._settings.offset)
             frames = self._pairer.add(stream, stamp, message)
         for frame in frames:
-            self._offer(frame)
+            if self._lacks_calibration():
+                self._statistics.count("skipped")
+            else:
+                self._offer(frame)
+
+    def _lacks_calibration(self) -> bool:
+        """Whether the model's X does not follow from depth alone, and no camera_info has come yet."""
+        return self._camera_info is None and ENCODINGS[self._kind].quantity != "depth"
+
+    @property
+    def _kind(self) -> str:
+        """Which X the model sees."""
+        return self._pipeline.segmenter.bundle.manifest.x.kind
 
     def _process(self, frame: tuple[Image | CompressedImage, Image], pipeline: Pipeline) -> Header:
         message, depth_message = frame
@@ -116,8 +128,6 @@ class TeacherNode(SegmentationNode):
             )
         kind = pipeline.segmenter.bundle.manifest.x.kind
         camera = camera_of(self._camera_info) if self._camera_info is not None else None
-        if camera is None and ENCODINGS[kind].quantity != "depth":
-            raise ImageError(f"{kind} cannot be told from depth without camera_info; remap `camera_info`")
         x, known = encode(kind, depth=depth, camera=camera.rectified() if camera else None)
         result = pipeline.finish(pipeline.segmenter.segment(image, order, x, known), self._settings)
         self._publish(result, image, order, message.header)
@@ -167,6 +177,10 @@ class TeacherNode(SegmentationNode):
         if silent > self._settings.silence_timeout:
             why = self._why_silent(self._depth_in, "depth", "image_reliability", "it must be a depth image")
             found.append((DiagnosticStatus.WARN, f"no depth on {self._depth_in.topic_name} for {silent:.0f} s: {why}"))
+        if self._lacks_calibration() and now - active_since > self._settings.silence_timeout:
+            why = self._why_silent(self._info_in, "camera_info", "image_reliability", "it must be the calibration of the depth")
+            text = f"no camera_info on {self._info_in.topic_name}, without which depth has no {self._kind}: {why}"
+            found.append((DiagnosticStatus.WARN, text))
         with self._arrival_lock:
             share, lag = self._pairer.share("depth"), float(np.median(self._lag)) if self._lag else 0.0
         # Of the depth, not of the images: a camera may well be faster than what measures depth in its images.

@@ -15,6 +15,7 @@ import yaml
 from rosbags.rosbag2 import Reader
 
 from lix_core.bags import writer as writing
+from lix_core.bags.reader import Bag
 from lix_core.bags.recording import Recording, RecordingSettings
 from lix_core.bags.repair import repair
 from lix_core.bags.space import delete_bag, own_bags
@@ -98,6 +99,21 @@ def test_what_is_written_comes_back_with_types_hashes_and_qos(tmp_path, storage,
     assert information["version"] == 9 and information["message_count"] == 3 and information["storage_identifier"] == storage
     assert information["starting_time"]["nanoseconds_since_epoch"] == 5 and information["duration"]["nanoseconds"] == 4
     assert information["compression_mode"] == ("message" if (storage, compression) == ("sqlite3", "zstd") else "")
+
+
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+@pytest.mark.parametrize("folder", ["lap#1", "lap 50%20", "lap?2", "ü & [x]"])
+def test_a_bag_may_be_in_a_folder_of_any_name(tmp_path, storage, folder):
+    place = tmp_path / folder / folder
+    writer = RosbagsWriter(place, storage)
+    writer.add(Topic("/names", TEXT, (LATCHED,)))
+    writer.write("/names", 5, text("road"))
+    writer.close()
+    assert writer.file.parent == place and writer.file.is_file()
+    for path in (place, writer.file):
+        with Bag(path) as bag:
+            assert not bag.faults and [(recorded, bytes(raw)) for _, _, recorded, raw in bag.messages()] == [(5, text("road"))]
+    assert repair(place).changed == "nothing"
 
 
 @pytest.mark.parametrize("storage", ["mcap", "sqlite3"])

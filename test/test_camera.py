@@ -87,6 +87,13 @@ def test_other_files_are_refused(tmp_path, text):
         Camera.load(path)
 
 
+@pytest.mark.parametrize(("text", "words"), [("", "it is empty"), ("[1, 2]", "it holds no `key: value` pairs")])
+def test_what_a_file_lacks_is_told(tmp_path, text, words):
+    (tmp_path / "camera_info.yaml").write_text(text)
+    with pytest.raises(DataError, match=words):
+        Camera.load(tmp_path / "camera_info.yaml")
+
+
 def test_a_file_that_is_no_text_is_refused(tmp_path):
     path = tmp_path / "camera_info.yaml"
     path.write_bytes(b"\xff\xfe\x80")

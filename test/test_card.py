@@ -103,6 +103,12 @@ def test_every_source_and_every_pretrained_weight_is_named_once_with_its_licence
     ]
 
 
+def test_weights_of_an_encoder_of_ones_own_are_of_unknown_licence(monkeypatch):
+    monkeypatch.setattr("timm.get_pretrained_cfg", lambda name: None)
+    (entry,) = [e for e in data_of(configuration(weights="auto", encoder="mine")) if e["name"] == "pretrained mine"]
+    assert (entry["licence"], entry["source"]) == ("unknown; images under the terms of their data set", "timm, mine")
+
+
 def test_a_student_names_no_weights_of_an_x_encoder_and_a_network_from_scratch_none_at_all():
     student = configuration("student", "open", weights="auto", x_encoder="convnextv2_tiny")
     assert [name for _, name, _ in entries(student)] == ["open train", "open val", "pretrained tf_efficientnet_lite0"]
@@ -327,6 +333,7 @@ def test_a_student_is_exported_with_its_teacher_and_notes_under_the_name_of_the_
         (["--out", "x.onnx"], "a bundle is named NAME.lix, got x.onnx"),
         (["--out", "x.lix", "--checkpoint", "first"], "--checkpoint is best or last, got 'first'"),
         (["--out", "x.lix", "--notes", "missing.md"], "cannot read notes missing.md: No such file"),
+        (["--out", "/proc/x.lix"], "cannot write to output folder /proc"),
         (["--out", "x.lix"], "there is no nowhere/checkpoints/best.ckpt"),
     ],
 )

@@ -16,7 +16,8 @@ import pytest
 
 import bundles
 from lix_core.cli import main
-from lix_core.labels import LabelSet
+from lix_core.files import save_image
+from lix_core.labels import Label, LabelSet
 from lix_core.runtime.bundle import XSpec
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,10 +104,11 @@ def test_predict_never_writes_over_an_image_that_it_is_to_segment(model: Path, i
         (one, link, "color", f"a result would overwrite {link}/frame2.png"),
         (images, images, "overlay", f"--out {images} is the folder of the images"),
         (images, link, "color", f"--out {link} is the folder of the images"),
+        (one, one, "color", f"cannot write to output folder {one}: File exists; name another"),
     ):
         done = lix("predict", given, "-o", out, "--output", output, "--model", model)
         assert done.returncode == 2 and "Traceback" not in done.stderr
-        assert words in done.stderr and "give another --out" in done.stderr
+        assert words in done.stderr and "another" in done.stderr
     assert {path: path.read_bytes() for path in images.iterdir()} == before
     # The overlay of one PNG is a JPEG: beside it, it is in nobody's way.
     assert lix("predict", one, "-o", images, "--model", model).returncode == 0
@@ -135,6 +137,7 @@ def test_predict_leaves_out_what_it_cannot_read_and_says_so(model: Path, images:
         (("predict", "IMAGES", "-o", "out", "--backend", "tensorrt"), "unknown backend 'tensorrt'"),
         (("predict", "IMAGES", "-o", "out", "--remap", "/no/remap.yaml"), "cannot read class remap /no/remap.yaml"),
         (("models", "nobody"), "no model 'nobody'"),
+        (("evaluate", "IMAGES", "IMAGES", "--json", "IMAGES"), "is a folder, and a file is to be written: name one in it"),
         (("evaluate", "IMAGES", "/no/labels"), "3 of 3 labels are missing in /no/labels: frame0.png, frame1.png, frame2.png\n"),
         (("evaluate", "IMAGES", "l", "--split", "val", "--data", "d"), "lix: leave out --split, --data: only with --run RUN\n"),
         (("evaluate", "--run", "r", "--max-pixels", "0"), "leave out --max-pixels: only for a model on folders, without --run\n"),
@@ -254,6 +257,19 @@ def test_evaluate_says_that_a_teacher_is_without_its_x(images: Path, tmp_path: P
 def test_evaluate_refuses_colours_for_labels(model: Path, images: Path) -> None:
     done = lix("evaluate", images, images, "--model", model)
     assert (done.returncode, "ids must be one 8-bit channel" in done.stderr) == (2, True)
+
+
+def test_names_in_brackets_are_shown_as_they_are(images: Path, tmp_path: Path) -> None:
+    names = ("car [parked]", "pole[/x]", "[red]", "b", "c")
+    labels = LabelSet("odd", tuple(Label(name, (10 * i, 0, 0)) for i, name in enumerate(names)))
+    path = bundles.camera_bundle(name="odd", labels=labels).save(tmp_path / "odd.lix")
+    truth = tmp_path / "truth"
+    truth.mkdir()
+    for image in images.iterdir():
+        save_image(truth / f"{image.stem}.png", np.zeros(cv2.imread(str(image)).shape[:2], np.uint8))
+    done = lix("evaluate", images, truth, "--model", path)
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in names)
 
 
 def test_an_odd_bundle_spoils_only_its_own_line(model: Path) -> None:

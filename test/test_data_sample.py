@@ -53,6 +53,14 @@ def test_a_sample_whose_parts_do_not_fit_names_itself_and_the_part(changes, mess
         sample(**changes)
 
 
+def test_arrays_that_are_read_backwards_are_as_good_as_their_copies():
+    plain = sample()
+    mirrored = {name: getattr(plain, name)[..., ::-1] for name in ("image", "labels", "x", "known")}
+    batch, copies = collate([sample(**mirrored)]), collate([sample(**{name: array.copy() for name, array in mirrored.items()})])
+    for name in ("image", "labels", "x", "known"):
+        assert getattr(batch, name).equal(getattr(copies, name))
+
+
 def test_a_batch_holds_what_its_samples_hold():
     a, b = sample("a"), sample("bb")
     batch = collate([a, b])
@@ -115,7 +123,7 @@ def test_open_dataset_opens_by_name_and_refuses_what_is_not_there(tmp_path):
         open_dataset("camvid", tmp_path, "train", fold=1)
     with pytest.raises(DataError, match="the data set pothole has no option 'folds'; it has fold, inner"):
         open_dataset("pothole", tmp_path, "train", folds=1)
-    with pytest.raises(DataError, match="no folder .*nowhere for the data set kitti; get it from https://www.cvlibs.net"):
+    with pytest.raises(DataError, match="no folder /.*nowhere for the data set kitti: .* get it from https://www.cvlibs.net"):
         open_dataset("kitti", tmp_path / "nowhere", "train")
 
 

@@ -237,6 +237,47 @@ def test_a_graph_that_is_not_the_network_is_refused(exported: tuple[Teacher, byt
         agreement(graph, other)
 
 
+class Attention(Stages):
+    """Stages whose last has timm's attention, over as many tokens as there are cells."""
+
+    def __init__(self, in_channels: int):
+        from timm.layers import Attention as TimmAttention
+
+        super().__init__(in_channels)
+        self.attention = TimmAttention(16, 2)
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        *stages, last = super().forward(x)
+        return [*stages, self.attention(last.flatten(2).mT).mT.reshape(last.shape)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_attention_of_timm_is_exported_for_every_backend(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    use_small_parts(monkeypatch)
+    monkeypatch.setattr(networks, "build_encoder", lambda name, weights, in_channels=3: Attention(in_channels))
+    torch.manual_seed(0)
+    network = Student(3, decoder="thin").eval()
+    graph = export_network(network, network.mean, network.std)
+    assert network.encoder.attention.fused_attn  # as it was
+    image = np.random.default_rng(0).integers(0, 256, (1, 24, 40, 3), np.uint8)
+    (logits,) = load_backend(backend, graph, F32).run(image, ("logits",))
+    with torch.inference_mode():
+        expected = network.coarse_logits(network.normalise(torch.from_numpy(image).permute(0, 3, 1, 2)))
+    np.testing.assert_allclose(logits, expected.numpy(), atol=0.01 * float(expected.abs().max()))
+
+
+def test_what_cannot_be_exported_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Dependent(Stages):
+        def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+            return super().forward(x if float(x.mean()) > 0 else -x)
+
+    use_small_parts(monkeypatch)
+    monkeypatch.setattr(networks, "build_encoder", lambda name, weights, in_channels=3: Dependent(in_channels))
+    network = Student(3, decoder="thin").eval()
+    with pytest.raises(LixError, match=r"PyTorch makes no ONNX graph of this network \(.*\); take another encoder$"):
+        export_network(network, network.mean, network.std)
+
+
 # Weights.
 
 

@@ -430,6 +430,7 @@ def test_a_student_that_is_missing_and_a_trigger_in_vain_are_told(start: Any, pe
         ({"prefix": "a/b"}, "prefix 'a/b' cannot begin the name of a bag"),
         ({"topics": ["depth"]}, "mode 'keyframes' chooses among images: `topics` must have image"),
         ({"mode": "all"}, "mode must be one of everything, rate, keyframes, got 'all'"),
+        ({"extra": "/fine topic!"}, "extra: 'topic!' is no name of a topic"),
         ({"folder": "/proc/nowhere"}, "/proc/nowhere"),
     ],
 )

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 import tiny_street
 from lix_core.cli.main import app
-from lix_core.errors import DataError, TrainingError
+from lix_core.errors import DataError, LixError, TrainingError
 from lix_core.labels import STREET
 from lix_core.training import reproduce as module
 from lix_core.training.reproduce import Record, Table, cells, filled, page, reproduce, summary, table_names, values_of
@@ -225,7 +225,7 @@ def test_a_row_that_starts_from_another_has_its_weights_and_their_fingerprint(tm
     calls = []
     monkeypatch.setattr(
         "lix_core.training.run.fit",
-        lambda config, out, teacher, start: calls.append((out, teacher, start)) or pytest.fail("enough"),
+        lambda config, out, teacher, start, wait: calls.append((out, teacher, start)) or pytest.fail("enough"),
     )
     with pytest.raises(pytest.fail.Exception):
         module.run_cell(tuned, tmp_path, 0)
@@ -391,6 +391,63 @@ def test_a_class_that_does_not_occur_in_a_seed_has_no_difference():
     pair = table(metric="pothole")
     runs = {f"{row}/fold0/seed0": run([[4, 0], [0, 0]]) for row in ("control", "kd")}
     assert "| kd | - | - | 1 |" in page(pair, summary(pair, runs, []))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("seed=5", "seed=5: seed of a run is not for a change to say; choose seeds with --seeds"),
+        ("model.kind=teacher", "model.kind of a run is not for a change to say; rows are students"),
+        ("name=mine", "name of a run is not for a change to say"),
+        ("data.test={split: test}", "a source of data has no `dataset`"),
+        ("data.sources=pothole", "data.sources must be a list of sections, got 'pothole'"),
+        ("data=3", "data must be `key: value` pairs"),
+    ],
+)
+def test_changes_that_a_table_cannot_heed_are_refused(change, words):
+    for refused in (lambda: cells(table(), ROOTS, [change]), lambda: cells(table(rows={"kd": {"set": [change]}}), ROOTS)):
+        with pytest.raises(LixError) as found:
+            refused()
+        assert words in str(found.value)
+
+
+def test_variations_of_what_a_table_decides_are_refused(tmp_path):
+    config = tmp_path / "c.yaml"
+    config.write_text(json.dumps({**BASE, "distill": {"method": "kd"}}))
+    with pytest.raises(TrainingError, match="choose seeds with --seeds"):
+        Table.of_variations("a", config, ["optim.lr=0.1,0.2", "seed=3"], "miou", [0])
+    with pytest.raises(TrainingError, match="choose seeds with --seeds"):
+        cells(Table.of_variations("a", config, ["seed=3,4"], "miou", [0]), ROOTS)
+    done = CliRunner().invoke(app, ["ablate", str(config), "optim.lr=0.1,0.2", "--name", "pothole", "--out", str(tmp_path)])
+    assert "'pothole' is a table of `lix reproduce`" in str(done.exception) and not (tmp_path / "pothole.md").exists()
+
+
+def test_runs_have_folders_that_they_can_go_on_in(tmp_path):
+    def name(row="kd", *overrides):
+        unit = cells(table(seeds=[0], rows={row: {"set": ["distill.method=kd"]}}), ROOTS, overrides)[0]
+        return module.folder(tmp_path, unit[-1]).name
+
+    assert name() == name("kd", "data.workers=2") == name("kd", "trainer.val_batch=1") and name().startswith("kd-fold0-seed0-")
+    others = {name("kd", change) for change in ("trainer.devices=2", "distill.mgd.weight=2", "optim.lr=0.5")}
+    assert len(others | {name()}) == 4  # no weight depends on the options of MGD, and a run is told apart by them
+    long = [name("x" * 300 + end) for end in "ab"]
+    assert long[0] != long[1] and max(map(len, long)) < 120
+
+
+def test_the_data_sets_of_a_table_are_those_of_its_rows():
+    camvid = Table.load("camvid")
+    assert camvid.narrowed(["camvid alone"]).datasets == {"camvid"} and camvid.datasets == {"camvid", "world"}
+    assert Table.load("pothole").datasets == {"pothole"}
+
+
+def test_a_run_that_another_process_has_made_anew_stays_as_that_made_it(tmp_path):
+    unit = cells(table(seeds=[0]), ROOTS)[0]
+    first, other = Record(table(seeds=[0]), tmp_path), Record(table(seeds=[0]), tmp_path)
+    first.add(unit[0], run([[1, 0], [0, 1]]))
+    other.add(unit[0], run([[2, 0], [0, 2]]))
+    first.add(unit[1], run([[3, 0], [0, 3]]))
+    found = json.loads((tmp_path / "tiny.json").read_text())["runs"]
+    assert [found[cell.entry]["counts"][0][0] for cell in unit[:2]] == [2, 3]
 
 
 def test_a_damaged_result_file_is_not_overwritten(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -561,9 +562,21 @@ ALL = ("logits", "mask", "confidence")
 FEWER = LabelSet("fewer", COLOURS.labels[:3])
 
 
+def in_float16(bundle: Bundle) -> Bundle:
+    """The same with logits in half precision."""
+    model = onnx.load_from_string(bundle.graph)
+    (output,) = model.graph.output
+    for node in model.graph.node:
+        node.output[:] = ["wide" if name == "logits" else name for name in node.output]
+    model.graph.node.append(onnx.helper.make_node("Cast", ["wide"], ["logits"], to=onnx.TensorProto.FLOAT16))
+    output.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    return dataclasses.replace(bundle, graph=model.SerializeToString())
+
+
 @pytest.mark.parametrize(
     ("bundle", "message"),
     [
+        (in_float16(logits_bundle()), "logits of bundle 'tiny-logits' must be float32, got float16: let its graph end with a Cast"),
         (claiming(logits_bundle(), outputs=ALL), "graph of 'tiny-logits' lacks outputs mask, confidence; it has logits"),
         (claiming(logits_bundle(), labels=FEWER), r"names 3 classes, but its graph's logits are \(1, 5, .*not \(1, 3, h, w\)"),
         (claiming(camera_bundle(), labels=FEWER), "names 3 classes"),

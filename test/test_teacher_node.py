@@ -6,6 +6,7 @@ import re
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Iterator
 
 import numpy as np
@@ -153,6 +154,17 @@ def test_depth_of_another_size_and_masks_without_labels_are_told_and_end_nothing
     peer.listen(Image, f"{NODE}/disagreement")
     answer_to(lambda: robot.send(mask=np.zeros((60, 80), np.uint8)), masks)
     told.wait("remap `student/labels` beside `student/mask`", DiagnosticStatus.WARN)
+    answer_to(robot.send, masks)
+
+
+def test_frames_before_the_first_camera_info_are_skipped_and_a_missing_one_is_told(start: Any, peer: Peer) -> None:
+    start(silence_timeout=0.3)
+    masks, told, robot = peer.listen(Image, f"{NODE}/mask"), peer.diagnostics("teacher"), Robot(peer)
+    info, robot.info = robot.info, SimpleNamespace(publish=lambda message: None)
+    complaint = "no camera_info on /camera_info, without which depth has no normals: 1 publishers, none sends"
+    wait_for(lambda: robot.send() and told.latest and complaint in told.latest.message, lambda: str(told.latest))
+    assert int(told.value("frames failed")) == 0 and int(told.value("frames skipped (on purpose)")) > 0 and not masks
+    robot.info = info
     answer_to(robot.send, masks)
 
 

@@ -577,6 +577,20 @@ def test_a_label_that_the_network_does_not_know_names_the_frame():
         confusion(torch.zeros(1, 64, 96, dtype=torch.int64), collate([sample]), 3)
 
 
+def test_a_label_that_the_data_set_has_no_class_for_names_the_frame(monkeypatch):
+    read = TinyStreet.__getitem__
+
+    def with_a_seven(self, index):
+        sample = read(self, index)
+        sample.labels[5, 5] = 7
+        return sample
+
+    monkeypatch.setattr(TinyStreet, "__getitem__", with_a_seven)
+    with pytest.raises(DataError, match="train1 has the label 7; its classes are 0..2, and 255 is for pixels of none"):
+        Frames(Source("tiny", "."), "")[1]
+    assert Frames(Source("tiny", ".", labelled=0), "")[1].labels is None
+
+
 def test_chance_is_always_the_most_frequent_class():
     matrix = ConfusionMatrix(3)
     matrix.counts[:] = [[5, 5, 0], [0, 60, 0], [0, 0, 30]]

@@ -354,11 +354,34 @@ def test_a_folder_of_another_run_is_refused_with_what_differs(student, teacher):
         fit(config, student, teacher)
 
 
+def test_tasks_of_a_cluster_that_do_not_fit_the_run_are_told(tmp_path, monkeypatch):
+    job = {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+    for key, value in job.items():
+        monkeypatch.setenv(key, value)
+    for tasks, devices, words in (
+        ({"SLURM_NTASKS": "2"}, 1, "trainer.devices=1, trainer.nodes=1 cannot be had here: You set `--ntasks=2`"),
+        (
+            {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "4"},
+            2,
+            "trainer.devices=2, trainer.nodes=1 cannot be had here: You set `devices=2`",
+        ),
+    ):
+        with monkeypatch.context() as patch:
+            for key, value in tasks.items():
+                patch.setenv(key, value)
+            with pytest.raises(TrainingError, match=re.escape(words)):
+                fit(tiny_config({"trainer.devices": devices, "trainer.accelerator": "cpu"}), tmp_path, quiet=True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_mistake_that_was_told_does_not_keep_the_folder(tmp_path):
     right = tiny_config({"optim.steps": 1})
     for wrong, words in (
         (tiny_config({"optim.steps": 1}, crop=[32, 50]), "multiples of 32"),
-        (tiny_config({"optim.steps": 1, "trainer.accelerator": "gppu"}), "trainer.accelerator=gppu, trainer.devices=1 cannot be had here"),
+        (
+            tiny_config({"optim.steps": 1, "trainer.accelerator": "gppu"}),
+            "trainer.accelerator=gppu, trainer.devices=1, trainer.nodes=1 cannot be had here",
+        ),
     ):
         with pytest.raises(TrainingError, match=words):
             fit(wrong, tmp_path, quiet=True)
@@ -430,6 +453,18 @@ def test_a_folder_in_which_another_process_trains_is_refused(server, tmp_path, m
     os.kill(pid, signal.SIGKILL)
     server.wait(pid)
     fit(tiny_config({"optim.steps": 1}), tmp_path, resume=False, quiet=True)
+
+
+def test_the_result_of_another_process_that_trains_in_the_folder_is_waited_for(server, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run_module, "LEFT_OVER_S", 0.1)
+    slow = tiny_config({"optim.steps": 8}, sources=[{"dataset": "tiny", "root": ".", "options": {"delay": 0.05}}])
+    pid = server.start(slow, tmp_path)
+    while not (tmp_path / "config.yaml").exists():
+        time.sleep(0.02)
+    monkeypatch.setattr(Run, "train", lambda self: pytest.fail("trained"))
+    assert fit(slow, tmp_path, quiet=True, wait=True).steps == 8
+    assert f"another process trains in {tmp_path}: waiting for its end" in capsys.readouterr().out
+    server.wait(pid)
 
 
 def test_the_initial_weights_do_not_depend_on_the_method(teacher, tmp_path):

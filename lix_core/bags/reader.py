@@ -17,7 +17,7 @@ import numpy as np
 from lix_core.bags import salvage
 from lix_core.camera import Camera
 from lix_core.errors import DataError, ImageError, LixError, SourceError, first_line
-from lix_core.files import expanded
+from lix_core.files import UriPath, expanded
 from lix_core.pixels import read_compressed, read_pixels
 
 T = TypeVar("T")
@@ -124,7 +124,7 @@ class RosbagsStorage:
 
         self.faults: list[str] = []
         self.is_ros2 = path.suffix != ".bag"
-        self._reader = (rosbag2 if self.is_ros2 else rosbag1).Reader(path)
+        self._reader = rosbag2.Reader(UriPath(path)) if self.is_ros2 else rosbag1.Reader(path)
         self._reader.open()
         self._connections = list(self._reader.connections)
         counts: dict[tuple[str, str], int] = {}

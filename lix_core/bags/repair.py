@@ -16,7 +16,7 @@ from lix_core.bags.salvage import SCHEMA, SUFFIXES, McapPart, SqlitePart, files_
 from lix_core.bags.space import delete_bag, free_space
 from lix_core.bags.writer import NO_HASH, Qos, RosbagsWriter, Topic, definition_of
 from lix_core.errors import SourceError
-from lix_core.files import expanded, save
+from lix_core.files import UriPath, expanded, save
 
 if TYPE_CHECKING:
     from rosbags.interfaces import Connection
@@ -182,10 +182,10 @@ def _connections(files: list[Path], bag: Path | None) -> list[Connection] | None
     found: dict[tuple[str, str], Connection] = {}
     try:
         if bag:
-            with Reader(bag):
+            with Reader(UriPath(bag)):
                 pass
         for file in files:
-            with Reader(file) as reader:
+            with Reader(UriPath(file)) as reader:
                 for connection in reader.connections:
                     key = connection.topic, connection.msgtype
                     count = connection.msgcount + (found[key].msgcount if key in found else 0)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from lix_core.bags.space import delete_bag, hold
 from lix_core.errors import SourceError, first_line
+from lix_core.files import UriPath
 
 if TYPE_CHECKING:
     from rosbags.interfaces import Connection
@@ -134,7 +135,7 @@ class RosbagsWriter:
             self._storage: Any = self._writer.storage
             if not self._is_mcap:
                 self._storage.conn.execute("PRAGMA synchronous = OFF")  # as rosbag2 does; its journal is enough against kill -9
-        self.file: Path = self._storage.path
+        self.file = Path(self._storage.path)
         self.size = 0
         self.flush()
 
@@ -247,7 +248,7 @@ def storage_writer() -> Any:
         STORAGE_PLUGINS = {**Writer.STORAGE_PLUGINS, StoragePlugin.MCAP: McapStorage}
 
         def open(self) -> None:
-            self.storage = self.STORAGE_PLUGINS[self.storage_plugin](self.path, self.compression_mode)
+            self.storage = self.STORAGE_PLUGINS[self.storage_plugin](UriPath(self.path), self.compression_mode)
 
     return StorageWriter
 

@@ -109,10 +109,10 @@ def check(
     """Report rates, gaps, offsets between sensors, frames without partner, and the frames that would be extracted."""
     options = options_of(**{name: value for name, value in locals().items() if name not in ("bags", "json_file")})
     from lix_core.bags.check import check_all, lines_of
-    from lix_core.files import make_folder, save
+    from lix_core.files import make_place, save
 
     if json_file:
-        make_folder(json_file.parent)
+        make_place(json_file)
     reports = check_all(found_bags(bags), options)
     for report in reports:
         print("\n".join(lines_of(report, options)))

@@ -10,11 +10,12 @@ from typing import Any, Optional
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from lix_core.cli.progress import progress_bar
 from lix_core.cli.typed import typed
 from lix_core.errors import DataError, SourceError, TrainingError
-from lix_core.files import make_folder, read_mask, save
+from lix_core.files import make_place, read_mask, save
 from lix_core.metrics import ConfusionMatrix
 from lix_core.runtime.backends import DEFAULT_BACKEND, BackendOptions
 from lix_core.runtime.segmenter import Segmenter
@@ -47,7 +48,7 @@ def evaluate(
     if given := typed(context, others):
         raise SourceError(f"leave out {', '.join(given)}: only {use}")
     if json_file:
-        make_folder(json_file.parent)
+        make_place(json_file)
     if run is not None:
         if images is not None:
             raise TrainingError("lix evaluate scores a model on folders, or a run on its own data: leave out --run or the folders")
@@ -56,15 +57,15 @@ def evaluate(
         raise SourceError("lix evaluate needs a folder of images and one of labels, or --run RUN")
     else:
         summary = of_bundle(images, labels, model, backend, precision, max_pixels)
+    if json_file:
+        save(json_file, (json.dumps(summary, indent=1) + "\n").encode())
     table = Table("class", "IoU")
     for name, value in summary["iou"].items():
-        table.add_row(name, "absent" if value is None else f"{value:.3f}")
+        table.add_row(Text(name), "absent" if value is None else f"{value:.3f}")
     Console().print(table)
     what = f"over {summary['images']} images ({summary['model']}, {summary['backend']})"
     miou, accuracy = (math.nan if summary[key] is None else summary[key] for key in ("miou", "pixel_accuracy"))
     Console().print(f"mIoU {miou:.4f}  pixel accuracy {accuracy:.4f}  {what}", highlight=False, soft_wrap=True, markup=False)
-    if json_file:
-        save(json_file, (json.dumps(summary, indent=1) + "\n").encode())
 
 
 def of_run(run: Path, split: str, checkpoint: str, data: Optional[Path]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from lix_core.errors import TrainingError
+from lix_core.files import make_place
 from lix_core.runtime.bundle import SUFFIX
 
 
@@ -28,6 +29,7 @@ def export(
     if checkpoint not in ("best", "last"):
         raise TrainingError(f"--checkpoint is best or last, got {checkpoint!r}")
     words = read_notes(notes)
+    make_place(out)
     from lix_core.training.provenance import make_bundle
 
     bundle, found = make_bundle(run, checkpoint, name or out.stem, teacher or [], words)

@@ -10,6 +10,7 @@ from typing import Any, Optional
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from lix_core.cli.progress import progress_bar
 from lix_core.cli.typed import typed
@@ -208,5 +209,5 @@ def table_of(report: Any) -> Table:
     total = max(1, int(report.counts.sum()))
     for row in report.rows():
         shares = [f"{100 * row[reason]:.1f} %" if row["pixels"] else "" for reason in REASONS.names]
-        table.add_row(row["class"], f"{100 * row['pixels'] / total:.2f} %", f"{row['threshold']:.2f}", *shares)
+        table.add_row(Text(row["class"]), f"{100 * row['pixels'] / total:.2f} %", f"{row['threshold']:.2f}", *shares)
     return table

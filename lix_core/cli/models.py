@@ -26,7 +26,7 @@ def models(model: str = typer.Argument("", help="A model's name or path: prints 
         try:
             manifest = Bundle.load(path).manifest
         except BundleError as error:
-            table.add_row(path.stem, "-", "-", "-", Text(f"damaged: {error}"))
+            table.add_row(Text(path.stem), "-", "-", "-", Text(f"damaged: {error}"))
             continue
         measured = {name: m.get("miou") for name, m in manifest.metrics.items() if isinstance(m, dict)}
         scores = ", ".join(f"{score:.3f} ({name})" for name, score in measured.items() if isinstance(score, float))

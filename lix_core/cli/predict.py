@@ -94,7 +94,7 @@ def predict(
 
 def refuse_inputs(source: ImageSource, input: Path, out: Path, suffix: str) -> None:
     """Raises SourceError where a result would take the place of an image of the source, or be one the next time."""
-    if out.resolve() == expanded(input).resolve():
+    if expanded(input).is_dir() and out.resolve() == expanded(input).resolve():
         raise SourceError(f"--out {out} is the folder of the images, whose results would be segmented the next time; give another --out")
     images = {path.resolve() for path in source.paths}
     for stem in source.stems:

@@ -12,6 +12,7 @@ from typing import Optional
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table as Grid
 
@@ -74,10 +75,12 @@ def ablate(
     keep: bool = KEEP,
 ) -> None:
     """Compare values of options: the configuration as it is, and each value of each option alone, over several seeds."""
-    from lix_core.training.reproduce import Table, seeds_in
+    from lix_core.training.reproduce import Table, seeds_in, table_names
 
     if Path(name).name != name:
         raise TrainingError(f"--name is that of a table and of its files in --out, without folders; got {name!r}")
+    if name in table_names():
+        raise TrainingError(f"{name!r} is a table of `lix reproduce`, whose result would be replaced: give another --name")
     some = numbers(seeds, "--seeds")
     every = sorted({*some, *seeds_in(out / f"{name}.json")})
     chosen = Table.of_variations(name, config, variations, metric, every)
@@ -142,11 +145,11 @@ def run(
 
 def show(result: dict, page: Path) -> None:
     key = "miou" if any("miou" in row for row in result["rows"].values()) else "iou"
-    grid = Grid("row", result["protocol"]["metric"], "± over seeds", "seeds")
+    grid = Grid("row", escape(result["protocol"]["metric"]), "± over seeds", "seeds")
     for name, row in result["rows"].items():
         found = row[key]
         mean, std = ("-" if found[part] is None else f"{found[part]:.4f}" for part in ("mean", "std"))
-        grid.add_row(name, mean, std, str(len(found["per_seed"])))
+        grid.add_row(escape(name), mean, std, str(len(found["per_seed"])))
     Console().print(grid)
     print(page)
 

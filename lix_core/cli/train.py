@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from lix_core.errors import TrainingError
@@ -86,9 +87,9 @@ def show(result: "RunResult") -> None:
 
 def score_table(scores: dict[str, dict[str, Any]]) -> Table:
     """IoU of each class and the means, a column for each set of frames. scores: `ConfusionMatrix.summary` by name."""
-    table = Table("", *scores)
+    table = Table("", *map(escape, scores))
     for name in next(iter(scores.values()))["iou"]:
-        table.add_row(name, *(figure(score["iou"][name]) for score in scores.values()))
+        table.add_row(escape(name), *(figure(score["iou"][name]) for score in scores.values()))
     table.add_section()
     for key, words in (("miou", "mIoU"), ("pixel_accuracy", "pixel accuracy"), ("mean_accuracy", "mean accuracy")):
         table.add_row(words, *(figure(score[key]) for score in scores.values()))

@@ -45,7 +45,10 @@ def open_dataset(name: str, root: str | Path, split: str, x: str = "", **options
         if option not in known:
             raise DataError(f"the data set {name} has no option {option!r}; it has {', '.join(known) or 'none'}")
     if not expanded(root).is_dir():
-        raise DataError(f"there is no folder {root} for the data set {name}; get it from {dataset.source}")
+        raise DataError(
+            f"there is no folder {expanded(root).absolute()} for the data set {name}: name where it is (root of the source, or --data), "
+            f"or get it from {dataset.source}"
+        )
     try:
         return dataset(root, split, x=x, **options)
     except TypeError as error:

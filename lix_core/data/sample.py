@@ -42,6 +42,10 @@ class Sample:
     def __post_init__(self) -> None:
         size = self.image.shape[:2]
         self._check("image", self.image, np.uint8, ("H", "W", 3))
+        for name in ("image", "labels", "x", "known"):
+            array = getattr(self, name)
+            if isinstance(array, np.ndarray) and min(array.strides, default=0) < 0:  # such as BGR read backwards: no tensor has that
+                setattr(self, name, array.copy())
         if self.labels is not None:
             self._check("labels", self.labels, np.uint8, size)
         if (self.x is None) != (self.known is None) or (self.x is None) != (not self.x_kind):

@@ -258,6 +258,8 @@ class Segmenter:
                 f"bundle {manifest.name!r} names {len(self.labels)} classes, but its graph's logits are {logits.shape}, "
                 f"not (1, {len(self.labels)}, h, w)"
             )
+        if logits.dtype != np.float32:
+            raise BundleError(f"logits of bundle {manifest.name!r} must be float32, got {logits.dtype}: let its graph end with a Cast")
         if not self._fast:
             return
         mask, confidence = results["mask"], results["confidence"]

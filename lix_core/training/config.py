@@ -22,6 +22,8 @@ from lix_core.errors import TrainingError, first_line
 from lix_core.files import expanded
 from lix_core.options import nearest, option
 
+FREE = ("name", "data.workers", "trainer.val_batch", "trainer.sheet_frames")
+"""What may change between the pieces of a run, because no weight depends on it; so may the `root` of a source."""
 RECIPES = resources.files("lix_core.training") / "recipes"
 
 
@@ -62,6 +64,11 @@ class DataConfig:
     cutmix: float = option(0.0, "Probability that a rectangle of a view is that of another frame of its source: image, labels and X.", 0, 1)
     batch: int = option(8, "Frames of a training batch, over all processes; their number divides it.", 1)
     workers: int = option(2, "Processes per training process that read and change frames; 0: the training process does.", 0)
+
+    @property
+    def all_sources(self) -> list[Source]:
+        """Those of training, and of validation and test where there are any."""
+        return [*self.sources, *(source for source in (self.val, self.test) if source)]
 
 
 @dataclass

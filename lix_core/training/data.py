@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from lix_core.data.registry import difference, open_dataset
 from lix_core.data.sample import Batch, Sample, collate
 from lix_core.data.transforms import SampleTransform, eval_transform, train_transform
-from lix_core.errors import TrainingError
+from lix_core.errors import DataError, TrainingError
 from lix_core.labels import UNLABELLED, LabelSet
 from lix_core.training.config import DataConfig, Source
 
@@ -58,7 +58,11 @@ class Frames(Dataset):
     def __getitem__(self, index: int) -> Sample:
         place = int(self.indices[index])
         sample = self.dataset[place]
-        return sample if self.labelled[place] else replace(sample, labels=None)
+        if not self.labelled[place]:
+            return replace(sample, labels=None)
+        if sample.labels is not None:
+            check_labels(sample.name, sample.labels, len(self.labels))
+        return sample
 
     def alike(self, index: int) -> np.ndarray:
         """The frames that have labels as that one has, or have none as it has none; itself among them."""
@@ -88,6 +92,13 @@ class Frames(Dataset):
     def spread(self, count: int) -> "Frames":
         """At most `count` of these frames, from the first to the last at equal distances."""
         return self.only(np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(int)))
+
+
+def check_labels(name: str, labels: np.ndarray, num_classes: int) -> None:
+    """Raises DataError, naming the frame, where a label is neither a class nor 255."""
+    highest = int(labels.max(initial=0, where=labels != UNLABELLED))
+    if highest >= num_classes:
+        raise DataError(f"{name} has the label {highest}; its classes are 0..{num_classes - 1}, and 255 is for pixels of none")
 
 
 @dataclass(frozen=True)

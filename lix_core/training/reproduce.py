@@ -40,7 +40,7 @@ from lix_core.errors import DataError, TrainingError
 from lix_core.files import locked, save
 from lix_core.metrics import ConfusionMatrix, rounded
 from lix_core.options import nearest
-from lix_core.training.config import Config, TrainerConfig, from_dict, load_config, override, to_dict
+from lix_core.training.config import FREE, Config, TrainerConfig, from_dict, load_config, override, to_dict
 from lix_core.training.cpu import keep_freed_memory
 from lix_core.workers import begin_work
 
@@ -151,6 +151,7 @@ class Table:
         """
         split = [(key, values_of(values)) for key, equals, values in (text.partition("=") for text in variations)]
         fixed = [f"{key}={values[0]}" for key, values in split if len(values) == 1]
+        Table(name, "", metric, {}, {}, ()).tree(fixed)
         base = to_dict(load_config(config, fixed))
         if base["data"]["val"]:
             base["data"]["test"] = None
@@ -162,8 +163,20 @@ class Table:
 
     @property
     def datasets(self) -> set[str]:
-        """Names of the data sets of its base."""
-        return {source["dataset"] for source in sources_of(self.base.get("data", {}))}
+        """Names of the data sets that its rows and teachers are trained and scored on."""
+        parts = [*self.teachers.values(), *(row.overrides for row in self.rows)]
+        places = {"fold": self.folds[0], "seed": self.seeds[0]}
+        return {source.dataset for changes in parts for source in from_dict(filled(self.tree(changes), places)).data.all_sources}
+
+    def tree(self, changes: Sequence[str]) -> dict[str, Any]:
+        """Its base with some options changed. Raises TrainingError where the table, and not a change, decides of one."""
+        tree = copy.deepcopy(self.base)
+        for change in changes:
+            key = change.partition("=")[0].strip()
+            if key in DECIDED:
+                raise TrainingError(f"{change}: {key} of a run is not for a change to say; {DECIDED[key]}")
+            override(tree, change)
+        return tree
 
     def narrowed(self, rows: Sequence[str] = (), seeds: Sequence[int] = (), folds: Sequence[int] = ()) -> "Table":
         """The same with some of its rows (and the teachers that they learn or start from, and rows to start from), seeds and folds only.
@@ -189,13 +202,17 @@ class Table:
 
     def distills(self, row: Row) -> bool:
         """Whether a row learns from its teacher."""
-        tree = copy.deepcopy(self.base)
-        for change in row.overrides:
-            override(tree, change)
+        tree = self.tree(row.overrides)
         return tree.get("distill", {}).get("method", DistillConfig().method) != "none"
 
 
 ROW = ("teacher", "control", "start", "set")
+DECIDED = {
+    "seed": "choose seeds with --seeds",
+    "name": "it is made of the table's, the row's, the fold and the seed",
+    "model.kind": "rows are students, and teachers have a place of their own in a table",
+}
+"""Options that a table sets itself, and what to do instead of changing them."""
 
 
 def check_kinds(what: str, data: Any, kinds: Mapping[str, type]) -> None:
@@ -286,13 +303,13 @@ def cells(table: Table, roots: Mapping[str, str], overrides: Sequence[str] = (),
 
 def unit_of(table: Table, fold: int, seed: int, roots: Mapping[str, str], overrides: Sequence[str], taught_by: str) -> list[Cell]:
     def cell(name: str, changes: Sequence[str], kind: str, teacher: Cell | None = None, by: str = "", start: Cell | None = None) -> Cell:
-        tree = copy.deepcopy(table.base)
-        for change in [*changes, *overrides, f"model.kind={kind}", f"seed={seed}"]:
+        tree = table.tree([*changes, *overrides])
+        for change in (f"model.kind={kind}", f"seed={seed}"):
             override(tree, change)
         tree = filled(tree, {"fold": fold, "seed": seed})
-        for source in sources_of(tree.get("data", {})):
-            source["root"] = source.get("root") or root_of(source["dataset"], roots)
         config = from_dict({**tree, "name": f"{table.name} {name} fold {fold} seed {seed}"})
+        for source in config.data.all_sources:
+            source.root = source.root or root_of(source.dataset, roots)
         if not (config.data.test or config.data.val):
             raise TrainingError(f"nothing would be scored in {name} of table {table.name}: set data.val or data.test")
         if config.distill.method == "none":
@@ -318,6 +335,9 @@ def filled(value: Any, words: Mapping[str, Any]) -> Any:
 
 
 def root_of(dataset: str, roots: Mapping[str, str]) -> str:
+    """Raises DataError where nobody has said."""
+    if not dataset:
+        raise DataError("a source of data has no `dataset`: write which one it is of, beside its split")
     try:
         return roots[dataset]
     except KeyError:
@@ -460,7 +480,12 @@ def needed(unit: Sequence[Cell], record: "Record", work: Path) -> list[Cell]:
 
 
 def folder(work: Path, cell: Cell) -> Path:
-    return work / "-".join([re.sub(r"[^\w.]+", "_", cell.row), f"fold{cell.fold}", f"seed{cell.seed}", cell.fingerprint[:8]])
+    """Of a run. Another one for settings that are in no fingerprint and under which a run that was stopped cannot go on."""
+    parts = ("trainer",) if cell.is_teacher else ("trainer", "distill")
+    carried = {f"{part}.{key}": value for part in parts for key, value in cell.settings.get(part, {}).items()}
+    facts = [cell.row, cell.fingerprint, {key: value for key, value in carried.items() if key not in FREE}]
+    short = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
+    return work / "-".join([re.sub(r"[^\w.]+", "_", cell.row)[:80], f"fold{cell.fold}", f"seed{cell.seed}", short])
 
 
 def is_finished(run: Path) -> bool:
@@ -477,7 +502,8 @@ def run_cell(cell: Cell, work: Path, jobs: int, teacher: Path | None = None) -> 
     if jobs > 1:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // jobs))
     start = folder(work, cell.start) if cell.start else None
-    result = fit(cell.config, folder(work, cell), folder(work, cell.teacher) if cell.teacher else teacher, start=start)
+    teacher = folder(work, cell.teacher) if cell.teacher else teacher
+    result = fit(cell.config, folder(work, cell), teacher, start=start, wait=True)  # for another process that makes the same
     scored = result.test or result.val
     return {
         "counts": scored["counts"],
@@ -522,14 +548,13 @@ class Record:
         return sum(self.has(cell) for unit in units for cell in unit)
 
     def add(self, cell: Cell, result: dict[str, Any]) -> None:
-        self.runs[cell.entry] = result
-        self.write()
+        self.write({cell.entry: result})
 
-    def write(self) -> None:
-        """Write both files, each whole or not at all, with the runs that others have put there since."""
+    def write(self, new: Mapping[str, dict[str, Any]] | None = None) -> None:
+        """Write both files, each whole or not at all, with new runs and with those that others have put there, or made anew, since."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with locked(self.path.parent):
-            self.runs = {**self._read(), **self.runs}
+            self.runs = {**self.runs, **self._read(), **(new or {})}
             known, counted = self.fingerprints, {}
             for entry, run in self.runs.items():
                 key, _, fingerprint = entry.rpartition("/")

@@ -12,7 +12,8 @@ import platform
 import signal
 import subprocess
 import warnings
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -34,7 +35,7 @@ from lix_core.metrics import ConfusionMatrix
 from lix_core.models.networks import Network
 from lix_core.training import report
 from lix_core.training.callbacks import Board, Checkpoints, Journal, MovingAverage, Progress, WholeFiles
-from lix_core.training.config import Config, differences, from_dict, to_dict, to_yaml
+from lix_core.training.config import FREE, Config, differences, from_dict, to_dict, to_yaml
 from lix_core.training.data import AtSize, Frames, TrainingData, seed_of
 from lix_core.training.losses import HardLoss, class_weights
 from lix_core.training.module import Learner, build_network
@@ -42,8 +43,6 @@ from lix_core.training.scoring import chance, evaluate
 
 __all__ = ["Record", "RunResult", "evaluate", "evaluate_run", "fit", "load_network"]
 
-FREE = ("name", "data.workers", "trainer.val_batch", "trainer.sheet_frames")
-"""What may change between the pieces of a run, because no weight depends on it; so may the `root` of a source."""
 SHAPES = ("kind", "encoder", "x_encoder", "fusion", "decoder")
 """What a run and the one that it starts from have in common, of `config.model`."""
 INHERITED = ("encoder", "decoder")
@@ -201,12 +200,14 @@ def fit(
     resume: bool = True,
     quiet: bool = False,
     start: str | Path | None = None,
+    wait: bool = False,
 ) -> RunResult:
     """Train the network of a configuration into the run folder `out`, or go on where a run in it was stopped.
 
     teacher: run folder of the teacher, needed where `distill.method` is not `none`. start: run folder of the same network on the same
     labels and X, whose best weights are the first ones (fine-tuning); of a teacher, a student takes its RGB encoder and decoder. resume:
-    without it, what is in `out` is trained anew. quiet: no progress.
+    without it, what is in `out` is trained anew. quiet: no progress. wait: where another process trains in `out`, wait for its end and take
+    its result, instead of refusing.
 
     A finished run is returned without training. A run that was killed and resumed comes to the same weights as one that was not, on
     CPUs bit by bit.
@@ -228,10 +229,22 @@ def fit(
     lead = rank_zero()
     if lead:
         make_folder(out)
-    with locked(out, wait_s=LEFT_OVER_S) if lead else nullcontext(True) as free:
+    with alone_in(out, wait) if lead else nullcontext(True) as free:
         if not free:
             raise TrainingError(f"another process trains in {out}: wait for its end, or name another folder")
         return train_in(out, config, Path(teacher) if distilled else None, resume, quiet, Path(start) if start else None, lead)
+
+
+@contextmanager
+def alone_in(out: Path, wait: bool) -> Iterator[bool]:
+    """`locked`, for as long as what is left of a killed run may take to end; with `wait`, which it says, for as long as a run may take."""
+    with locked(out, LEFT_OVER_S) as free:
+        if free or not wait:
+            yield free
+            return
+    print(f"another process trains in {out}: waiting for its end", flush=True)
+    with locked(out) as free:
+        yield free
 
 
 LEFT_OVER_S = 15.0
@@ -343,7 +356,7 @@ class Run:
             raise TrainingError(f"no frame of {self._sources()} has a labelled pixel, and there is no teacher: there is nothing to learn")
         torch.manual_seed(seed_of(config.seed, 1))
         network = build_network(config.model, len(self.labels), self.data.x_channels).to(memory_format=torch.channels_last)
-        check_crop(config, network)
+        check_crop(config, network, config.model.encoder)
         self.start_hash = self._start(start, network) if start else ""
         if not start:
             self._check_begun("start", "", "with the weights of another run")
@@ -377,6 +390,7 @@ class Run:
             if record.x_kind == self.config.data.x:
                 has = f"no frames of {self._sources()} have any: add a data set that has, or train the teacher with data.x_dropout"
             raise TrainingError(f"the teacher {run} sees X {record.x_kind!r}, {has}")
+        check_crop(self.config, network, f"{record.config.model.encoder}, of the teacher {run}")
         self.teacher_needs_x = needs_x(record.config)
         digest = checksum(run)
         self._check_begun("teacher", digest, f"with another teacher than {run}")
@@ -448,9 +462,11 @@ class Run:
         record = Record(*facts, self.teacher_hash, start=self.start_hash).to_dict()
         try:
             self.trainer = trainer = self._trainer(record, quiet)
-        except (MisconfigurationException, ValueError) as error:
-            hardware = f"trainer.accelerator={config.trainer.accelerator}, trainer.devices={config.trainer.devices}"
-            raise TrainingError(f"{hardware} cannot be had here: {first_line(error)}") from None
+            if cluster := getattr(trainer.strategy, "cluster_environment", None):
+                cluster.validate_settings(num_devices=trainer.num_devices, num_nodes=trainer.num_nodes)
+        except (MisconfigurationException, ValueError, RuntimeError) as error:
+            wanted = ", ".join(f"trainer.{key}={getattr(config.trainer, key)}" for key in ("accelerator", "devices", "nodes"))
+            raise TrainingError(f"{wanted} cannot be had here: {first_line(error)}") from None
         processes = trainer.num_devices * trainer.num_nodes
         if config.data.batch % processes:
             raise TrainingError(f"data.batch is {config.data.batch}, for {processes} processes: it must be a multiple of their number")
@@ -571,12 +587,11 @@ def matrix_of(counts: Any) -> ConfusionMatrix:
     return matrix
 
 
-def check_crop(config: Config, network: Network) -> None:
+def check_crop(config: Config, network: Network, encoder: str) -> None:
+    """Raises TrainingError where a network, whose encoder is named, cannot take the views of training."""
     height, width = config.data.crop
     if height % network.stride or width % network.stride:
-        raise TrainingError(
-            f"data.crop is {height}x{width}: both must be multiples of {network.stride}, the stride of {config.model.encoder}"
-        )
+        raise TrainingError(f"data.crop is {height}x{width}: both must be multiples of {network.stride}, the stride of {encoder}")
 
 
 def own_words(error: LixError) -> str:
