@@ -470,6 +470,9 @@ def test_variations_of_further_seeds_join_those_that_are_there(tmp_path, monkeyp
     data = json.loads((tmp_path / "ablation.json").read_text())
     assert [row["seeds"] for row in data["rows"].values()] == [[0, 1, 2]] * 3 and data["protocol"]["command"].endswith("--seeds 0,1,2")
     assert "of other settings" not in (tmp_path / "ablation.md").read_text()
+    done = CliRunner().invoke(app, [str(word) for word in [*typed, "optim.steps=9"]])
+    assert f"ablation.json is of 'Variations of {config}', whose page this would replace" in str(done.exception)
+    assert json.loads((tmp_path / "ablation.json").read_text()) == data
 
 
 def test_variations_make_one_row_for_each_value(tmp_path):

@@ -374,6 +374,17 @@ def test_tasks_of_a_cluster_that_do_not_fit_the_run_are_told(tmp_path, monkeypat
     assert not list(tmp_path.iterdir())
 
 
+def test_views_that_the_teacher_cannot_take_are_told_before_training(teacher, tmp_path, monkeypatch):
+    def of_stride_64(run):
+        network, record = load_network(run)
+        network.stride = 64
+        return network, record
+
+    monkeypatch.setattr(run_module, "load_network", of_stride_64)
+    with pytest.raises(TrainingError, match=f"data.crop is .*: both must be multiples of 64, the stride of .*, of the teacher {teacher}"):
+        fit(tiny_config({"model.kind": "student"}), tmp_path, teacher, quiet=True)
+
+
 def test_a_mistake_that_was_told_does_not_keep_the_folder(tmp_path):
     right = tiny_config({"optim.steps": 1})
     for wrong, words in (

@@ -75,15 +75,17 @@ def ablate(
     keep: bool = KEEP,
 ) -> None:
     """Compare values of options: the configuration as it is, and each value of each option alone, over several seeds."""
-    from lix_core.training.reproduce import Table, seeds_in, table_names
+    from lix_core.training.reproduce import Table, table_names, title_and_seeds
 
     if Path(name).name != name:
         raise TrainingError(f"--name is that of a table and of its files in --out, without folders; got {name!r}")
     if name in table_names():
         raise TrainingError(f"{name!r} is a table of `lix reproduce`, whose result would be replaced: give another --name")
     some = numbers(seeds, "--seeds")
-    every = sorted({*some, *seeds_in(out / f"{name}.json")})
-    chosen = Table.of_variations(name, config, variations, metric, every)
+    before, seeds_before = title_and_seeds(out / f"{name}.json")
+    chosen = Table.of_variations(name, config, variations, metric, sorted({*some, *seeds_before}))
+    if before not in ("", chosen.title):
+        raise TrainingError(f"{out / name}.json is of {before!r}, whose page this would replace: give another --name, or another --out")
     taught = ["--teacher", str(teacher)] if teacher else []
     whole = ["lix", "ablate", config, *variations, *taught, "--name", name, "--metric", metric, "--seeds", ",".join(map(str, chosen.seeds))]
     chosen = replace(chosen, command=shlex.join(whole)).narrowed(seeds=some)

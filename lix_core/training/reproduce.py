@@ -565,12 +565,13 @@ class Record:
             save(self.path.with_suffix(".md"), page(self.table, self.data).encode())
 
 
-def seeds_in(results: Path) -> list[int]:
-    """Seeds of the table that a result file holds; none where there is no such file."""
+def title_and_seeds(results: Path) -> tuple[str, list[int]]:
+    """Those of the table that a result file holds; "" and none where there is no such file."""
     try:
-        return [int(seed) for seed in json.loads(results.read_text())["protocol"]["seeds"]]
+        data = json.loads(results.read_text())
+        return str(data["title"]), [int(seed) for seed in data["protocol"]["seeds"]]
     except (OSError, ValueError, KeyError, TypeError):
-        return []  # a damaged file is refused where it is gone on with
+        return "", []  # a damaged file is refused where it is gone on with
 
 
 def score_of(counts: Sequence[Sequence[int]], names: Sequence[str], metric: str) -> float:
