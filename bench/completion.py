@@ -87,14 +87,22 @@ METHODS: dict[str, Callable[[Case], np.ndarray | Completion]] = {
 
 def kitti_calibration(folder: Path) -> tuple[Camera, np.ndarray]:
     """The camera of calib.txt and camera_from_lidar (4, 4); the fourth column of P, a shift, goes into the extrinsics."""
-    lines = (line.split(":") for line in (folder / "calib.txt").read_text().splitlines() if not line.startswith("#"))
-    matrices = {name: np.array(values.split(), float) for name, values in lines}
+    lines = (line.partition("#")[0] for line in (folder / "calib.txt").read_text().splitlines())
+    matrices = {name.strip(): np.array(values.split(), float) for name, colon, values in (line.partition(":") for line in lines) if colon}
     projection, rectification, extrinsics = matrices["P_rect_02"].reshape(3, 4), np.eye(4), np.eye(4)
     rectification[:3, :3] = matrices["R_rect_00"].reshape(3, 3)
     extrinsics[:3] = matrices["Tr_velo_to_cam"].reshape(3, 4)
     shift = np.eye(4)
     shift[:3, 3] = np.linalg.solve(projection[:, :3], projection[:, 3])
     return Camera(1242, 375, tuple(projection[:, :3].ravel())), shift @ rectification @ extrinsics
+
+
+def kitti_scans(folder: Path) -> list[Path]:
+    """Files of the scans, in order. Ends the process where there are none."""
+    scans = sorted((folder / "velodyne").glob("*.npz"))
+    if not scans:
+        raise SystemExit(f"there are no scans {folder / 'velodyne' / '*.npz'}; --kitti is a folder with calib.txt, image_02 and velodyne")
+    return scans
 
 
 def kitti_cloud(path: Path) -> np.ndarray:
@@ -106,7 +114,7 @@ def kitti_cloud(path: Path) -> np.ndarray:
 def kitti_cases(folder: Path, visible: bool = False) -> Iterator[Case]:
     """`visible`: of the held-out pixels only those that the camera sees, by `remove_hidden` on all of them; the input stays the same."""
     camera, camera_from_lidar = kitti_calibration(folder)
-    for seed, path in enumerate(sorted((folder / "velodyne").glob("*.npz"))):
+    for seed, path in enumerate(kitti_scans(folder)):
         sparse = project_cloud(kitti_cloud(path), camera, camera_from_lidar, hidden_gap=0)
         places = np.flatnonzero(np.isfinite(sparse))
         held = np.random.default_rng(seed).permutation(places)[: int(HELD_OUT * len(places))]
@@ -216,7 +224,7 @@ def picture(folder: Path, index: int) -> np.ndarray:
     """A frame with its LiDAR points, as projected and without the hidden ones: (2 H, W, 3) RGB."""
     camera, camera_from_lidar = kitti_calibration(folder)
     image = cv2.cvtColor(cv2.imread(str(sorted((folder / "image_02").glob("*.jpg"))[index])), cv2.COLOR_BGR2RGB)
-    cloud = kitti_cloud(sorted((folder / "velodyne").glob("*.npz"))[index])
+    cloud = kitti_cloud(kitti_scans(folder)[index])
     return np.vstack([draw_depth_points(image, project_cloud(cloud, camera, camera_from_lidar, gap)) for gap in (0, 0.05)])
 
 

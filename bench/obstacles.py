@@ -25,7 +25,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
-from completion import kitti_calibration, kitti_cloud  # noqa: E402
+from completion import kitti_calibration, kitti_cloud, kitti_scans  # noqa: E402
 
 from lix_core.geometry.ground import fit_ground  # noqa: E402
 from lix_core.geometry.lidar import project_cloud  # noqa: E402
@@ -42,7 +42,7 @@ VEHICLE = STREET.id_of("car")
 def frames(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(H, W, 3) RGB, and where there is a point on the ground and one of an obstacle, (H, W) bool each."""
     camera, camera_from_lidar = kitti_calibration(folder)
-    for path in sorted((folder / "velodyne").glob("*.npz")):
+    for path in kitti_scans(folder):
         depth = project_cloud(kitti_cloud(path), camera, camera_from_lidar)
         ground = fit_ground(depth, camera)
         if ground is None:
@@ -50,7 +50,9 @@ def frames(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
             continue
         above, counted = ground.above(depth, camera), (depth > NEAR) & (depth < FAR)
         stands = (above > LEAST + GROWTH * depth) & (above < MOST)
-        image = cv2.imread(str(folder / "image_02" / f"{path.stem}.jpg"))
+        image = cv2.imread(str(file := folder / "image_02" / f"{path.stem}.jpg"))
+        if image is None:
+            raise SystemExit(f"there is no image {file} beside the scan {path.name}")
         yield cv2.cvtColor(image, cv2.COLOR_BGR2RGB), counted & (np.abs(above) < ON), counted & stands
 
 
@@ -73,6 +75,9 @@ def main() -> None:
     args = parser.parse_args()
     if not (args.kitti / "calib.txt").exists():
         raise SystemExit(f"{args.kitti} has no calib.txt; --kitti is a folder with calib.txt, image_02 and velodyne")
+    if len({Path(name).stem for name in args.models}) < len(args.models):
+        raise SystemExit(f"models are told apart by the names of their files, and two have one: {' '.join(args.models)}")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     segmenters = {Path(name).stem: Segmenter(Bundle.load(find_bundle(name))) for name in args.models}
     if other := [name for name, s in segmenters.items() if s.bundle.manifest.labels.names != STREET.names]:
         raise SystemExit(f"{other[0]} has other classes than `street`: {', '.join(STREET.names)}")

@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--unlabelled", action="store_true", help="as if the frames had no labels")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "pull")
     args = parser.parse_args()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     (teacher, teaching), (student, record) = load_network(args.teacher), load_network(args.student)
     config = record.config
     source = config.data.test or config.data.val

@@ -17,6 +17,7 @@ import json
 import multiprocessing
 import os
 import platform
+import queue
 import shutil
 import signal
 import subprocess
@@ -125,7 +126,14 @@ def with_logger(mode: str, seconds: float, folder: Path) -> dict:
     told = context.Queue()
     publisher = context.Process(target=publish, args=(seconds, told))
     publisher.start()
-    told.get()
+    while True:  # until it has found the logger
+        try:
+            told.get(timeout=1.0)
+            break
+        except queue.Empty:
+            if logger.poll() is not None:
+                publisher.kill()
+                raise SystemExit(f"the logger ended: {Path(log.name).read_text().strip()}") from None
     # From the first message to the last: idle time would flatter the node.
     before, begun = cpu_seconds(logger.pid), time.monotonic()
     late = told.get()

@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -87,8 +88,6 @@ def rendered(work: Path) -> None:
     from lix_core.world.drive import Drive
 
     for name, (weather, seed, frames) in FOLDERS.items():
-        if WorldFolder.is_one(work / name) and not WorldFolder.open(work / name).missing():
-            continue
         drive = Drive(seed, Rig(), weather, 4, 8.0, 10.0)
         render(WorldFolder.create(work / name, drive, frames), drive, 1, lambda: None)
 
@@ -123,6 +122,7 @@ def record(work: Path, seed: int, student: Segmenter) -> dict[str, Any]:
     rate = np.linspace(0, len(frames) - 1, len(kept)).round().astype(int).tolist()
     found = {"frames": len(frames), "kept": len(kept), "limit": round(limit, 4)}
     for name, chosen in (("keyframes", kept), ("rate", rate)):
+        shutil.rmtree(work / f"bags{seed}" / name, ignore_errors=True)  # of a time that was interrupted
         recorded.write(work / f"bags{seed}" / name, messages([(second, frames[second][1]) for second in chosen]))
         found[f"{name} at night"] = sum(frames[second][0] == "night" for second in chosen)
     note.write_text(json.dumps(found))
@@ -251,6 +251,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "retrain_night")
     parser.add_argument("--picture", type=Path, help="write some night frames, before and after, into this file")
     args = parser.parse_args()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
     torch.set_num_threads(1)
     rendered(args.work)

@@ -87,7 +87,10 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=0, help="only the first so many; 0: all")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "where")
     args = parser.parse_args()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     named = dict(run.split("=", 1) if "=" in run else (Path(run).name, run) for run in args.runs)
+    if len(named) < len(args.runs):
+        raise SystemExit(f"two runs have one name; give them others, as teacher=RUN: {' '.join(args.runs)}")
     networks = {name: load_network(run) for name, run in named.items()}
     config = next(iter(networks.values()))[1].config
     source = config.data.test or config.data.val
@@ -122,7 +125,7 @@ def main() -> None:
     print("\n".join(lines))
     words = "mIoU; kerb side: mean IoU of road and pavement; one surface: IoU of pavement; murals: share of pixels taken for building"
     args.out.with_suffix(".md").write_text(
-        f"# Where models differ\n\n`python bench/where.py`, {scored} frames. {words if street else 'mIoU'}.\n\n" + "\n".join(lines) + "\n"
+        f"# Where models differ\n\n`{command}`, {scored} frames. {words if street else 'mIoU'}.\n\n" + "\n".join(lines) + "\n"
     )
 
 

@@ -184,6 +184,17 @@ class Camera:
             return image
         return cv2.remap(image, *self._maps, cv2.INTER_LINEAR)
 
+    def seen(self, margin: int = 0) -> np.ndarray:
+        """(H, W) bool: the pixels of the rectified image that the raw one shows, with all that lie up to `margin` pixels beside them."""
+        return cv2.erode(self._inside, np.ones((2 * margin + 1, 2 * margin + 1), np.uint8)).view(bool)
+
+    @cached_property
+    def _inside(self) -> np.ndarray:
+        if self.is_rectified:
+            return np.ones(self.shape, np.uint8)
+        u, v = self.rectification_maps()
+        return ((u >= 0) & (u <= self.width - 1) & (v >= 0) & (v <= self.height - 1)).view(np.uint8)
+
     @cached_property
     def _maps(self) -> tuple[np.ndarray, np.ndarray]:
         # Fixed point: the same to 1/32 pixel, and twice as fast.

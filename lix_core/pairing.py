@@ -31,13 +31,15 @@ NOBODY, OPEN = -1, -2
 class Stream(Generic[T]):
     """One sensor's side of a Pairer; stamps are corrected for its offset [ns].
 
-    interval: what is taken for the time between two stamps until two have come [ns]. waiting, items: stamps in ascending order and
-    what came with them, until their fate is decided. stamps: the last that came. decided: stamp of the last one whose fate is. outcomes:
-    whether each of the last decided items found its partners. differences: from stamps of the first stream to the nearest of this one [ns].
+    interval: what is taken for the time between two stamps until two have come [ns]. room: items that may wait. waiting, items: stamps
+    in ascending order and what came with them, until their fate is decided. stamps: the last that came. decided: stamp of the last one
+    whose fate is. outcomes: whether each of the last decided items found its partners. differences: from stamps of the first stream to
+    the nearest of this one [ns].
     """
 
     offset: int
     interval: int
+    room: int
     waiting: list[int] = field(default_factory=list)
     items: list[T] = field(default_factory=list)
     stamps: deque[int] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
@@ -103,33 +105,37 @@ class Pairer(Generic[T]):
     is nearer to another item of the first. Each item is used once. A set is given out as soon as no item can still come that would
     fit better: where stamps are equal or the other stream is later, at once; otherwise it relies on the other stream's keeping its
     shortest interval of late. An item is dropped, and counted, as soon as its partner cannot come any more (streams come in order
-    of their stamps), or when `capacity` younger ones wait. Nothing ever waits by the clock.
+    of their stamps), or when as many younger ones wait as its stream has room for. Nothing ever waits by the clock.
 
     Single items out of order are sorted in while they wait; repeated stamps, and those older than what was decided, are dropped. A
     stamp more than a second back is a clock set back: all begins anew.
     """
 
-    def __init__(self, streams: Sequence[str], slop: float, offsets: Mapping[str, float] | None = None, capacity: int = WAITING):
+    def __init__(
+        self, streams: Sequence[str], slop: float, offsets: Mapping[str, float] | None = None, rooms: Mapping[str, int] | None = None
+    ):
         """
         Args:
             streams: names, the first being the one that the others are paired with.
             slop: largest difference between the stamps of a pair [s].
             offsets: by how much a stream's stamps are late [s]; it is taken off them. 0 for streams left out.
-            capacity: items of one stream that may wait.
+            rooms: items of a stream that may wait; WAITING for streams left out.
 
         Raises:
-            GeometryError: fewer than two streams, a negative slop, no capacity, or an offset of an unknown stream.
+            GeometryError: fewer than two streams, a negative slop, no room, or an offset or room of an unknown stream.
         """
-        offsets = dict(offsets or {})
+        offsets, rooms = dict(offsets or {}), dict(rooms or {})
         if len(set(streams)) < 2 or len(set(streams)) != len(streams):
             raise GeometryError(f"pairing needs two or more streams of different names, got {list(streams)}")
-        if slop < 0 or capacity < 1 or not set(offsets) <= set(streams):
+        if slop < 0 or min(rooms.values(), default=1) < 1 or not {*offsets, *rooms} <= set(streams):
             raise GeometryError(
-                f"slop must be 0 or more, capacity 1 or more, offsets of {list(streams)}; got {slop}, {capacity}, {offsets}"
+                f"slop must be 0 or more, rooms 1 or more, offsets and rooms of {list(streams)}; got {slop}, {rooms}, {offsets}"
             )
-        self.slop, self.capacity, self.paired = slop, capacity, 0
+        self.slop, self.paired = slop, 0
         self._slop = round(slop * NANOSECONDS)
-        self.streams = {name: Stream[T](round(offsets.get(name, 0.0) * NANOSECONDS), 2 * self._slop) for name in streams}
+        self.streams = {
+            name: Stream[T](round(offsets.get(name, 0.0) * NANOSECONDS), 2 * self._slop, rooms.get(name, WAITING)) for name in streams
+        }
         self._first, *self._others = self.streams.values()
 
     def add(self, stream: str, stamp: int, item: T) -> list[tuple[T, ...]]:
@@ -142,10 +148,10 @@ class Pairer(Generic[T]):
         if not side.insert(stamp, item):
             return []
         sets = self._decide()
-        if len(self._first.waiting) > self.capacity:
+        if len(self._first.waiting) > self._first.room:
             self._drop_oldest()
         for other in self._others:
-            other.drop(max(0, len(other.waiting) - self.capacity))
+            other.drop(max(0, len(other.waiting) - other.room))
         return sets
 
     def share(self, stream: str) -> float | None:

@@ -27,6 +27,8 @@ from lix_ros.stream_node import MEMORY_S, StreamNode
 
 LIMITS = {"min_depth", "max_depth"}
 """Parameters that must agree with each other."""
+SMALL_WAITING = 1000
+"""Calibrations that wait for a cloud, which may come seconds after its image; they take little memory."""
 LOW_SHARE = 0.4
 """Diagnostics warn when a smaller share of messages finds a partner; a LiDAR of twice the camera's rate has half."""
 
@@ -47,6 +49,7 @@ class GeometryNode(StreamNode):
         self._pairer: Pairer | None = None
         self._known: float | None = None
         self._warning, self._warning_time = "", float("-inf")
+        self._looked_time = float("-inf")
         if self._settings.autostart:
             self._start()
 
@@ -80,7 +83,8 @@ class GeometryNode(StreamNode):
     def _begin_pairing(self) -> None:
         settings, streams = self._settings, tuple(SENSORS[self._settings.input].STREAMS)
         with self._arrival_lock:
-            self._pairer = Pairer(streams, settings.slop, {streams[1]: settings.offset}) if len(streams) > 1 else None
+            rooms = {name: SMALL_WAITING for name, kind in SENSORS[settings.input].STREAMS.items() if kind is CameraInfo}
+            self._pairer = Pairer(streams, settings.slop, {streams[1]: settings.offset}, rooms) if len(streams) > 1 else None
 
     def _on_set_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
         result = super()._on_set_parameters(parameters)
@@ -108,6 +112,7 @@ class GeometryNode(StreamNode):
 
     def _process(self, frame: Sequence[Any], sensor: Sensor) -> Header:
         settings, wanted = self._settings, self._wanted()
+        self._looked_time = time.monotonic()
         measured = sensor.measure(frame, self._infos)
         header, camera = measured.header, measured.camera
         depth = within(measured.depth, settings.min_depth, settings.max_depth)
@@ -141,7 +146,7 @@ class GeometryNode(StreamNode):
             if silent > self._settings.silence_timeout:
                 why = self._why_silent(subscription, topic, "input_reliability", f"remap `{topic}`, or see the parameter input")
                 found.append((DiagnosticStatus.WARN, f"no message on {subscription.topic_name} for {silent:.0f} s: {why}"))
-        if self._pipeline.fault:
+        if self._pipeline.fault and now - self._looked_time < MEMORY_S:  # without a subscriber nobody looks
             found.append((DiagnosticStatus.ERROR, self._pipeline.fault))
         complaints = (self._complaint_of_pairs(), self._warning if now - self._warning_time < MEMORY_S else "")
         return found + [(DiagnosticStatus.WARN, text) for text in complaints if text]

@@ -136,6 +136,8 @@ class StereoPair:
         images = self._images(frame, raw)
         self._look_for_faults(*images, infinity)
         disparity = self._matcher.match(*images, infinity)
+        if self._rectify and not raw[0].is_rectified:  # the black beside what the camera sees has an edge, which matches
+            disparity[~raw[0].seen(self._matcher.options.block_size)] = np.nan
         depth = disparity_to_depth(disparity, left.fx, baseline)
         return Measurement(frame[0].header, left, depth, disparity, baseline, warning=self._warning)
 
@@ -185,7 +187,9 @@ class LidarInCamera:
         points = messages.cloud_to_points(cloud)
         depth = project_cloud(points, camera, transform, self._hidden_gap)
         known = np.isfinite(depth)
-        warning = cloud_fault(points, depth) or ("" if known.any() else f"none of the cloud's {len(points)} points is in the image")
+        warning = cloud_fault(points, depth, camera, transform) or (
+            "" if known.any() else f"none of the cloud's {len(points)} points is in the image"
+        )
         filled = complete(depth, self._reach) if self._reach else Completion(depth, known.astype(np.float32))
         return Measurement(info.header, camera, filled.depth, confidence=filled.confidence, warning=warning)
 

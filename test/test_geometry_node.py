@@ -22,7 +22,9 @@ from lix_core import viz  # noqa: E402
 from lix_core.camera import Camera  # noqa: E402
 from lix_core.errors import GeometryError  # noqa: E402
 from lix_ros import geometry_node, geometry_sensors, messages  # noqa: E402
+from lix_ros.geometry_sensors import StereoPair  # noqa: E402
 from lix_ros.parameters import GeometryParameters  # noqa: E402
+from lix_ros.stream_node import MEMORY_S  # noqa: E402
 from ros import Diagnostics, Peer, answer_to, exchange, image_message, node_starter, pixels_of, stamp_ns, wait_for  # noqa: E402
 
 NODE = "/geometry"
@@ -360,6 +362,27 @@ def test_calibrations_that_cannot_be_are_said_and_the_next_good_pair_goes_on(sta
     for infos, words in BAD_PAIRS.values():
         assert until_told(lambda: camera.send(infos=infos), diagnostics, words) == DiagnosticStatus.WARN
         answer_to(camera.send, depths)
+
+
+def test_an_error_that_nobody_looks_for_any_more_is_not_told_for_ever(start: Any, peer: Peer) -> None:
+    start()
+    depth = peer.node.create_subscription(Image, f"{NODE}/depth", lambda message: None, 1)
+    diagnostics, camera = peer.diagnostics("geometry"), Stereo(peer)
+    until_told(lambda: camera.send(RIGHT_IMAGE, LEFT_IMAGE), diagnostics, "left and right are swapped")
+    peer.node.destroy_subscription(depth)
+    wait_for(lambda: camera.send() and "swapped" not in diagnostics.latest.message, "still told", 2 * MEMORY_S)
+
+
+def test_what_the_raw_image_does_not_show_has_no_depth() -> None:
+    """The rectified image of a narrow raw one: black around it."""
+    raw = [Camera(320, 96, (400, 0, c.cx, 0, 400, c.cy, 0, 0, 1), p=c.p) for c in (LEFT, RIGHT)]
+    unseen = ~raw[0].seen()
+    assert unseen.any() and not unseen[30:60, 100:200].any()
+    images = [image_message(c.rectify(image), "rgb8", 0) for c, image in zip((LEFT, RIGHT), (LEFT_IMAGE, RIGHT_IMAGE))]
+    measured = StereoPair(GeometryParameters(rectify=True, max_disparity=64), None).measure(
+        images, dict(zip(StereoPair.INFOS, (messages.camera_info(c, images[0].header) for c in raw)))
+    )
+    assert np.isnan(measured.depth[unseen]).all() and np.isnan(measured.depth[~raw[0].seen(3)]).all() and np.isfinite(measured.depth).any()
 
 
 def test_rectify_takes_the_raw_images_with_their_own_calibrations(start: Any, peer: Peer) -> None:

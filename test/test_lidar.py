@@ -183,31 +183,67 @@ def test_points_that_did_not_return_are_not_where_the_lidar_is():
 def test_clouds_without_a_usable_point_give_no_depth_and_no_crash(points):
     depth = project_cloud(points, CAMERA, AXES)
     assert depth.shape == CAMERA.shape and np.isnan(depth).all()
-    assert cloud_fault(points, depth) == ""
+    assert cloud_fault(points, depth, CAMERA, AXES) == ""
 
 
 def test_a_cloud_that_misses_the_image_is_told():
     points, _ = post_before_wall(AXES)
     backwards = beside(0, 0, 0) @ np.diag([-1.0, -1, 1, 1])
-    assert "points fall into the image" in cloud_fault(points, project_cloud(points, STREET, backwards))
-    assert cloud_fault(points, project_cloud(points, STREET, AXES)) == ""
+    assert "points fall into the image" in cloud_fault(points, project_cloud(points, STREET, backwards), STREET, backwards)
+    assert cloud_fault(points, project_cloud(points, STREET, AXES), STREET, AXES) == ""
+
+
+def around(count: int = 20_000) -> np.ndarray:
+    """(N, 3): a LiDAR's points 10 m away in all directions, up to 30 degrees above and below."""
+    random = np.random.default_rng(0)
+    azimuth, up = random.uniform(-np.pi, np.pi, count), np.radians(random.uniform(-30, 30, count))
+    return 10 * np.column_stack([np.cos(up) * np.cos(azimuth), np.cos(up) * np.sin(azimuth), np.sin(up)])
+
+
+def told(camera: Camera, transform: np.ndarray) -> str:
+    points = around()
+    return cloud_fault(points, project_cloud(points, camera, transform, 0), camera, transform)
+
+
+@pytest.mark.parametrize("yaw", [0.0, 0.4, np.pi / 2, np.pi])
+def test_a_pose_that_was_inverted_is_told_though_points_fall_into_the_image(yaw):
+    turned = np.eye(4)
+    turned[:3, :3] = rotation((0, 0, 1), yaw)
+    right = beside(0.2, 0.0, 0.1) @ turned.T
+    assert told(STREET, right) == "" and "is it the camera's pose in the LiDAR's frame?" in told(STREET, np.linalg.inv(right))
+
+
+@pytest.mark.parametrize("axis, angle", [((1, 0, 0), np.pi / 2), ((1, 0, 0), np.pi), ((0, 1, 0), 0.7)])
+def test_a_camera_that_was_mounted_on_its_side_is_no_inverted_pose(axis, angle):
+    turned = np.eye(4)
+    turned[:3, :3] = rotation(axis, angle)
+    assert "inverse" not in told(STREET, AXES @ turned)
+
+
+@pytest.mark.parametrize("degrees", [10, 20, 60, 100])
+def test_the_points_that_must_be_seen_are_fewer_through_a_narrow_lens(degrees):
+    camera = Camera.pinhole(640, 480, 320 / np.tan(np.radians(degrees / 2)))
+    assert told(camera, AXES) == ""
+    assert "points fall into the image" in told(camera, np.eye(4))  # as if the LiDAR's frame were the optical one
 
 
 def test_a_cloud_of_more_points_than_the_image_can_show_is_no_fault():
     points = np.ones((400_000, 3), np.float32)
-    assert cloud_fault(points, np.ones(CAMERA.shape, np.float32)) == ""
-    assert "only 20 of 400000" in cloud_fault(points, np.where(np.arange(48 * 64).reshape(CAMERA.shape) < 20, 1, np.nan))
+    assert cloud_fault(points, np.ones(CAMERA.shape, np.float32), CAMERA, AXES) == ""
+    assert "only 20 of 400000" in cloud_fault(points, np.where(np.arange(48 * 64).reshape(CAMERA.shape) < 20, 1, np.nan), CAMERA, AXES)
 
 
 def test_points_that_did_not_return_are_no_reason_to_doubt_the_extrinsics():
     """A sensor that sends 0, 0, 0 for each beam without an echo, with 90 echoes in the image, and with 99 beside it."""
     points = np.zeros((20_000, 3), np.float32)
     points[:90] = (5.0, 0.0, 0.0)
-    assert cloud_fault(points, project_cloud(points, CAMERA, AXES)) == ""
+    assert cloud_fault(points, project_cloud(points, CAMERA, AXES), CAMERA, AXES) == ""
     points[:99] = (-5.0, 0.0, 0.0)
-    assert cloud_fault(points, project_cloud(points, CAMERA, AXES)) == ""
+    assert cloud_fault(points, project_cloud(points, CAMERA, AXES), CAMERA, AXES) == ""
     points[99] = (-5.0, 0.0, 0.0)
-    assert cloud_fault(points, project_cloud(points, CAMERA, AXES)).startswith("only 0 of 100 LiDAR points fall into the image")
+    assert cloud_fault(points, project_cloud(points, CAMERA, AXES), CAMERA, AXES).startswith(
+        "only 0 of 100 LiDAR points fall into the image"
+    )
 
 
 @pytest.mark.parametrize("points", [np.zeros(3), np.zeros((5, 2)), np.zeros((2, 5, 3)), np.array([["a", "b", "c"]]), [[None] * 3]])

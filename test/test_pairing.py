@@ -50,7 +50,7 @@ spaced = st.lists(st.integers(21, 60), max_size=12).map(lambda gaps: [sum(gaps[:
 def test_pairs_are_those_of_a_slow_reference_in_whatever_order_the_streams_come(stamps: tuple, count: int, order: list[int]) -> None:
     names = ("a", "b", "c")[:count]
     streams = dict(zip(names, stamps))
-    pairs: Pairer[int] = Pairer(names, 0.010, capacity=50)
+    pairs: Pairer[int] = Pairer(names, 0.010, rooms=dict.fromkeys(names, 50))
     assert everything(streams, [names[i] for i in order if i < count], pairs) == brute_force(streams, 10)
 
 
@@ -60,7 +60,7 @@ def test_pairs_are_those_of_a_slow_reference_in_whatever_order_the_streams_come(
     st.integers(1, 8),
 )
 def test_nothing_is_used_twice_or_lost_whatever_comes(arrivals: list[tuple[str, int]], slop: int, capacity: int) -> None:
-    pairs = pairer(slop / 1e3, capacity=capacity)
+    pairs = pairer(slop / 1e3, rooms={"left": capacity, "right": capacity})
     sets = [pair for decided in feed(pairs, *arrivals) for pair in decided]
     lefts, rights = ([int(pair[i][1:]) for pair in sets] for i in (0, 1))
     assert (lefts, rights) == (sorted(set(lefts)), sorted(set(rights)))
@@ -109,11 +109,20 @@ def test_a_lonely_item_is_dropped_when_its_partner_cannot_come_any_more() -> Non
     assert [s.waiting for s in pairs.streams.values()] == [[321 * MS], []]
 
 
-def test_a_dead_stream_holds_up_no_more_than_capacity() -> None:
-    pairs = pairer(capacity=3)
+def test_a_dead_stream_holds_up_no_more_than_there_is_room_for() -> None:
+    pairs = pairer(rooms={"left": 3})
     feed(pairs, *(("left", 100 * i) for i in range(10)))
     assert (len(pairs.streams["left"].items), pairs.streams["left"].unpaired) == (3, 7)
     assert feed(pairs, ("right", 900))[0] == [("l900", "r900")]
+
+
+def test_each_stream_has_its_own_room() -> None:
+    pairs = pairer(rooms={"left": 200})
+    feed(pairs, *(("left", 10 * i) for i in range(150)))
+    assert feed(pairs, ("right", 0))[0] == [("l0", "r0")]  # which 149 younger ones came before
+    plain = pairer()
+    feed(plain, *(("left", 10 * i) for i in range(150)))
+    assert feed(plain, ("right", 0)) == [[]] and plain.streams["left"].unpaired == 90
 
 
 @pytest.mark.parametrize("late", [30, -30])
@@ -186,7 +195,14 @@ def test_the_difference_is_that_of_the_slower_sensor_too(period: int) -> None:
 
 @pytest.mark.parametrize(
     ("streams", "options"),
-    [(("a",), {}), (("a", "a"), {}), (("a", "b"), {"slop": -1.0}), (("a", "b"), {"capacity": 0}), (("a", "b"), {"offsets": {"c": 1.0}})],
+    [
+        (("a",), {}),
+        (("a", "a"), {}),
+        (("a", "b"), {"slop": -1.0}),
+        (("a", "b"), {"rooms": {"a": 0}}),
+        (("a", "b"), {"rooms": {"c": 5}}),
+        (("a", "b"), {"offsets": {"c": 1.0}}),
+    ],
 )
 def test_what_cannot_be_paired_is_refused(streams: tuple[str, ...], options: dict) -> None:
     with pytest.raises(GeometryError, match="pairing needs|slop must be"):

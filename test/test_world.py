@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -275,6 +276,15 @@ def test_the_camera_turns_light_into_bytes_with_noise_that_grows_with_gain():
     assert day.dtype == np.uint8 and day[32, 32].mean() == pytest.approx(124, abs=8)
     assert day[24:40, 24:40].std() < 5 < night[24:40, 24:40].std()
     assert np.array_equal(day, develop(grey, 1.0, NOON, np.random.default_rng(0)))
+
+
+def test_drops_of_rain_are_in_front_of_what_the_beam_hits():
+    rain, lidar = dataclasses.replace(NOON, rain=1.0, fog=0.0), Lidar(noise=0.0, dropout=0.0)
+    wall = lambda pose, beams: (np.full(len(beams), 5.0, np.float32), np.full(len(beams), 0.5, np.float32))  # noqa: E731
+    cloud = lidar.scan(SimpleNamespace(echoes=wall, scene=SimpleNamespace(weather=rain)), np.eye(4), np.random.default_rng(0))
+    distance = np.linalg.norm(cloud[:, :3], axis=1)
+    drops = np.isclose(cloud[:, 3], 0.03)
+    assert drops.sum() > 20 and distance[drops].min() < 2 and distance.max() < 5.001 and np.allclose(distance[~drops], 5, atol=1e-3)
 
 
 def test_rain_draws_streaks_and_leaves_truth_alone():

@@ -154,11 +154,13 @@ class FrameReader:
         elif "right_image" in parts:
             baseline, infinity = self._pair
             disparity = self._matcher.match(image, self._right(*parts["right_image"]), infinity)
+            if not self._index.camera.is_rectified:
+                disparity[~self._index.camera.seen(self._matcher.options.block_size)] = np.nan
             depth = disparity_to_depth(disparity, self.camera.fx, baseline)
         else:
             points = read_cloud(parts["points"][1])
             sparse = project_cloud(points, self.camera, self._index.camera_from_lidar)
-            warnings += [fault] if (fault := cloud_fault(points, sparse)) else []
+            warnings += [fault] if (fault := cloud_fault(points, sparse, self.camera, self._index.camera_from_lidar)) else []
             depth = complete(sparse).depth
         if not np.isfinite(depth).any():
             raise GeometryError("no pixel is known")

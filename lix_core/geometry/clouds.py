@@ -23,10 +23,11 @@ def read_cloud(message: Any, fields: Sequence[str] = CLOUD_FIELDS[:3]) -> np.nda
     Raises:
         GeometryError: a field that is missing or lies outside of its point, or data that is truncated.
     """
-    known = {f.name: f for f in message.fields}
+    known, height, width = {f.name: f for f in message.fields}, message.height, message.width
+    if not known and not height * width:  # a message as it is made
+        return np.zeros((0, len(fields)), np.float32)
     if missing := [name for name in fields if name not in known]:
         raise GeometryError(f"the cloud has no field {', '.join(missing)}; it has {', '.join(known) or 'none'}")
-    height, width = message.height, message.width
     if not height * width:
         return np.zeros((0, len(fields)), np.float32)
     order = ">" if message.is_bigendian else "<"

@@ -9,7 +9,8 @@ from lix_core.camera import Camera
 from lix_core.errors import GeometryError
 
 LEAST_LANDED = 0.01
-"""Share of a cloud's points that a camera looking the LiDAR's way receives at the very least."""
+"""Share of a cloud's points that a camera looking the LiDAR's way receives at the very least; of one with a narrow lens a tenth of the
+share that it sees of all directions."""
 
 SLACK = 1
 """How far over the middle a point may lie and still be on a side [pixels]: what rounding to pixels does to two points."""
@@ -141,17 +142,27 @@ def window(ring_spacing: float) -> tuple[int, int]:
     return rows, rows // 2 + 1
 
 
-def cloud_fault(points: np.ndarray, depth: np.ndarray) -> str:
-    """What is wrong with a cloud that hardly shows in the image, in words for the user; "" if it does or has next to no points.
+def cloud_fault(points: np.ndarray, depth: np.ndarray, camera: Camera, camera_from_lidar: np.ndarray) -> str:
+    """What is wrong with a cloud that hardly shows in the image, or does so by a pose that was inverted, in words for the user; "" where
+    nothing is, and for clouds of next to no points.
+
+    By an inverted pose of a camera that looks ahead, to the left or back, the LiDAR lies on its side, and by the inverse it stands
+    upright; points beside the car may well fall into the image then.
 
     Args:
-        points: (N, >= 3), as given to `project_cloud`. depth: (H, W), what that returned.
+        points: (N, >= 3), camera, camera_from_lidar: as given to `project_cloud`. depth: (H, W), what that returned.
     """
+    if -camera_from_lidar[1, 2] < 0.5 and -camera_from_lidar[2, 1] > 0.8:
+        return (
+            "by camera_from_lidar the LiDAR lies on its side, by its inverse it stands upright: is it the camera's pose in the LiDAR's "
+            "frame? The LiDAR's in the camera's optical frame is meant"
+        )
     places = check_cloud(points)[:, :3]
     with np.errstate(all="ignore"):
         finite = int(np.count_nonzero(np.isfinite(np.sum(places, axis=1)) & (places != 0).any(axis=1)))
     landed = int(np.count_nonzero(np.isfinite(depth)))
-    if finite < 100 or landed >= LEAST_LANDED * min(finite, depth.size):
+    seen = camera.width * camera.height / (camera.fx * camera.fy) / (4 * np.pi)
+    if finite < 100 or landed >= min(LEAST_LANDED, seen / 10) * min(finite, depth.size):
         return ""
     return (
         f"only {landed} of {finite} LiDAR points fall into the image: camera_from_lidar is wrong (it must lead to the optical "

@@ -105,8 +105,9 @@ class Lidar:
         heard = loud & (rng.random(len(signal)) >= self.dropout + 0.1 * weather.rain)
         distance = distance + self.noise * rng.standard_normal(len(distance))
         # Drops close by answer instead of what is behind them.
-        drops = rng.random(len(distance)) < 0.004 * weather.rain
-        distance = np.where(drops, rng.uniform(1.0, 12.0, len(distance)), distance)
+        drops, near = rng.random(len(distance)) < 0.004 * weather.rain, rng.uniform(1.0, 12.0, len(distance))
+        drops &= near < distance
+        distance = np.where(drops, near, distance)
         strength = np.where(drops, 0.03, strength)
         keep = (heard & (distance > 0.3)) | drops
         points = beams[keep] * distance[keep, None]

@@ -277,7 +277,7 @@ def vehicle_materials(stage: Stage, paint: tuple[float, ...], lamps: bool) -> di
     }
 
 
-@lru_cache(maxsize=None)
+@lru_cache(maxsize=16)  # the paints of cars are many
 def vehicle_picture(kind: str, paint: tuple[float, ...], backdrop: tuple[float, float, float]) -> textures.Texture:
     """A kind of vehicle seen from its right side, for murals: sRGB backdrop, linear paint."""
     linear = {"paint": paint, "glass": (0.05, 0.06, 0.07), "rim": (0.4, 0.4, 0.41), "head": (0.6, 0.6, 0.6), "tail": (0.35, 0.02, 0.02)}
