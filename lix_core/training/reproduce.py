@@ -151,7 +151,7 @@ class Table:
         """
         split = [(key, values_of(values)) for key, equals, values in (text.partition("=") for text in variations)]
         fixed = [f"{key}={values[0]}" for key, values in split if len(values) == 1]
-        Table(name, "", metric, {}, {}, ()).tree(fixed)
+        refuse_decided(fixed)
         base = to_dict(load_config(config, fixed))
         if base["data"]["val"]:
             base["data"]["test"] = None
@@ -169,12 +169,10 @@ class Table:
         return {source.dataset for changes in parts for source in from_dict(filled(self.tree(changes), places)).data.all_sources}
 
     def tree(self, changes: Sequence[str]) -> dict[str, Any]:
-        """Its base with some options changed. Raises TrainingError where the table, and not a change, decides of one."""
+        """Its base with some options changed. Raises TrainingError."""
+        refuse_decided(changes)
         tree = copy.deepcopy(self.base)
         for change in changes:
-            key = change.partition("=")[0].strip()
-            if key in DECIDED:
-                raise TrainingError(f"{change}: {key} of a run is not for a change to say; {DECIDED[key]}")
             override(tree, change)
         return tree
 
@@ -213,6 +211,13 @@ DECIDED = {
     "model.kind": "rows are students, and teachers have a place of their own in a table",
 }
 """Options that a table sets itself, and what to do instead of changing them."""
+
+
+def refuse_decided(changes: Sequence[str]) -> None:
+    """Raises TrainingError where one is of an option that the table decides of."""
+    for change in changes:
+        if (key := change.partition("=")[0].strip()) in DECIDED:
+            raise TrainingError(f"{change}: {key} of a run is not for a change to say; {DECIDED[key]}")
 
 
 def check_kinds(what: str, data: Any, kinds: Mapping[str, type]) -> None:
