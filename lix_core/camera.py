@@ -10,7 +10,7 @@ Conventions, here and in lix_core.geometry:
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import cv2
@@ -184,16 +184,16 @@ class Camera:
             return image
         return cv2.remap(image, *self._maps, cv2.INTER_LINEAR)
 
-    def seen(self, margin: int = 0) -> np.ndarray:
-        """(H, W) bool: the pixels of the rectified image that the raw one shows, with all that lie up to `margin` pixels beside them."""
-        return cv2.erode(self._inside, np.ones((2 * margin + 1, 2 * margin + 1), np.uint8)).view(bool)
-
-    @cached_property
-    def _inside(self) -> np.ndarray:
-        if self.is_rectified:
-            return np.ones(self.shape, np.uint8)
-        u, v = self.rectification_maps()
-        return ((u >= 0) & (u <= self.width - 1) & (v >= 0) & (v <= self.height - 1)).view(np.uint8)
+    @lru_cache(maxsize=8)
+    def unseen(self, margin: int = 0) -> np.ndarray:
+        """(H, W) bool, read-only: pixels of the rectified image that the raw one does not show, and those up to `margin` pixels beside."""
+        unseen = np.zeros(self.shape, np.uint8)
+        if not self.is_rectified:
+            u, v = self.rectification_maps()
+            unseen[(u < 0) | (u > self.width - 1) | (v < 0) | (v > self.height - 1)] = 1
+        unseen = cv2.dilate(unseen, np.ones((2 * margin + 1, 2 * margin + 1), np.uint8)).view(bool)
+        unseen.flags.writeable = False
+        return unseen
 
     @cached_property
     def _maps(self) -> tuple[np.ndarray, np.ndarray]:

@@ -55,10 +55,10 @@ def make_place(path: Path) -> None:
 
 
 def make_picture_folder(path: Path) -> None:
-    """The same for the folder of a picture, whose suffix must be one that `save_image` has. Raises SourceError."""
+    """The same for a picture, whose suffix must be one that `save_image` has. Raises SourceError."""
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise SourceError(f"a picture is a PNG or JPEG by its suffix, got {path}")
-    make_folder(path.parent)
+    make_place(path)
 
 
 @contextmanager

@@ -139,6 +139,21 @@ def test_unrectified_images_and_their_labels_are_rectified(tmp_path):
     assert json.loads((tmp_path / "out/bag/camera.json").read_text())["rectified"] == "from /image by its plumb_bob calibration"
 
 
+def test_a_raw_pair_has_no_depth_where_its_rectified_images_are_black(tmp_path):
+    texture = cv2.GaussianBlur(np.random.default_rng(5).integers(0, 256, (96, 340), np.uint8), (0, 0), 1.2)
+    messages = []
+    for side, shift, baseline in (("", 0, 0.0), ("/right", 10, 0.5)):
+        p = Camera.pinhole(320, 96, 200.0, baseline=baseline).p
+        camera = Camera(320, 96, (400, 0, 159.5, 0, 400, 47.5, 0, 0, 1), p=p)  # shows the middle of the rectified image
+        image = np.ascontiguousarray(texture[:, shift : shift + 320])
+        messages.append(Recorded(f"{side}/camera_info", START, recorded.camera_info(START, camera)))
+        messages.append(Recorded(f"{side}/image", START, recorded.image(START, image, "mono8")))
+    extract([write(tmp_path / "bag", messages)], tmp_path / "out")
+    (frame,) = Extraction.open(tmp_path / "out").frames
+    known = np.isfinite(to_metres(png(frame.depth)))
+    assert known[30:66, 120:230].mean() > 0.9 and not known[:, :80].any() and not known[:, 240:].any() and not known[:24].any()
+
+
 @pytest.mark.parametrize("topic", ["/aligned_depth/image_raw", "/aligned_depth/image_rect", "/aligned_depth/image_raw/compressedDepth"])
 def test_depth_of_unrectified_pixels_is_rectified_with_its_image(tmp_path, topic):
     lens = Camera(160, 64, DISTORTED.k, "plumb_bob", (0.3, 0.1, 0.002, -0.001, 0.0))  # whose picture ends within the rectified one

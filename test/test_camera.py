@@ -59,6 +59,16 @@ def test_an_uncalibrated_camera_is_refused(width, height, k):
         Camera(width, height, k)
 
 
+def test_pixels_that_the_raw_image_does_not_show_are_those_of_the_maps_and_their_neighbours():
+    assert not Camera.pinhole(64, 48, 50.0).unseen(3).any()
+    camera = Camera(64, 48, (100, 0, 31.5, 0, 100, 23.5, 0, 0, 1), p=(50, 0, 31.5, 0, 0, 50, 23.5, 0, 0, 0, 1, 0))  # shows the middle half
+    shown = np.zeros((48, 64), bool)
+    shown[12:36, 16:48] = True
+    assert np.array_equal(camera.unseen(), ~shown)
+    shown[:], shown[15:33, 19:45] = False, True
+    assert np.array_equal(camera.unseen(3), ~shown)
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(DataError, match="cannot read calibration .*none.yaml: No such file"):
         Camera.load(tmp_path / "none.yaml")

@@ -376,13 +376,13 @@ def test_an_error_that_nobody_looks_for_any_more_is_not_told_for_ever(start: Any
 def test_what_the_raw_image_does_not_show_has_no_depth() -> None:
     """The rectified image of a narrow raw one: black around it."""
     raw = [Camera(320, 96, (400, 0, c.cx, 0, 400, c.cy, 0, 0, 1), p=c.p) for c in (LEFT, RIGHT)]
-    unseen = ~raw[0].seen()
+    unseen = raw[0].unseen()
     assert unseen.any() and not unseen[30:60, 100:200].any()
     images = [image_message(c.rectify(image), "rgb8", 0) for c, image in zip((LEFT, RIGHT), (LEFT_IMAGE, RIGHT_IMAGE))]
     measured = StereoPair(GeometryParameters(rectify=True, max_disparity=64), None).measure(
         images, dict(zip(StereoPair.INFOS, (messages.camera_info(c, images[0].header) for c in raw)))
     )
-    assert np.isnan(measured.depth[unseen]).all() and np.isnan(measured.depth[~raw[0].seen(3)]).all() and np.isfinite(measured.depth).any()
+    assert np.isnan(measured.depth[unseen]).all() and np.isnan(measured.depth[raw[0].unseen(3)]).all() and np.isfinite(measured.depth).any()
 
 
 def test_rectify_takes_the_raw_images_with_their_own_calibrations(start: Any, peer: Peer) -> None:

@@ -154,8 +154,7 @@ class FrameReader:
         elif "right_image" in parts:
             baseline, infinity = self._pair
             disparity = self._matcher.match(image, self._right(*parts["right_image"]), infinity)
-            if not self._index.camera.is_rectified:
-                disparity[~self._index.camera.seen(self._matcher.options.block_size)] = np.nan
+            disparity[self._index.camera.unseen(self._matcher.options.block_size)] = np.nan
             depth = disparity_to_depth(disparity, self.camera.fx, baseline)
         else:
             points = read_cloud(parts["points"][1])

@@ -96,7 +96,7 @@ class Frames(Dataset):
 
 def check_labels(name: str, labels: np.ndarray, num_classes: int) -> None:
     """Raises DataError, naming the frame, where a label is neither a class nor 255."""
-    highest = int(labels.max(initial=0, where=labels != UNLABELLED))
+    highest = int((labels + np.uint8(1)).max()) - 1  # 255 becomes 0
     if highest >= num_classes:
         raise DataError(f"{name} has the label {highest}; its classes are 0..{num_classes - 1}, and 255 is for pixels of none")
 
