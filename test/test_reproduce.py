@@ -100,6 +100,31 @@ def test_the_page_pairs_rows_with_the_control_seed_by_seed():
     assert "yet" not in page(pair, summary(pair, runs, []))
 
 
+def test_the_page_tells_each_seed_and_in_how_many_folds_a_row_is_ahead():
+    whole, half, none = [[1, 0], [0, 1]], [[1, 1], [0, 1]], [[1, 1], [1, 0]]
+    two = table(metric="pothole", folds=[0, 1])
+    found = {("control", 0): (half, half), ("kd", 0): (whole, half), ("control", 1): (whole, half), ("kd", 1): (none, whole)}
+    runs = {f"{name}/fold{fold}/seed{seed}": run(c) for (name, seed), counts in found.items() for fold, c in enumerate(counts)}
+    data = summary(two, runs, [])
+    assert data["rows"]["kd"]["per_fold"] == [[1.0, 0.5], [0.0, 1.0]]
+    # seed 0: control 2 of 4, KD 2 of 3; seed 1: control 2 of 3, KD 1 of 3. The second fold of seed 0 is a tie, not ahead.
+    assert "| kd | 0.500 ± 0.236 | -8.3 (+16.7, -33.3) | 2 of 4 | 2 |" in page(two, data)
+    assert "| control | 0.583 ± 0.118 | - | - | 2 |" in page(two, data) and "folds ahead" in page(two, data)
+    one = table(metric="pothole", folds=[0])
+    assert "folds ahead" not in page(one, summary(one, runs, []))
+    runs = {key: {**each, "counts": [[0, 0], [0, 0]]} for key, each in runs.items()}  # no pothole in truth or answer: no figure
+    assert "| kd | - | - | - | 2 |" in page(two, summary(two, runs, []))
+
+
+def test_the_page_of_several_classes_shows_the_iou_of_each():
+    many = table(seeds=[0])
+    runs = {"control/fold0/seed0": run([[4, 0, 0], [1, 1, 0], [0, 0, 0]], names=["road", "pole", "sign"])}
+    text = page(many, summary(many, runs, []))
+    assert "| row | road | pole | sign |\n| --- | --- | --- | --- |\n| control | 0.800 | 0.500 | - |\n" in text
+    two = table(metric="pothole", seeds=[0])
+    assert "each class" not in page(two, summary(two, {"control/fold0/seed0": run([[4, 0], [0, 4]])}, []))
+
+
 def test_a_teacher_that_is_scored_on_other_frames_is_not_set_against_the_control():
     runs = {f"{row}/fold0/seed0": run([[4, 0], [0, 4]]) for row in ("control", "teacher")}
     for changes, difference in (([], "+0.0"), (["data.test={dataset: tiny, split: val}"], "-")):

@@ -588,7 +588,7 @@ def score_of(counts: Sequence[Sequence[int]], names: Sequence[str], metric: str)
 def row_of(runs: Mapping[str, Mapping[str, Any]], table: Table, name: str) -> dict[str, Any] | None:
     """One row: a figure for each seed, from the confusion matrices of all folds together. None before a seed is whole."""
     key = "miou" if table.metric == "miou" else "iou"
-    seeds, per_seed, per_group, classes = [], [], {}, {}
+    seeds, per_seed, per_fold, per_group, classes = [], [], [], {}, {}
     for seed in table.seeds:
         found = [runs.get(f"{name}/fold{fold}/seed{seed}") for fold in table.folds]
         if any(run is None for run in found):
@@ -597,6 +597,7 @@ def row_of(runs: Mapping[str, Mapping[str, Any]], table: Table, name: str) -> di
         counts = np.sum([run["counts"] for run in found], axis=0)
         seeds.append(seed)
         per_seed.append(score_of(counts, names, table.metric))
+        per_fold.append([rounded(score_of(run["counts"], names, table.metric)) for run in found])
         for group in {g for run in found for g in run["groups"]}:
             parts = np.sum([run["groups"][group] for run in found if group in run["groups"]], axis=0)
             per_group.setdefault(group, []).append(score_of(parts, names, table.metric))
@@ -610,6 +611,8 @@ def row_of(runs: Mapping[str, Mapping[str, Any]], table: Table, name: str) -> di
         group: [float(np.nanmean([classes[c][i] for c in members])) for i in range(len(per_seed))] for group, members in table.shown.items()
     }
     row = {"seeds": seeds, key: figure(per_seed)}
+    if len(table.folds) > 1:
+        row["per_fold"] = per_fold
     if len(classes) > 2:
         row["classes"] = {name: figure(values) for name, values in classes.items()}
     for title, figures in (("groups", per_group), ("shown", shown)):
@@ -654,26 +657,41 @@ def page(table: Table, data: Mapping[str, Any]) -> str:
     rows, protocol = data["rows"], data["protocol"]
     controls = {row.name: row.control for row in table.rows}
     controls |= {name: "" for name, changes in table.teachers.items() if any(change.startswith("data.test") for change in changes)}
+    folds = ["folds ahead"] if len(table.folds) > 1 else []
     extra = [*table.shown] or sorted({g for row in rows.values() for g in row.get("groups", {})})
-    head = ["row", protocol["metric"], "against control", "seeds", *extra]
-    lines = [f"# {table.title}", "", "| " + " | ".join(head) + " |", "| " + " | ".join(["---"] * len(head)) + " |"]
+    lines = [f"# {table.title}", "", *heading("row", protocol["metric"], "against control", *folds, "seeds", *extra)]
     for name, row in rows.items():
-        found = row[key]
-        apart = [row.get("shown", row.get("groups", {})).get(group) for group in extra]
         control = rows.get(controls.get(name, CONTROL))
-        cells_ = [name, plus_minus(found), against(row, control, key), str(len(found["per_seed"])), *map(plus_minus, apart)]
-        lines.append("| " + " | ".join(cells_) + " |")
+        apart = [row.get("shown", row.get("groups", {})).get(group) for group in extra]
+        compared = [against(row, control, key), *[folds_ahead(row, control) for _ in folds]]
+        lines.append(line(name, plus_minus(row[key]), *compared, str(len(row["seeds"])), *map(plus_minus, apart)))
     hours, devices = protocol["hours"], ", ".join(protocol["devices"])
     lines += [
         "",
-        f"Mean and standard deviation over seeds; {protocol['runs']} runs, {hours} hours on {devices}.",
+        "Mean and standard deviation over seeds; against control: points, the mean and, in brackets, each seed;"
+        f" {protocol['runs']} runs, {hours} hours on {devices}.",
         f"Made by `{protocol['command']}`.",
     ]
     if others := len(data["runs"]) - protocol["runs"]:
         lines.append(f"The JSON file has {others} runs of other settings too, which do not count here.")
     if waiting := [f"`{name}`" for name in (*protocol["rows"], *protocol["teachers"]) if name not in rows]:
         lines.append(f"Rows of the table that no seed has whole yet: {', '.join(waiting)}.")
-    return "\n".join([*lines, *(["", table.notes.strip()] if table.notes else [])]) + "\n"
+    if table.notes:
+        lines += ["", table.notes.strip()]
+    if table.metric == "miou" and (names := list(dict.fromkeys(name for row in rows.values() for name in row.get("classes", {})))):
+        lines += ["", "## IoU of each class, mean over the seeds of the row", "", *heading("row", *names)]
+        for name, row in rows.items():
+            means = [row.get("classes", {}).get(class_name, {}).get("mean") for class_name in names]
+            lines.append(line(name, *("-" if mean is None else f"{mean:.3f}" for mean in means)))
+    return "\n".join(lines) + "\n"
+
+
+def line(*cells_: str) -> str:
+    return f"| {' | '.join(cells_)} |"
+
+
+def heading(*names: str) -> list[str]:
+    return [line(*names), line(*["---"] * len(names))]
 
 
 def plus_minus(found: Mapping[str, Any] | None) -> str:
@@ -683,9 +701,23 @@ def plus_minus(found: Mapping[str, Any] | None) -> str:
 
 
 def against(row: Mapping[str, Any], control: Mapping[str, Any] | None, key: str) -> str:
-    """Mean difference to the control over the seeds that both have [points]."""
+    """Differences to the control on the seeds that both have [points]: their mean and, of several, each in brackets."""
     if not control or row is control:
         return "-"
     theirs = dict(zip(control["seeds"], control[key]["per_seed"]))
     pairs = [(ours, theirs[seed]) for seed, ours in zip(row["seeds"], row[key]["per_seed"]) if None not in (ours, theirs.get(seed))]
-    return f"{100 * float(np.mean([a - b for a, b in pairs])):+.1f}" if pairs else "-"
+    if not pairs:
+        return "-"
+    points = [100 * (a - b) for a, b in pairs]
+    each = f" ({', '.join(f'{value:+.1f}' for value in points)})" if len(points) > 1 else ""
+    return f"{float(np.mean(points)):+.1f}{each}"
+
+
+def folds_ahead(row: Mapping[str, Any], control: Mapping[str, Any] | None) -> str:
+    """In how many of the folds and seeds that both have a row is above its control."""
+    if not control or row is control:
+        return "-"
+    theirs = dict(zip(control["seeds"], control["per_fold"]))
+    pairs = [pair for seed, ours in zip(row["seeds"], row["per_fold"]) if seed in theirs for pair in zip(ours, theirs[seed])]
+    pairs = [pair for pair in pairs if None not in pair]
+    return f"{sum(ours > other for ours, other in pairs)} of {len(pairs)}" if pairs else "-"
