@@ -116,6 +116,18 @@ def test_the_page_tells_each_seed_and_in_how_many_folds_a_row_is_ahead():
     assert "| kd | - | - | - | 2 |" in page(two, summary(two, runs, []))
 
 
+def test_the_terminal_shows_what_rows_are_set_against(monkeypatch, capsys):
+    from lix_core.cli.reproduce import show
+
+    monkeypatch.setenv("COLUMNS", "120")
+    rows = {"few": {"set": ["distill.method=none"], "control": "few"}, "kd": {"set": ["distill.method=kd"], "control": "few"}}
+    own = table(rows=rows, seeds=[0])
+    counts = {"few": [[1, 1], [0, 1]], "kd": [[1, 0], [0, 1]], "teacher": [[1, 0], [0, 1]]}
+    show(summary(own, {f"{name}/fold0/seed0": run(each) for name, each in counts.items()}, []), own, Path("results/tiny.md"))
+    lines = [[word.strip() for word in each.split("│")[1:-1]] for each in capsys.readouterr().out.splitlines() if "│" in each]
+    assert lines == [["few", "0.5000", "-", "-", "1"], ["kd", "1.0000", "-", "+50.0", "1"], ["teacher", "1.0000", "-", "-", "1"]]
+
+
 def test_the_page_of_several_classes_shows_the_iou_of_each():
     many = table(seeds=[0])
     runs = {"control/fold0/seed0": run([[4, 0, 0], [1, 1, 0], [0, 0, 0]], names=["road", "pole", "sign"])}

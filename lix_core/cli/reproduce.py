@@ -142,16 +142,19 @@ def run(
             print("\nstopped; the same command goes on from the last epoch that was finished", file=sys.stderr)
             raise typer.Exit(130) from None
     if rank_zero():
-        show(result, out / f"{table.name}.md")
+        show(result, table.whole or table, out / f"{table.name}.md")
 
 
-def show(result: dict, page: Path) -> None:
+def show(result: dict, table, page: Path) -> None:
+    from lix_core.training.reproduce import against
+
     key = "miou" if any("miou" in row for row in result["rows"].values()) else "iou"
-    grid = Grid("row", escape(result["protocol"]["metric"]), "± over seeds", "seeds")
+    grid = Grid("row", escape(result["protocol"]["metric"]), "± over seeds", "against control [points]", "seeds")
     for name, row in result["rows"].items():
         found = row[key]
         mean, std = ("-" if found[part] is None else f"{found[part]:.4f}" for part in ("mean", "std"))
-        grid.add_row(escape(name), mean, std, str(len(found["per_seed"])))
+        control = result["rows"].get(table.control_of(name))
+        grid.add_row(escape(name), mean, std, against(row, control, key), str(len(found["per_seed"])))
     Console().print(grid)
     print(page)
 

@@ -198,6 +198,12 @@ class Table:
         some = {"rows": kept, "teachers": teachers, "seeds": tuple(seeds) or self.seeds, "folds": tuple(folds) or self.folds}
         return replace(self, **some, whole=self.whole or self)
 
+    def control_of(self, name: str) -> str:
+        """The row that a row or teacher is set against; "" for none, as for a teacher with test frames of its own."""
+        own = {row.name: row.control for row in self.rows}
+        own |= {teacher: "" for teacher, changes in self.teachers.items() if any(change.startswith("data.test") for change in changes)}
+        return own.get(name, CONTROL)
+
     def distills(self, row: Row) -> bool:
         """Whether a row learns from its teacher."""
         tree = self.tree(row.overrides)
@@ -652,16 +658,14 @@ def summary(table: Table, runs: Mapping[str, Mapping[str, Any]], overrides: Sequ
 
 
 def page(table: Table, data: Mapping[str, Any]) -> str:
-    """The table as Markdown; differences to the control are paired, seed by seed. A teacher with test frames of its own has none."""
+    """The table as Markdown; differences to the control are paired, seed by seed."""
     key = "miou" if table.metric == "miou" else "iou"
     rows, protocol = data["rows"], data["protocol"]
-    controls = {row.name: row.control for row in table.rows}
-    controls |= {name: "" for name, changes in table.teachers.items() if any(change.startswith("data.test") for change in changes)}
     folds = ["folds ahead"] if len(table.folds) > 1 else []
     extra = [*table.shown] or sorted({g for row in rows.values() for g in row.get("groups", {})})
     lines = [f"# {table.title}", "", *heading("row", protocol["metric"], "against control", *folds, "seeds", *extra)]
     for name, row in rows.items():
-        control = rows.get(controls.get(name, CONTROL))
+        control = rows.get(table.control_of(name))
         apart = [row.get("shown", row.get("groups", {})).get(group) for group in extra]
         compared = [against(row, control, key), *[folds_ahead(row, control) for _ in folds]]
         lines.append(line(name, plus_minus(row[key]), *compared, str(len(row["seeds"])), *map(plus_minus, apart)))
