@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,13 @@ class ConfusionMatrix:
     def __post_init__(self) -> None:
         self.counts = np.zeros((self.num_classes, self.num_classes), np.int64)
         self.rejected = np.zeros(self.num_classes, np.int64)
+
+    @classmethod
+    def of(cls, counts: Any) -> "ConfusionMatrix":
+        """That of counts made before: (C, C) integers, rows truth, columns prediction."""
+        matrix = cls(len(counts))
+        matrix.counts[:] = counts
+        return matrix
 
     def update(self, truth: np.ndarray, prediction: np.ndarray) -> None:
         """Add one image: (H, W) integer ids of truth and prediction."""

@@ -23,13 +23,14 @@ from lix_core.cli.export import export  # noqa: E402
 from lix_core.data.registry import DATASETS  # noqa: E402
 from lix_core.errors import LixError, TrainingError  # noqa: E402
 from lix_core.labels import Label, LabelSet  # noqa: E402
+from lix_core.metrics import ConfusionMatrix  # noqa: E402
 from lix_core.runtime.bundle import Bundle  # noqa: E402
 from lix_core.runtime.segmenter import Segmenter  # noqa: E402
 from lix_core.training.card import model_card  # noqa: E402
 from lix_core.training.config import Config, from_dict, to_dict  # noqa: E402
 from lix_core.training.module import build_network  # noqa: E402
 from lix_core.training.provenance import Lineage, data_of, licence_of, lineage, manifest_of, training_of  # noqa: E402
-from lix_core.training.run import Record, RunResult, checksum, load_network, matrix_of, summary  # noqa: E402
+from lix_core.training.run import Record, RunResult, checksum, load_network, summary  # noqa: E402
 from test_export import Stages, use_small_parts  # noqa: E402
 
 LABELS = LabelSet("three", (Label("road", (1, 2, 3)), Label("sky", (4, 5, 6)), Label("kerb", (7, 8, 9))))
@@ -80,7 +81,7 @@ def make_run(folder: Path, config: Config, teacher: Path | None = None, finished
     if finished:
         count = sum(p.numel() for p in network.parameters())
         run = (config.name, to_dict(config), record.git_revision, record.torch, "an old CPU", 5400.0, 40, "best", 30, count, digest)
-        RunResult(*run, test=summary(matrix_of(TEST.tolist()), LABELS)).save(folder)
+        RunResult(*run, test=summary(ConfusionMatrix.of(TEST.tolist()), LABELS)).save(folder)
     return folder
 
 

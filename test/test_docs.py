@@ -1,4 +1,4 @@
-"""The pages: their links lead somewhere."""
+"""The pages: their links lead somewhere, and what they show runs."""
 
 from __future__ import annotations
 
@@ -30,3 +30,26 @@ def test_links_of_a_page_lead_somewhere(page):
         if not target.exists() or (anchor and anchor not in headings(target)):
             lost.append(f"{place}#{anchor}" if anchor else place)
     assert not lost, f"{page.name} links to {lost}"
+
+
+def test_the_example_of_the_page_about_distillation_runs():
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("timm")
+    from lix_core.data.sample import Batch
+    from lix_core.models.networks import Student, Teacher
+
+    torch.manual_seed(0)
+    student, teacher = Student(11, "mobilenetv3_small_050", weights="none"), Teacher(11, 3, "mobilenetv3_small_050", weights="none").eval()
+    known = torch.rand(2, 64, 96) < 0.8
+    batch = Batch(
+        image=torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8),
+        labels=torch.randint(0, 11, (2, 64, 96)),
+        x=torch.randn(2, 3, 64, 96) * known[:, None],
+        known=known,
+        labelled=torch.tensor([True, True]),
+        names=["a", "b"],
+    )
+    names = {"torch": torch, "student": student, "teacher": teacher, "batch": batch}
+    exec(re.search(r"```python\n(.*?)```", (ROOT / "docs" / "distillation.md").read_text(), re.DOTALL)[1], names)
+    assert set(names["terms"]) == {"logit", "feature"} and all(torch.isfinite(term) for term in names["terms"].values())
+    assert names["alpha"].shape == names["ncld"].shape == (2, 32, 48)

@@ -22,7 +22,9 @@ from lix_core.cli.main import app
 from lix_core.errors import DataError, LixError, TrainingError
 from lix_core.labels import STREET
 from lix_core.training import reproduce as module
-from lix_core.training.reproduce import Record, Table, cells, filled, page, reproduce, summary, table_names, values_of
+from lix_core.training.reproduce import reproduce
+from lix_core.training.results import Record, page, summary
+from lix_core.training.table import Table, cells, filled, table_names, values_of
 from lix_core.world.folder import WorldFolder
 
 BASE = {

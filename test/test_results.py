@@ -12,7 +12,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from lix_core.training.reproduce import Table, cells, summary, table_names
+from lix_core.training.results import summary
+from lix_core.training.table import Table, cells, table_names
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"

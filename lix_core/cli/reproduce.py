@@ -42,7 +42,7 @@ def reproduce(
     keep: bool = KEEP,
 ) -> None:
     """Run a table of methods, or go on with it, and write it as JSON and Markdown."""
-    from lix_core.training.reproduce import Table, table_names
+    from lix_core.training.table import Table, table_names
 
     if table is None:
         for name in table_names():
@@ -75,7 +75,8 @@ def ablate(
     keep: bool = KEEP,
 ) -> None:
     """Compare values of options: the configuration as it is, and each value of each option alone, over several seeds."""
-    from lix_core.training.reproduce import Table, table_names, title_and_seeds
+    from lix_core.training.results import title_and_seeds
+    from lix_core.training.table import Table, table_names
 
     if Path(name).name != name:
         raise TrainingError(f"--name is that of a table and of its files in --out, without folders; got {name!r}")
@@ -94,7 +95,7 @@ def ablate(
 
 def render_world(root: Path, progress: Progress) -> None:
     """Render the simulated streets of the tables, or what is missing of them."""
-    from lix_core.training.reproduce import WORLD_FRAMES
+    from lix_core.training.table import WORLD_FRAMES
     from lix_core.world.drive import Drive
     from lix_core.world.farm import render
     from lix_core.world.folder import WorldFolder
@@ -146,7 +147,7 @@ def run(
 
 
 def show(result: dict, table, page: Path) -> None:
-    from lix_core.training.reproduce import against
+    from lix_core.training.results import against
 
     key = "miou" if any("miou" in row for row in result["rows"].values()) else "iou"
     grid = Grid("row", escape(result["protocol"]["metric"]), "± over seeds", "against control [points]", "seeds")

@@ -19,13 +19,14 @@ from lix_core import __version__
 from lix_core.data.registry import DATASETS
 from lix_core.errors import TrainingError
 from lix_core.export import OUTPUTS, Agreement, agreement, export_network
+from lix_core.metrics import ConfusionMatrix
 from lix_core.models.encoders import pypi_package
 from lix_core.models.networks import Network, Teacher, parameter_counts
 from lix_core.runtime.bundle import Bundle, InputSpec, Manifest, SizePolicy, XSpec
 from lix_core.runtime.segmenter import Segmenter
 from lix_core.training.card import model_card
 from lix_core.training.config import Config, ModelConfig, Source, to_dict
-from lix_core.training.run import Record, RunResult, Which, checksum, load_checkpoint, load_network, matrix_of
+from lix_core.training.run import Record, RunResult, Which, checksum, load_checkpoint, load_network
 
 NON_COMMERCIAL = re.compile(r"\bnc\b|non-?commercial", re.IGNORECASE)
 
@@ -219,7 +220,7 @@ def metrics_of(record: Record, result: RunResult | None) -> dict[str, Any]:
     """Figures of this very checkpoint, each under the split it was measured on; of two data sets of one name, the test has that word."""
     data, metrics = record.config.data, {}
     if data.val and record.val_counts is not None:
-        metrics[f"{data.val.dataset} {data.val.split}"] = matrix_of(record.val_counts).summary(record.labels.names)
+        metrics[f"{data.val.dataset} {data.val.split}"] = ConfusionMatrix.of(record.val_counts).summary(record.labels.names)
     if data.test and result and result.test and result.checkpoint_step == record.step:
         name = f"{data.test.dataset} {data.test.split}"
         metrics[f"{name} (test)" if name in metrics and data.test != data.val else name] = {

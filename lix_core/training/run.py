@@ -525,7 +525,7 @@ class Run:
         self.trainer.strategy.barrier()
         device = self.trainer.strategy.root_device
         network, record = load_network(self.out, device=device)
-        val = None if record.val_counts is None else matrix_of(record.val_counts)
+        val = None if record.val_counts is None else ConfusionMatrix.of(record.val_counts)
         test = self._score_test(network, self.data.test) if self.data.test else None
         result = RunResult(
             name=self.config.name,
@@ -555,7 +555,7 @@ class Run:
     def _score_test(self, network: Network, frames: Frames) -> dict[str, Any]:
         """Summary of the test frames; with `groups`, the counts of each group too. The whole is the sum of its groups."""
         matrices = {group: self.evaluate(network, some) for group, some in frames.groups().items()}
-        whole = matrix_of(sum(matrix.counts for matrix in matrices.values()))
+        whole = ConfusionMatrix.of(sum(matrix.counts for matrix in matrices.values()))
         apart = {group: matrix.counts.tolist() for group, matrix in matrices.items() if group}
         return {**summary(whole, self.labels), "groups": apart}
 
@@ -579,12 +579,6 @@ def checksum(run: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError:
         raise TrainingError(f"{run} is no run folder: there is no checkpoints/best.ckpt") from None
-
-
-def matrix_of(counts: Any) -> ConfusionMatrix:
-    matrix = ConfusionMatrix(len(counts))
-    matrix.counts = np.array(counts, np.int64)
-    return matrix
 
 
 def check_crop(config: Config, network: Network, encoder: str) -> None:

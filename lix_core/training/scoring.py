@@ -69,9 +69,7 @@ def evaluate(
         network.train(training)
     if spread:
         torch.distributed.all_reduce(counts)
-    matrix = ConfusionMatrix(num_classes)
-    matrix.counts = counts.cpu().numpy()
-    return matrix
+    return ConfusionMatrix.of(counts.cpu().numpy())
 
 
 def confusion(prediction_BHW: Tensor, batch: Batch, num_classes: int) -> Tensor:

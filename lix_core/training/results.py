@@ -1,0 +1,218 @@
+"""The result of a table: its runs and what they come to, as JSON, and the page for people, as Markdown.
+
+A finished cell is kept in the result file itself, with its confusion matrix and the fingerprint of its configuration: whoever has that
+file goes on where it stops, on any machine, and a cell whose configuration has changed is run again.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lix_core.errors import DataError
+from lix_core.files import locked, save
+from lix_core.metrics import ConfusionMatrix, rounded
+from lix_core.training.config import override
+from lix_core.training.table import Cell, Table
+
+
+class Record:
+    """The result file of a table: the finished cells, and the rows made of them.
+
+    Several processes may write to one file, each the runs that it made.
+
+    fingerprints: key of each cell -> its fingerprint; runs of others stay in the file and count nowhere. None: all count.
+    Attributes: runs, by `Cell.entry`. data: what the file holds.
+    """
+
+    def __init__(self, table: Table, results: Path, overrides: Sequence[str] = (), fingerprints: Mapping[str, str] | None = None):
+        self.table, self.path, self.overrides = table.whole or table, results / f"{table.name}.json", list(overrides)
+        self.fingerprints = fingerprints
+        self.runs, self.data = self._read(), {}
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        """The runs in the file."""
+        try:
+            return dict(json.loads(self.path.read_text())["runs"])
+        except FileNotFoundError:
+            return {}
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise DataError(f"{self.path} is not a result of `lix reproduce` ({error}); move it away to begin anew") from None
+
+    def has(self, cell: Cell) -> bool:
+        return cell.entry in self.runs
+
+    def done(self, units: Sequence[Sequence[Cell]]) -> int:
+        return sum(self.has(cell) for unit in units for cell in unit)
+
+    def add(self, cell: Cell, result: dict[str, Any]) -> None:
+        self.write({cell.entry: result})
+
+    def write(self, new: Mapping[str, dict[str, Any]] | None = None) -> None:
+        """Write both files, each whole or not at all, with new runs and with those that others have put there, or made anew, since."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(self.path.parent):
+            self.runs = {**self.runs, **self._read(), **(new or {})}
+            known, counted = self.fingerprints, {}
+            for entry, run in self.runs.items():
+                key, _, fingerprint = entry.rpartition("/")
+                if known is None or fingerprint == known.get(key):
+                    counted[key] = run
+            self.data = {**summary(self.table, counted, self.overrides), "runs": dict(sorted(self.runs.items()))}
+            save(self.path, (json.dumps(self.data, indent=1) + "\n").encode())
+            save(self.path.with_suffix(".md"), page(self.table, self.data).encode())
+
+
+def title_and_seeds(results: Path) -> tuple[str, list[int]]:
+    """Those of the table that a result file holds; "" and none where there is no such file."""
+    try:
+        data = json.loads(results.read_text())
+        return str(data["title"]), [int(seed) for seed in data["protocol"]["seeds"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "", []  # a damaged file is refused where it is gone on with
+
+
+def score_of(counts: Sequence[Sequence[int]], names: Sequence[str], metric: str) -> float:
+    matrix = ConfusionMatrix.of(counts)
+    return matrix.miou if metric == "miou" else float(matrix.iou[list(names).index(metric)])
+
+
+def row_of(runs: Mapping[str, Mapping[str, Any]], table: Table, name: str) -> dict[str, Any] | None:
+    """One row: a figure for each seed, from the confusion matrices of all folds together. None before a seed is whole."""
+    key = "miou" if table.metric == "miou" else "iou"
+    seeds, per_seed, per_fold, per_group, classes = [], [], [], {}, {}
+    for seed in table.seeds:
+        found = [runs.get(f"{name}/fold{fold}/seed{seed}") for fold in table.folds]
+        if any(run is None for run in found):
+            continue
+        names = found[0]["names"]
+        counts = np.sum([run["counts"] for run in found], axis=0)
+        seeds.append(seed)
+        per_seed.append(score_of(counts, names, table.metric))
+        per_fold.append([rounded(score_of(run["counts"], names, table.metric)) for run in found])
+        for group in {g for run in found for g in run["groups"]}:
+            parts = np.sum([run["groups"][group] for run in found if group in run["groups"]], axis=0)
+            per_group.setdefault(group, []).append(score_of(parts, names, table.metric))
+        for class_name, value in zip(names, ConfusionMatrix.of(counts).iou):
+            classes.setdefault(class_name, []).append(float(value))
+    if not per_seed:
+        return None
+    shown = {
+        group: [float(np.nanmean([classes[c][i] for c in members])) for i in range(len(per_seed))] for group, members in table.shown.items()
+    }
+    row = {"seeds": seeds, key: figure(per_seed)}
+    if len(table.folds) > 1:
+        row["per_fold"] = per_fold
+    if len(classes) > 2:
+        row["classes"] = {name: figure(values) for name, values in classes.items()}
+    for title, figures in (("groups", per_group), ("shown", shown)):
+        if figures:
+            row[title] = {name: figure(values) for name, values in sorted(figures.items())}
+    return row
+
+
+def figure(values: Sequence[float]) -> dict[str, Any]:
+    """Mean and sample standard deviation over seeds; no deviation of one seed."""
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+    return {"mean": rounded(float(np.mean(values))), "std": rounded(std), "per_seed": [rounded(v) for v in values]}
+
+
+def summary(table: Table, runs: Mapping[str, Mapping[str, Any]], overrides: Sequence[str]) -> dict[str, Any]:
+    """What the JSON file holds."""
+    names = [row.name for row in table.rows] + list(table.teachers)
+    rows = {name: row for name in names if (row := row_of(runs, table, name))}
+    base = copy.deepcopy(table.base)
+    for change in overrides:
+        override(base, change)
+    base.get("data", {}).pop("workers", None)
+    protocol = {
+        "command": " ".join([table.command or f"lix reproduce {table.name}", *map(shlex.quote, overrides)]),
+        "metric": "mIoU" if table.metric == "miou" else f"IoU of {table.metric}",
+        "folds": list(table.folds),
+        "seeds": list(table.seeds),
+        "runs": len(runs),
+        "hours": round(sum(run["seconds"] for run in runs.values()) / 3600, 2),
+        "devices": sorted({run["device"] for run in runs.values()}),
+        "git_revisions": sorted({run["git_revision"] for run in runs.values()}),
+        "base": base,
+        "rows": {row.name: {"set": list(row.overrides), "teacher": row.teacher} for row in table.rows},
+        "teachers": {name: list(changes) for name, changes in table.teachers.items()},
+    }
+    return {"title": table.title, "rows": rows, "protocol": protocol, "runs": dict(sorted(runs.items()))}
+
+
+def page(table: Table, data: Mapping[str, Any]) -> str:
+    """The table as Markdown; differences to the control are paired, seed by seed."""
+    key = "miou" if table.metric == "miou" else "iou"
+    rows, protocol = data["rows"], data["protocol"]
+    folds = ["folds ahead"] if len(table.folds) > 1 else []
+    extra = [*table.shown] or sorted({g for row in rows.values() for g in row.get("groups", {})})
+    lines = [f"# {table.title}", "", *heading("row", protocol["metric"], "against control", *folds, "seeds", *extra)]
+    for name, row in rows.items():
+        control = rows.get(table.control_of(name))
+        apart = [row.get("shown", row.get("groups", {})).get(group) for group in extra]
+        compared = [against(row, control, key), *[folds_ahead(row, control) for _ in folds]]
+        lines.append(line(name, plus_minus(row[key]), *compared, str(len(row["seeds"])), *map(plus_minus, apart)))
+    hours, devices = protocol["hours"], ", ".join(protocol["devices"])
+    lines += [
+        "",
+        "Mean and standard deviation over seeds; against control: points, the mean and, in brackets, each seed;"
+        f" {protocol['runs']} runs, {hours} hours on {devices}.",
+        f"Made by `{protocol['command']}`.",
+    ]
+    if others := len(data["runs"]) - protocol["runs"]:
+        lines.append(f"The JSON file has {others} runs of other settings too, which do not count here.")
+    if waiting := [f"`{name}`" for name in (*protocol["rows"], *protocol["teachers"]) if name not in rows]:
+        lines.append(f"Rows of the table that no seed has whole yet: {', '.join(waiting)}.")
+    if table.notes:
+        lines += ["", table.notes.strip()]
+    if table.metric == "miou" and (names := list(dict.fromkeys(name for row in rows.values() for name in row.get("classes", {})))):
+        lines += ["", "## IoU of each class, mean over the seeds of the row", "", *heading("row", *names)]
+        for name, row in rows.items():
+            means = [row.get("classes", {}).get(class_name, {}).get("mean") for class_name in names]
+            lines.append(line(name, *("-" if mean is None else f"{mean:.3f}" for mean in means)))
+    return "\n".join(lines) + "\n"
+
+
+def line(*cells_: str) -> str:
+    return f"| {' | '.join(cells_)} |"
+
+
+def heading(*names: str) -> list[str]:
+    return [line(*names), line(*["---"] * len(names))]
+
+
+def plus_minus(found: Mapping[str, Any] | None) -> str:
+    if not found or found["mean"] is None:
+        return "-"
+    return f"{found['mean']:.3f}" + (f" ± {found['std']:.3f}" if found["std"] is not None else "")
+
+
+def against(row: Mapping[str, Any], control: Mapping[str, Any] | None, key: str) -> str:
+    """Differences to the control on the seeds that both have [points]: their mean and, of several, each in brackets."""
+    if not control or row is control:
+        return "-"
+    theirs = dict(zip(control["seeds"], control[key]["per_seed"]))
+    pairs = [(ours, theirs[seed]) for seed, ours in zip(row["seeds"], row[key]["per_seed"]) if None not in (ours, theirs.get(seed))]
+    if not pairs:
+        return "-"
+    points = [100 * (a - b) for a, b in pairs]
+    each = f" ({', '.join(f'{value:+.1f}' for value in points)})" if len(points) > 1 else ""
+    return f"{float(np.mean(points)):+.1f}{each}"
+
+
+def folds_ahead(row: Mapping[str, Any], control: Mapping[str, Any] | None) -> str:
+    """In how many of the folds and seeds that both have a row is above its control."""
+    if not control or row is control:
+        return "-"
+    theirs = dict(zip(control["seeds"], control["per_fold"]))
+    pairs = [pair for seed, ours in zip(row["seeds"], row["per_fold"]) if seed in theirs for pair in zip(ours, theirs[seed])]
+    pairs = [pair for pair in pairs if None not in pair]
+    return f"{sum(ours > other for ours, other in pairs)} of {len(pairs)}" if pairs else "-"
