@@ -22,6 +22,7 @@ from lix_core.cli.main import app
 from lix_core.errors import DataError, LixError, TrainingError
 from lix_core.labels import STREET
 from lix_core.training import reproduce as module
+from lix_core.training import table as tables
 from lix_core.training.reproduce import reproduce
 from lix_core.training.results import Record, page, summary
 from lix_core.training.table import Table, cells, filled, table_names, values_of
@@ -372,7 +373,7 @@ def test_a_table_file_with_a_slip_is_named_and_the_others_are_listed(tmp_path, m
         "key": (json.dumps({**whole, "rows": {"a": {"sett": []}}}), "row a of table key: unknown key sett .did you mean set"),
         "options": (json.dumps({**whole, "teachers": {"a": {"b": 1}}}), "teacher a of table options: options are texts"),
     }
-    monkeypatch.setattr(module, "TABLES", tmp_path)
+    monkeypatch.setattr(tables, "TABLES", tmp_path)
     (tmp_path / "whole.yaml").write_text(json.dumps({**whole, "rows": {"control": {"set": "loss.dice=1"}}}))
     assert Table.load("whole").rows[0].overrides == ("loss.dice=1",)
     for name, (text, message) in slips.items():
@@ -412,7 +413,7 @@ def test_what_cannot_be_scored_is_told_before_anything_is_trained(tmp_path, monk
 
 def test_streets_are_rendered_for_runs_that_are_missing_and_for_no_mistake(tmp_path, monkeypatch):
     pytest.importorskip("embreex")
-    monkeypatch.setattr(module, "WORLD_FRAMES", {"train": (1, 101), "test": (1, 103)})
+    monkeypatch.setattr(tables, "WORLD_FRAMES", {"train": (1, 101), "test": (1, 103)})
     scored = run(np.eye(11, dtype=int).tolist(), names=list(STREET.names))
     monkeypatch.setattr(module, "run_cell", lambda *_: scored)
     streets, given = tmp_path / "table_world", ["--out", str(tmp_path), "--work", str(tmp_path / "runs")]
