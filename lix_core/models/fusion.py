@@ -1,6 +1,6 @@
 """Fusion: how what the X encoder sees joins what the RGB encoder sees.
 
-method.md's outline has fusion in the middle (features, stage by stage) and at the end (logits); the forms of both, and how they heed what
+LIX's public outline has fusion in the middle (features, stage by stage) and at the end (logits); the forms of both, and how they heed what
 is unknown, are this project's reconstruction. Every strategy keeps one promise: where a cell of a stage holds no known pixel of X, its
 output is that of RGB alone, exactly. A frame without any X is therefore segmented as by the RGB encoder and the decoder.
 

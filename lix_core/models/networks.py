@@ -138,7 +138,7 @@ class Teacher(Network):
         rgb, x = Pyramid.of(self.encoder), Pyramid.of(self.x_encoder)
         self.decoder: Decoder = build_decoder(rgb, num_classes)
         self.fusion: Fusion = build_fusion(rgb, x, self.decoder)
-        self.x_channels, self.fusion_name = x_channels, fusion
+        self.x_channels = x_channels
         self.mean, self.std = self.encoder.mean, self.encoder.std
         self.stride, self.output_stride = math.lcm(rgb.strides[-1], x.strides[-1]), self.decoder.output_stride
         self.feature_channels = {**_named(self.fusion.channels), "decoder": self.fusion.decoder_channels}

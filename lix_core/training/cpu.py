@@ -12,19 +12,21 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 """Numbers of glibc's malloc.h."""
 
 
-def keep_freed_memory() -> bool:
-    """Have malloc keep and reuse what is freed, rather than hand every large tensor back to the kernel; whether that was possible.
+def keep_freed_memory() -> None:
+    """Have malloc keep and reuse what is freed, rather than hand every large tensor back to the kernel. Nothing is done where there is no
+    glibc.
 
     A training step allocates the same hundreds of megabytes again and again. By default glibc maps each large block anew, and the kernel
     has to zero its pages every time.
     """
     if not sys.platform.startswith("linux"):
-        return False
+        return
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:  # another C library, such as musl
-        return False
-    return all([mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, 2**31 - 1), mallopt(M_TOP_PAD, 256 * 2**20)])
+        return
+    for parameter, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 256 * 2**20)):
+        mallopt(parameter, value)
 
 
 def use_onednn(module: nn.Module) -> None:

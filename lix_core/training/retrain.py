@@ -15,10 +15,10 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -52,12 +52,6 @@ RETRAINED = "retrained "
 """Begins the names of the runs that are made here."""
 SHOWN = 6
 """Held-out frames in the picture of the report."""
-
-
-class Watcher(Protocol):
-    """What is told of the progress: the name of each step as it begins; or a line of what a user should know of it."""
-
-    def __call__(self, text: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -123,7 +117,9 @@ class Comparison:
 NEW, OLD = "held-out frames of the bags", "old validation frames"
 
 
-def retrain(task: Retraining, watch: Watcher = lambda step: None, quiet: bool = False, tell: Watcher = lambda line: None) -> Comparison:
+def retrain(
+    task: Retraining, watch: Callable[[str], None] = lambda step: None, quiet: bool = False, tell: Callable[[str], None] = lambda line: None
+) -> Comparison:
     """Carry out what is asked for, or go on with it; the last step writes the report.
 
     watch: told of each step as it begins. tell: told line by line what a user should know of bags and labels before hours of training.
