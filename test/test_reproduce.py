@@ -13,6 +13,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -24,7 +25,7 @@ from lix_core.labels import STREET
 from lix_core.training import reproduce as module
 from lix_core.training import table as tables
 from lix_core.training.reproduce import reproduce
-from lix_core.training.results import Record, page, summary
+from lix_core.training.results import Record, gains_of, page, summary
 from lix_core.training.table import Table, cells, filled, table_names, values_of
 from lix_core.world.folder import WorldFolder
 
@@ -129,6 +130,21 @@ def test_the_terminal_shows_what_rows_are_set_against(monkeypatch, capsys):
     show(summary(own, {f"{name}/fold0/seed0": run(each) for name, each in counts.items()}, []), own, Path("results/tiny.md"))
     lines = [[word.strip() for word in each.split("│")[1:-1]] for each in capsys.readouterr().out.splitlines() if "│" in each]
     assert lines == [["few", "0.5000", "-", "-", "1"], ["kd", "1.0000", "-", "+50.0", "1"], ["teacher", "1.0000", "-", "-", "1"]]
+
+
+def test_the_picture_of_a_table_has_what_its_rows_gain_and_is_there_once_one_is(tmp_path):
+    whole, half = [[1, 0], [0, 1]], [[1, 1], [0, 1]]
+    two = table(metric="pothole", folds=[0, 1])
+    record = Record(two, tmp_path)
+    for name, fold, seed, counts in (("control", 0, 0, half), ("control", 1, 0, whole), ("teacher", 0, 0, whole), ("teacher", 1, 0, whole)):
+        record.runs[f"{name}/fold{fold}/seed{seed}/x"] = run(counts)
+    record.write()
+    assert not (tmp_path / "tiny.png").exists() and "png" not in (tmp_path / "tiny.md").read_text()
+    record.runs |= {"kd/fold0/seed0/x": run(whole), "kd/fold1/seed0/x": run(half)}
+    record.write()
+    seeds, folds = gains_of(two, record.data)["kd"]
+    assert list(gains_of(two, record.data)) == ["kd"] and seeds == pytest.approx([0], abs=1e-9) and folds == [50, -50]
+    assert "(tiny.png)" in (tmp_path / "tiny.md").read_text() and cv2.imread(str(tmp_path / "tiny.png")).std() > 1
 
 
 def test_the_page_of_several_classes_shows_the_iou_of_each():

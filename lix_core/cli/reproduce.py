@@ -21,7 +21,7 @@ from lix_core.errors import TrainingError
 from lix_core.files import make_folder
 from lix_core.options import nearest
 
-OUT = typer.Option(Path("results"), "--out", "-o", help="Folder of <table>.json and <table>.md; a table that is there is gone on with.")
+OUT = typer.Option(Path("results"), "--out", "-o", help="Folder of <table>.json, .md and .png; a table that is there is gone on with.")
 WORK = typer.Option(Path("out/runs"), help="Folder for the runs while they last.")
 SEEDS = typer.Option("", help="Only these seeds, as 0,1,2; empty: those of the table.")
 JOBS = typer.Option(1, min=1, help="Runs at the same time, each with its share of the cores.")

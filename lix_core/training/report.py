@@ -44,6 +44,27 @@ def curves(rows: Sequence[dict[str, float]], path: Path, title: str) -> None:
     save_figure(figure, path)
 
 
+def gains(rows: Mapping[str, tuple[Sequence[float], Sequence[float]]], path: Path, title: str) -> None:
+    """Differences to the control as PNG: of each row its mean, its seeds and, faint, its folds. rows: name -> points of seeds, of folds."""
+    figure = Figure(figsize=(9, 0.9 + 0.3 * len(rows)), layout="constrained", dpi=110)
+    axes = figure.subplots()
+    for place, (seeds, folds) in enumerate(rows.values()):
+        mean = float(np.mean(seeds))
+        colour = "tab:green" if mean > 0 else "tab:red"
+        axes.barh(place, mean, height=0.62, color=colour, alpha=0.3)
+        axes.scatter(folds, [place] * len(folds), s=12, color="grey", alpha=0.5, linewidths=0)
+        axes.scatter(seeds, [place] * len(seeds), s=34, color=colour, edgecolors="black", linewidths=0.5, zorder=3)
+    counted = (f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}" for seeds, _ in rows.values())
+    names = [f"{name} ({count})  {np.mean(seeds):+.1f}" for (name, (seeds, _)), count in zip(rows.items(), counted)]
+    axes.set_yticks(range(len(rows)), names)
+    axes.invert_yaxis()
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.grid(axis="x", alpha=0.3)
+    folds = ", grey dots folds" if any(folds for _, folds in rows.values()) else ""
+    axes.set_title(f"{title}: bars are means, dots seeds{folds}", fontsize=10)
+    save_figure(figure, path)
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     canvas = FigureCanvasAgg(figure)  # no pyplot: it would choose a display
     canvas.draw()

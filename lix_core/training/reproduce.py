@@ -39,7 +39,7 @@ def reproduce(
     report: Callable[[str, int, int], None] = lambda text, done, total: None,
     prepare: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
-    """Run what is missing of a table and write `<results>/<table>.json` and `.md` after each cell.
+    """Run what is missing of a table and write `<results>/<table>.json`, `.md` and `.png` after each cell.
 
     results: folder of the result files. work: folder of the runs; what they leave there is deleted cell by cell unless `keep`,
     but for those whose weights others need.

@@ -10,7 +10,7 @@ import copy
 import json
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from lix_core.errors import DataError
 from lix_core.files import locked, save
 from lix_core.metrics import ConfusionMatrix, rounded
 from lix_core.training.config import override
+from lix_core.training.report import gains
 from lix_core.training.table import Cell, Table
 
 
@@ -67,6 +68,8 @@ class Record:
                     counted[key] = run
             self.data = {**summary(self.table, counted, self.overrides), "runs": dict(sorted(self.runs.items()))}
             save(self.path, (json.dumps(self.data, indent=1) + "\n").encode())
+            if points := gains_of(self.table, self.data):
+                gains(points, self.path.with_suffix(".png"), f"Points of {self.data['protocol']['metric']} against the control")
             save(self.path.with_suffix(".md"), page(self.table, self.data).encode())
 
 
@@ -161,6 +164,8 @@ def page(table: Table, data: Mapping[str, Any]) -> str:
         compared = [against(row, control, key), *[folds_ahead(row, control) for _ in folds]]
         lines.append(line(name, plus_minus(row[key]), *compared, str(len(row["seeds"])), *map(plus_minus, apart)))
     hours, devices = protocol["hours"], ", ".join(protocol["devices"])
+    if gains_of(table, data):
+        lines += ["", f"![Differences to the control, row by row]({table.name}.png)"]
     lines += [
         "",
         "Mean and standard deviation over seeds; against control: points, the mean and, in brackets, each seed;"
@@ -181,6 +186,14 @@ def page(table: Table, data: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def gains_of(table: Table, data: Mapping[str, Any]) -> dict[str, tuple[list[float], list[float]]]:
+    """Of each row but teachers, which are far above, its differences to the control [points]: those of seeds, and those of folds."""
+    key = "miou" if table.metric == "miou" else "iou"
+    rows = {name: (row, data["rows"].get(table.control_of(name))) for name, row in data["rows"].items() if name not in table.teachers}
+    found = {name: (differences(*pair, key), fold_differences(*pair)) for name, pair in rows.items()}
+    return {name: points for name, points in found.items() if points[0]}
+
+
 def line(*cells_: str) -> str:
     return f"| {' | '.join(cells_)} |"
 
@@ -197,22 +210,35 @@ def plus_minus(found: Mapping[str, Any] | None) -> str:
 
 def against(row: Mapping[str, Any], control: Mapping[str, Any] | None, key: str) -> str:
     """Differences to the control on the seeds that both have [points]: their mean and, of several, each in brackets."""
-    if not control or row is control:
+    points = differences(row, control, key)
+    if not points:
         return "-"
-    theirs = dict(zip(control["seeds"], control[key]["per_seed"]))
-    pairs = [(ours, theirs[seed]) for seed, ours in zip(row["seeds"], row[key]["per_seed"]) if None not in (ours, theirs.get(seed))]
-    if not pairs:
-        return "-"
-    points = [100 * (a - b) for a, b in pairs]
     each = f" ({', '.join(f'{value:+.1f}' for value in points)})" if len(points) > 1 else ""
     return f"{float(np.mean(points)):+.1f}{each}"
 
 
 def folds_ahead(row: Mapping[str, Any], control: Mapping[str, Any] | None) -> str:
     """In how many of the folds and seeds that both have a row is above its control."""
+    points = fold_differences(row, control)
+    return f"{sum(value > 0 for value in points)} of {len(points)}" if points else "-"
+
+
+def differences(row: Mapping[str, Any], control: Mapping[str, Any] | None, key: str) -> list[float]:
+    """To the control on each of the seeds that both have [points]; none of the control itself."""
     if not control or row is control:
-        return "-"
+        return []
+    theirs = dict(zip(control["seeds"], control[key]["per_seed"]))
+    return points_between((ours, theirs[seed]) for seed, ours in zip(row["seeds"], row[key]["per_seed"]) if seed in theirs)
+
+
+def fold_differences(row: Mapping[str, Any], control: Mapping[str, Any] | None) -> list[float]:
+    """The same on each fold of these seeds; none in a table without folds."""
+    if not control or row is control or "per_fold" not in row:
+        return []
     theirs = dict(zip(control["seeds"], control["per_fold"]))
-    pairs = [pair for seed, ours in zip(row["seeds"], row["per_fold"]) if seed in theirs for pair in zip(ours, theirs[seed])]
-    pairs = [pair for pair in pairs if None not in pair]
-    return f"{sum(ours > other for ours, other in pairs)} of {len(pairs)}" if pairs else "-"
+    return points_between(pair for seed, ours in zip(row["seeds"], row["per_fold"]) if seed in theirs for pair in zip(ours, theirs[seed]))
+
+
+def points_between(pairs: Iterable[tuple[float | None, float | None]]) -> list[float]:
+    """Differences [points] of scores; None, where there was nothing to score, has none."""
+    return [100 * (ours - other) for ours, other in pairs if ours is not None and other is not None]
