@@ -23,8 +23,8 @@ FLAT = 1e-10
 """Tokens whose variance is a smaller share of their mean square say nothing but rounding errors."""
 
 SMALLEST_HSIC = 1e-6
-"""Of standardised tokens with themselves. Less is rounding: where none varies, or where a single one stands out, of which the unbiased
-form, without the diagonal of the Gram matrix, sees nothing."""
+"""Of standardised tokens with themselves. Less, or less than one rounding error for each token, is rounding: where none varies, or where
+a single one stands out, of which the unbiased form, without the diagonal of the Gram matrix, sees nothing."""
 
 SMALLEST_SIGMA = 1e-12
 """Where all tokens coincide, so that no gradient overflows."""
@@ -189,7 +189,8 @@ def cka(x: Tensor, y: Tensor, kernel: str = "linear", unbiased: bool = False) ->
     else:
         k, m = (centred_gram(GRAMS[kernel](tokens), unbiased) for tokens in (x, y))
         cross, own_x, own_y = ((a * b).sum((1, 2)) for a, b in ((k, m), (k, k), (m, m)))
-    tell = (own_x > SMALLEST_HSIC) & (own_y > SMALLEST_HSIC)
+    least = max(SMALLEST_HSIC, count * torch.finfo(own_x.dtype).eps)
+    tell = (own_x > least) & (own_y > least)
     return torch.where(tell, cross, 0.0) / torch.where(tell, own_x * own_y, 1.0).sqrt()
 
 
