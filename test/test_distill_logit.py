@@ -178,6 +178,12 @@ def test_no_controller_lets_a_gradient_reach_the_teacher(name):
     teacher, student = (logits_of(seed).float().requires_grad_() for seed in (1, 2))
     sum(weighed_logit_loss(teacher, student, labels_of(3), build_controller(LIXConfig(controller=name))).values()).backward()
     assert teacher.grad is None and student.grad.abs().sum() > 0
+    # Nor does one reach the student through the weights, asked for by themselves.
+    student.grad, controller = None, build_controller(LIXConfig(controller=name))
+    weights = sum(controller(teacher, student, labels_of(3)))
+    if weights.requires_grad:  # as those that are learned
+        weights.sum().backward()
+    assert weights.requires_grad == (name == "learned") and teacher.grad is None and student.grad is None
 
 
 @pytest.mark.parametrize("name", CONTROLLERS)

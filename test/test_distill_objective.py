@@ -12,10 +12,11 @@ torch = pytest.importorskip("torch")
 
 from lix_core.data.sample import Batch
 from lix_core.distill.config import CIRKDConfig, DistillConfig, DKDConfig, KDConfig, LIXConfig, MGDConfig, PseudoConfig
-from lix_core.distill.distiller import at_cells, away_from_edges, lesson_of, sure_classes
+from lix_core.distill.distiller import Networks, at_cells, away_from_edges, lesson_of, sure_classes
 from lix_core.distill.feature import draw_points, recalibrated_feature_loss
 from lix_core.distill.logit import weighed_logit_loss
 from lix_core.distill.objective import METHODS, build_controller, build_distiller
+from lix_core.distill.peers import last_common_stage
 from lix_core.errors import TrainingError
 from lix_core.models.networks import Output
 
@@ -123,6 +124,9 @@ def test_cirkd_pools_what_is_more_than_its_tokens_and_weighs_the_kd_beside_it():
     ]
     few = distiller_of("cirkd", cirkd=CIRKDConfig(tokens=6, kd_weight=0))
     torch.testing.assert_close(few(student, teacher, batch), distiller_of("cirkd", cirkd=CIRKDConfig(kd_weight=0))(*pooled, batch))
+    # The coarser of two grids has the tokens.
+    coarse, every = pooled[1]._replace(logits=teacher.logits), distiller_of("cirkd", cirkd=CIRKDConfig(kd_weight=0))
+    torch.testing.assert_close(every(student, coarse, batch), every(pooled[0], coarse, batch))
     weights = torch.tensor([1.0, 5.0, 0.5, 2.0])
     terms = [
         build_distiller(DistillConfig(method, class_weights=True, cirkd=cirkd, kd=kd), STUDENT, TEACHER, CLASSES, 0, weights)(
@@ -156,6 +160,8 @@ def test_mgd_masks_the_share_of_pixels_it_is_told_and_all_channels_of_each():
 def test_mgd_takes_the_last_stage_both_have_and_brings_grids_together():
     student = {name: width for name, width in STUDENT.items() if name != "stage5"}
     assert distiller_of("mgd", student=student).feature == "stage4" and distiller_of("mgd").feature == "stage5"
+    many = {f"stage{number}": 2 for number in range(1, 12)}
+    assert last_common_stage(Networks(many, many, CLASSES, 0)) == "stage11"
     distiller = distiller_of("mgd", mgd=MGDConfig(ratio=0.0, feature="stage4"))
     distiller.generate = torch.nn.Identity()
     logits = torch.zeros(1, CLASSES, 4, 6)
@@ -251,6 +257,10 @@ def test_features_may_be_compared_at_points_of_the_classes_that_are_taught(sampl
     points = draw_points(lesson_of(student, teacher, batch).classes, 7, sampling == "balanced")
     losses = [recalibrated_feature_loss(student.features[name], teacher.features[name], points=points) for name in config.features]
     torch.testing.assert_close(terms["feature"], sum(losses) / 2)
+    # Edges and the gate are of terms over logits: here their cells count.
+    less = distiller_of("lix", dataclasses.replace(config, gate=1.0), edge=1)
+    torch.manual_seed(4)
+    torch.testing.assert_close(less(student, teacher, batch)["feature"], terms["feature"])
 
 
 @pytest.mark.parametrize("off", ["logit", "feature", "x"])
@@ -402,7 +412,7 @@ def test_class_weights_are_how_often_a_pixel_counts(method):
         target = target.masked_fill(batch.labelled[:, None, None], 255)
     first, others = loss(1.0, 0.0, 0.0, 0.0), loss(0.0, 1.0, 1.0, 1.0)
     n, m = int((target == 0).sum()), int(((target != 0) & (target != 255)).sum())
-    assert n and m
+    assert n and m and abs(first - others) > 1e-2  # or weights that are not looked at would do as well
     assert plain == pytest.approx((n * first + m * others) / (n + m), rel=1e-5)
     assert loss(3.0, 1.0, 1.0, 1.0) == pytest.approx((3 * n * first + m * others) / (3 * n + m), rel=1e-5)
 
