@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import errno
 import math
 import os
@@ -22,7 +23,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import tiny_street
+from lix_core.camera import Camera
 from lix_core.data.sample import Sample, collate
+from lix_core.data.transforms import train_transform
 from lix_core.distill.config import LIXConfig
 from lix_core.distill.distiller import Lesson
 from lix_core.distill.logit import weighed_logit_loss
@@ -33,10 +36,10 @@ from lix_core.labels import UNLABELLED
 from lix_core.metrics import ConfusionMatrix
 from lix_core.models.encoders import build_encoder
 from lix_core.models.networks import Student, Teacher
-from lix_core.training.callbacks import Board, MovingAverage, WholeFiles, as_csv, readable
+from lix_core.training.callbacks import Board, Checkpoints, Journal, MovingAverage, WholeFiles, as_csv, readable
 from lix_core.training.config import Config, DataConfig, OptimConfig, Source
 from lix_core.training.cpu import use_onednn
-from lix_core.training.data import Batches, Frames, Mixture, TrainingData, Views, pasted, training_transform
+from lix_core.training.data import Batches, Draw, Frames, Mixture, TrainingData, Views, pasted, training_transform
 from lix_core.training.losses import HardLoss, class_weights, cross_entropy, hard_pixels, soft_dice
 from lix_core.training.module import Learner, encoder_depths, full_logits, learning_rate, parameter_groups
 from lix_core.training.report import columns, error_picture, pictures
@@ -210,7 +213,18 @@ def test_hard_examples_are_those_below_the_threshold_but_never_fewer_than_the_sh
     valid = torch.tensor([[[True, True, True, True, False]]])
     assert hard_pixels(loss, valid, 0.7, 0.1).tolist() == [[[False, False, True, True, False]]]
     assert hard_pixels(loss, valid, 0.1, 0.5).tolist() == [[[False, False, True, True, False]]]
+    assert hard_pixels(loss, valid, 0.1, 0.6).sum() == 3  # at least the share: 2.4 of 4 are 3
     assert hard_pixels(loss, valid, 0.1, 0.01).tolist() == [[[False, False, False, True, False]]]
+
+
+@pytest.mark.parametrize("weights", [None, torch.tensor([1.0, 3.0, 0.5, 2.0])])
+def test_hard_examples_alone_are_in_the_mean(weights):
+    logits, labels = random_batch(3, 0.2)
+    loss = F.cross_entropy(logits.float(), labels, ignore_index=UNLABELLED, reduction="none")
+    hard = hard_pixels(loss, labels != UNLABELLED, 0.1, 0.6)
+    share = torch.ones_like(loss) if weights is None else weights[labels.clamp(max=3)]
+    found = HardLoss(weights, ohem=0.1, ohem_keep=0.6)(logits, labels)["ce"]
+    assert found.item() == pytest.approx(((loss * share)[hard].sum() / share[hard].sum()).item(), rel=1e-5)
 
 
 def test_class_weights_are_inverse_frequency_to_the_power_of_mean_one_over_pixels():
@@ -293,6 +307,15 @@ def test_a_view_is_the_same_whoever_draws_it_and_differs_from_place_to_place():
     assert not np.array_equal(first.image, moved.image)
 
 
+def test_views_are_made_with_the_numbers_of_the_configuration():
+    frame, changes = TinyStreet(count=1, x="depth")[0], {"scale": [0.6, 0.9], "colour": 0.4, "x_dropout": 0.3, "x_holes": 0.8}
+    view = training_transform(DataConfig(crop=[32, 48], eval_size=[48, 160], flip=0.9, **changes))
+    same = train_transform((32, 48), base=(48, 160), flip=0.9, **changes)
+    for seed in range(8):
+        found, expected = view(frame, seed), same(frame, seed)
+        assert np.array_equal(found.image, expected.image) and np.array_equal(found.known, expected.known)
+
+
 def flat(value: int, labels: bool = True, x: bool = True) -> Sample:
     """A view that is all of one value."""
     plane = np.full((32, 64), value, np.uint8)
@@ -302,14 +325,14 @@ def flat(value: int, labels: bool = True, x: bool = True) -> Sample:
 
 @given(seed=st.integers(0, 2**32))
 def test_a_rectangle_of_half_a_view_is_that_of_another_in_image_labels_and_x(seed):
-    ours, theirs = flat(0), flat(1)
+    ours, theirs = (dataclasses.replace(flat(value), camera=Camera.pinhole(64, 32, 50.0)) for value in (0, 1))
     both = pasted(ours, theirs, np.random.default_rng(seed))
     inside = both.labels == 1
     rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
     assert inside[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all() and inside.mean() == pytest.approx(0.5, abs=0.03)
     for plane in (*both.image.transpose(2, 0, 1), *both.x, both.known):
         np.testing.assert_array_equal(plane, inside)
-    assert both.name == ours.name and not ours.labels.any() and both.image.dtype == both.labels.dtype == np.uint8
+    assert both.name == ours.name and both.camera is None and not ours.labels.any() and both.image.dtype == both.labels.dtype == np.uint8
 
 
 def test_what_one_of_two_mixed_views_does_not_have_is_unknown_there():
@@ -318,6 +341,11 @@ def test_what_one_of_two_mixed_views_does_not_have_is_unknown_there():
     np.testing.assert_array_equal(both.labels, np.where(theirs, UNLABELLED, 1))
     np.testing.assert_array_equal(both.known, ~theirs)
     np.testing.assert_array_equal(both.x[0], ~theirs)
+    both = pasted(flat(1, labels=False, x=False), flat(2), np.random.default_rng(0))  # and the other way about
+    np.testing.assert_array_equal(both.labels, np.where(theirs, 2, UNLABELLED))
+    np.testing.assert_array_equal(both.known, theirs)
+    np.testing.assert_array_equal(both.x[0], 2 * theirs)
+    assert both.x_kind == "two"
     bare = pasted(flat(1, x=False), flat(2, x=False), np.random.default_rng(0))
     assert bare.x is None and bare.known is None and bare.x_kind == ""
 
@@ -335,6 +363,10 @@ def test_views_are_mixed_with_views_that_have_labels_as_they_have_whoever_draws_
     assert 8 <= sum(changed) <= 24
     for draw, is_mixed in zip(draws, changed):
         np.testing.assert_array_equal(sometimes[draw].image, (always if is_mixed else plain)[draw].image)
+    # The other view is cut and coloured by itself, so that even a frame that is mixed with itself changes.
+    one = [Frames(tiny_source(options={"count": 1}), "")]
+    whole, mixed = (Views(one, transform, 3, cutmix)[Draw(0, 0, (0, 0))] for cutmix in (0.0, 1.0))
+    assert not np.array_equal(whole.image, mixed.image)
 
 
 # Sources.
@@ -343,6 +375,8 @@ def test_views_are_mixed_with_views_that_have_labels_as_they_have_whoever_draws_
 def test_smaller_shares_of_labels_lie_within_larger_ones_and_hide_the_others_labels():
     shares = [set(np.flatnonzero(Frames(tiny_source(labelled=share), "").labelled)) for share in (0.0, 0.25, 0.5, 1.0)]
     assert [len(share) for share in shares] == [0, 3, 6, 12] and shares[0] <= shares[1] <= shares[2] <= shares[3]
+    others = [set(np.flatnonzero(Frames(tiny_source(labelled=0.5, subset_seed=seed), "").labelled)) for seed in (0, 1)]
+    assert others[0] == shares[2] != others[1] and len(others[1]) == 6
     half = Frames(tiny_source(labelled=0.5), "")
     assert [half[i].labels is not None for i in range(12)] == [i in shares[2] for i in range(12)]
     kept = Frames(tiny_source(labelled=0.5, keep="labelled"), "")
@@ -361,6 +395,14 @@ def test_a_share_of_whole_frames_is_so_many_frames(share, count, labelled):
 def test_a_source_without_a_frame_left_is_refused():
     with pytest.raises(TrainingError, match="of 12 frames none is unlabelled"):
         Frames(tiny_source(keep="unlabelled"), "")
+
+
+def test_frames_are_spread_from_the_first_to_the_last():
+    frames = Frames(tiny_source(labelled=0.5, keep="labelled"), "")
+    names = [frames[i].name for i in range(6)]
+    for count, places in ((1, [0]), (2, [0, 5]), (3, [0, 2, 5]), (6, range(6)), (9, range(6))):
+        some = frames.spread(count)
+        assert [some[i].name for i in range(len(some))] == [names[place] for place in places]
 
 
 def test_frames_are_grouped_by_what_is_found_in_their_names():
@@ -389,6 +431,11 @@ def test_pixels_are_counted_over_the_frames_that_training_draws():
     data = TrainingData(DataConfig(sources=[tiny_source(options={"count": 3})], batch=4), 0)
     labels = np.stack([TinyStreet(count=3)[i].labels for i in range(3)])
     assert data.count_pixels().tolist() == [int((labels == c).sum()) for c in range(3)]
+    # Of many frames, those of the first batches.
+    data = TrainingData(DataConfig(sources=[tiny_source()], batch=2), 0)
+    drawn = {draw.frame for number in range(3) for draw in data.mixture.draws(number)}
+    labels = np.stack([TinyStreet()[i].labels for i in sorted(drawn)])
+    assert len(drawn) == 6 and data.count_pixels(7).tolist() == [int((labels == c).sum()) for c in range(3)]
 
 
 # Optimiser.
@@ -428,6 +475,13 @@ def test_both_encoders_of_a_teacher_learn_slower():
     rates = {id(p): group["lr"] for group in parameter_groups(teacher, None, config) for p in group["params"]}
     for part, rate in ((teacher.encoder, 0.5), (teacher.x_encoder, 0.5), (teacher.decoder, 1.0), (teacher.fusion, 1.0)):
         assert {rates[id(p)] for p in part.parameters()} <= {rate}
+
+
+def test_what_a_distiller_learns_is_learned_with_the_network(student):
+    distiller = nn.Linear(2, 2)
+    optimiser = Learner(Config(), student, HardLoss(), distiller=distiller).configure_optimizers()["optimizer"]
+    trained = {id(p) for group in optimiser.param_groups for p in group["params"]}
+    assert trained == {id(p) for p in (*student.parameters(), *distiller.parameters())}
 
 
 def test_the_learning_rate_changes_from_step_to_step(student):
@@ -477,17 +531,18 @@ def test_terms_are_means_over_the_batches_since_they_were_taken(student):
         global_step=0,
         global_rank=0,
         accumulate_grad_batches=1,
-        strategy=SimpleNamespace(reduce=lambda tensor, reduce_op: {"mean": tensor}[reduce_op]),
+        # Beside a process whose terms are larger by 1.
+        strategy=SimpleNamespace(reduce=lambda tensor, reduce_op: {"mean": tensor + 0.5}[reduce_op]),
     )
     batch = collate([TinyStreet(count=1)[0]])
     losses = []
     for step in range(3):
         learner.trainer.global_step = step
         losses.append(learner.training_step(batch, step).item())
-    assert learner.take_terms() == pytest.approx({"loss": np.mean(losses), "ce": np.mean(losses)})
+    assert learner.take_terms() == pytest.approx({"loss": np.mean(losses) + 0.5, "ce": np.mean(losses) + 0.5})
     assert learner.take_terms() == {}
     last = learner.training_step(batch, 0).item()
-    assert learner.take_terms()["ce"] == pytest.approx(last)
+    assert learner.take_terms()["ce"] == pytest.approx(last + 0.5)
 
 
 class FakeTrainer:
@@ -503,18 +558,99 @@ def test_the_average_follows_the_weights_with_a_decay_that_warms_up():
 
     trainer, module, average = FakeTrainer(), Module(), MovingAverage(0.9)
     average.setup(trainer, module, "fit")
-    expected = module.network.weight.detach().clone()
+    expected, statistics = module.network.weight.detach().clone(), module.network.running_mean.clone()
     for step in range(1, 40):
         with torch.no_grad():
             module.network.weight.fill_(step)
+            module.network.running_mean.fill_(step)
             module.network.num_batches_tracked.fill_(step)
         trainer.global_step = step
         average.on_train_batch_end(trainer, module)
         average.on_train_batch_end(trainer, module)  # of a batch that was only accumulated
         decay = min(0.9, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * step
+        statistics = decay * statistics + (1 - decay) * step
     assert torch.allclose(module.scored.weight, expected, rtol=1e-5) and module.scored.num_batches_tracked == 39
+    assert torch.allclose(module.scored.running_mean, statistics, rtol=1e-5)
     assert not module.scored.weight.requires_grad and not module.scored.training
+
+
+# Epochs.
+
+
+class Epoch(SimpleNamespace):
+    """A trainer and its module at the end of an epoch."""
+
+    def __init__(self, step: int, files: list[tuple[str, int]] | None = None):
+        groups, network, files = [{"lr": 0.1}, {"lr": 0.3}, {"lr": 0.2}], nn.Linear(2, 2), [] if files is None else files
+        super().__init__(
+            global_step=step,
+            is_global_zero=True,
+            loggers=[],
+            optimizers=[SimpleNamespace(param_groups=groups)],
+            save_checkpoint=lambda path: files.append((path.name, step)),
+            strategy=SimpleNamespace(checkpoint_io=SimpleNamespace(save_checkpoint=lambda _, path: files.append((path.name, step)))),
+            take_terms=lambda: {"loss": 0.5},
+            network=network,
+            scored=copy.deepcopy(network),
+        )
+
+
+def matrix_of(right: int) -> ConfusionMatrix:
+    matrix = ConfusionMatrix(2)
+    matrix.counts[:] = [[right, 10 - right], [0, 10]]
+    return matrix
+
+
+@pytest.mark.parametrize(("every", "scored"), [(1, [1, 2, 3, 4, 5, 6, 7]), (3, [3, 6, 7]), (0, [7])])
+def test_a_run_is_scored_every_so_many_epochs_and_after_the_last(tmp_path, every, scored):
+    networks = []
+    journal = Journal(tmp_path, 7, every, lambda network: networks.append(network) or matrix_of(5))
+    for number in range(1, 8):
+        epoch = Epoch(10 * number)
+        journal.on_train_epoch_end(epoch, epoch)
+        assert (journal.matrix is not None) == (number in scored)
+        assert networks[-1:] == [epoch.scored] if number in scored else epoch.scored not in networks
+    assert [row["epoch"] for row in journal.rows if "val_miou" in row] == scored
+    assert [(row["epoch"], row["step"], row["lr"]) for row in journal.rows] == [(n, 10 * n, 0.3) for n in range(1, 8)]
+
+
+def test_the_journal_of_a_resumed_run_goes_on_with_rows_and_seconds(tmp_path):
+    journal = Journal(tmp_path, 3, 1, None)
+    journal.load_state_dict({"rows": [{"epoch": 1, "step": 10, "seconds": 500.0}], "seconds": 500.0})
+    epoch = Epoch(20)
+    journal.on_train_epoch_end(epoch, epoch)
+    assert [row["epoch"] for row in journal.rows] == [1, 2] and 500 <= journal.rows[1]["seconds"] < 560
+    assert (tmp_path / "metrics.csv").read_text().startswith("epoch,step,seconds,loss,lr\n1,10,500,,\n2,20,")
+
+
+def test_the_best_checkpoint_is_the_first_of_the_highest_score_over_all_pieces_of_a_run(tmp_path):
+    files: list[tuple[str, int]] = []
+    journal = Journal(tmp_path, 9, 1, lambda network: matrix_of(0))
+    checkpoints = Checkpoints(tmp_path, journal, {})
+    for step, right in enumerate([5, None, 7, 7, 6], 1):
+        journal.matrix = None if right is None else matrix_of(right)
+        epoch = Epoch(step, files)
+        checkpoints.on_train_epoch_end(epoch, epoch)
+    resumed = Checkpoints(tmp_path, journal, {})
+    resumed.load_state_dict(checkpoints.state_dict())
+    for step, right in ((6, 6), (7, 8)):
+        journal.matrix, epoch = matrix_of(right), Epoch(step, files)
+        resumed.on_train_epoch_end(epoch, epoch)
+    assert [step for name, step in files if name == "best.ckpt"] == [1, 3, 7]
+    assert [step for name, step in files if name == "last.ckpt"] == [1, 2, 3, 4, 5, 6, 7]
+    assert files.index(("best.ckpt", 7)) < files.index(("last.ckpt", 7))
+
+
+@pytest.mark.parametrize("which", ["network", "scored"])
+def test_neither_weights_nor_their_average_are_saved_where_one_is_no_number(tmp_path, which):
+    epoch, files = Epoch(4, []), []
+    epoch.save_checkpoint = files.append
+    with torch.no_grad():
+        getattr(epoch, which).bias[0] = math.inf
+    with pytest.raises(TrainingError, match="after step 4 the weights bias are not finite"):
+        Checkpoints(tmp_path, Journal(tmp_path, 9, 1, None), {}).on_train_epoch_end(epoch, epoch)
+    assert not files
 
 
 # Scoring.

@@ -36,9 +36,10 @@ from lix_core.errors import SourceError, TrainingError
 from lix_core.labels import Label, LabelSet
 from lix_core.training import report
 from lix_core.training import run as run_module
+from lix_core.training.callbacks import MovingAverage
 from lix_core.training.compare import compare, short_names
 from lix_core.training.config import Config, from_dict, to_dict, to_yaml
-from lix_core.training.losses import HardLoss
+from lix_core.training.losses import HardLoss, class_weights
 from lix_core.training.module import outputs
 from lix_core.training.run import Run, RunResult, evaluate, evaluate_run, fit, load_network
 from tiny_street import TINY
@@ -476,6 +477,22 @@ def test_the_result_of_another_process_that_trains_in_the_folder_is_waited_for(s
     assert fit(slow, tmp_path, quiet=True, wait=True).steps == 8
     assert f"another process trains in {tmp_path}: waiting for its end" in capsys.readouterr().out
     server.wait(pid)
+
+
+def test_a_run_is_made_with_the_numbers_of_its_configuration(tmp_path):
+    optim = {"steps": 15, "steps_per_epoch": 4, "accumulate": 3, "clip": 0.7, "ema": 0.8}
+    loss = {"dice": 0.3, "ohem": 0.6, "ohem_keep": 0.25, "class_weight_power": 0.5}
+    trainer = {"val_every": 2, "val_batch": 3, "precision": "bf16-mixed", "accelerator": "cpu"}
+    run = Run(tiny_config({"optim": optim, "loss": loss, "trainer": trainer}, eval_size=[32, 48]), tmp_path, None)
+    run.set_up(quiet=True)
+    hard, made = run.learner.hard, run.trainer
+    assert (hard.dice, hard.ohem, hard.ohem_keep) == (0.3, 0.6, 0.25)
+    torch.testing.assert_close(hard.weights, class_weights(run.data.count_pixels(), 0.5))
+    assert (made.accumulate_grad_batches, made.gradient_clip_val, made.precision, made.max_epochs) == (3, 0.7, "bf16-mixed", 4)
+    assert (run.data.accumulate, run.data.steps_per_epoch, run.journal.every, run.journal.epochs) == (3, 4, 2, 4)
+    assert [callback.decay for callback in made.callbacks if isinstance(callback, MovingAverage)] == [0.8]
+    found, expected = run.journal.score(run.learner.network), evaluate(run.learner.network, run.data.val, 3, (32, 48))
+    assert found.counts.tolist() == expected.counts.tolist() and found.counts.sum() < 3 * 32 * 48
 
 
 def test_the_initial_weights_do_not_depend_on_the_method(teacher, tmp_path):
