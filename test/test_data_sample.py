@@ -130,7 +130,7 @@ def test_open_dataset_opens_by_name_and_refuses_what_is_not_there(tmp_path):
 def test_a_data_set_is_a_sequence(tmp_path):
     camvid_tree(tmp_path)
     data = open_dataset("camvid", tmp_path, "train")
-    assert [s.name for s in data] == ["a", "b"] and data[-1].name == "b"
+    assert [s.name for s in data] == ["a", "b"] and data[-1].name == "b" and data[-2].name == "a"
     with pytest.raises(IndexError):
         data[2]
 
@@ -222,7 +222,7 @@ def test_kept_x_is_what_was_given_first_and_a_damaged_file_is_made_again(tmp_pat
     (tmp_path / "file").write_text("")
     assert np.array_equal(XCache(tmp_path / "file" / "x").get("a", shape, make)[0], first[0])
     whole = kept.read_bytes()
-    for damage in (b"", b"\x93NUMPY", whole[:-5], b"PK\x03\x04" + whole, np.zeros((1, H, W), np.float16), np.zeros((3, H), np.float16)):
+    for damage in (b"", b"\x93NUMPY", whole[:-5], b"PK\x03\x04" + whole, np.zeros((1, H, W), np.float16), np.zeros((3, H), np.float16), x):
         calls.clear()
         kept.write_bytes(damage) if isinstance(damage, bytes) else np.save(kept, damage)
         assert np.array_equal(XCache(tmp_path / "x").get("a", shape, make)[0], first[0]) and calls == [1] and kept.read_bytes() == whole

@@ -16,7 +16,7 @@ pytest.importorskip("torch")
 
 from lix_core.data import vkitti2
 from lix_core.data.camvid import CamVidDataset
-from lix_core.data.cityscapes import CITYSCAPES, CityscapesDataset
+from lix_core.data.cityscapes import CITYSCAPES, CityscapesDataset, read_disparity
 from lix_core.data.kitti import SPLITS as KITTI_SPLITS
 from lix_core.data.kitti import KittiDataset
 from lix_core.data.nuimages import NUIMAGES, NuImagesDataset, decode_mask
@@ -128,6 +128,11 @@ def test_cityscapes_gives_train_ids_disparity_and_its_camera(tmp_path):
     assert np.allclose(ENCODINGS["depth"].decode(depth.x, depth.known)[cycle([0, 0, 1]) > 0], 5.0)
 
 
+def test_cityscapes_disparity_of_code_1_is_0_and_known_and_that_of_code_0_is_unknown(tmp_path):
+    write_image(tmp_path / "a.png", np.uint16([[0, 1, 257]]))
+    np.testing.assert_array_equal(read_disparity(tmp_path / "a.png", (1, 3)), [[np.nan, 0, 1]])
+
+
 def test_cityscapes_without_x_needs_no_disparity_and_its_test_split_no_labels(tmp_path):
     cityscapes_tree(tmp_path, "test", ["berlin/berlin_000000_000019"])
     for folder in ("gtFine", "disparity", "camera"):
@@ -218,12 +223,13 @@ def test_kittis_sparse_disparity_can_be_completed_and_is_kept(tmp_path):
 
 def test_kittis_x_can_come_from_its_stereo_pair(tmp_path):
     # Images wider than the largest disparity that is searched.
-    size = (48, 280)
-    kitti_tree(tmp_path, KITTI_SPLITS["val"], size, shift=10)
+    size = (48, 400)
+    kitti_tree(tmp_path, KITTI_SPLITS["val"], size, shift=80)
+    assert KittiDataset(tmp_path, "val", x="disparity")[0].known.any()  # what is kept of it is not taken for that of the pair
     (tmp_path / "training/disp_occ_0/000030_10.png").unlink()
-    sample = KittiDataset(tmp_path, "val", x="disparity", geometry="stereo", cache=False)[0]
+    sample = KittiDataset(tmp_path, "val", x="disparity", geometry="stereo")[0]
     disparity = ENCODINGS["disparity"].decode(sample.x, sample.known)
-    assert sample.known[:, 30:].mean() > 0.8 and np.nanmedian(disparity) == pytest.approx(10, abs=0.3)
+    assert sample.known[:, 100:].mean() > 0.8 and np.nanmedian(disparity) == pytest.approx(80, abs=0.3)
 
 
 @pytest.mark.parametrize(
@@ -274,11 +280,13 @@ def test_vkitti2s_disparity_follows_from_depth_and_the_baseline_of_its_extrinsic
     near = cycle([0, 0, 1]) > 0
     assert np.allclose(ENCODINGS["disparity"].decode(sample.x, sample.known)[near], 100 * 0.532725 / 10, rtol=1e-4)
     extrinsic = tmp_path / "Scene06/clone/extrinsic.txt"
-    extrinsic.write_text(extrinsic.read_text().replace(str(7 - 0.532725), "7.0"))
-    with pytest.raises(
-        DataError, match="extrinsic.txt: camera 1 should be to the right of camera 0, the baseline is 0.0 m; fetch it again"
-    ):
-        Vkitti2Dataset(tmp_path, "val", x="disparity")
+    rows = extrinsic.read_text()
+    for x, baseline in (("7.0", "0.0"), ("7.5", "-0.5")):
+        extrinsic.write_text(rows.replace(str(7 - 0.532725), x))
+        with pytest.raises(
+            DataError, match=f"extrinsic.txt: camera 1 should be to the right of camera 0, the baseline is {baseline} m; fetch it again"
+        ):
+            Vkitti2Dataset(tmp_path, "val", x="disparity")
     (tmp_path / "Scene06/clone/extrinsic.txt").unlink()
     with pytest.raises(DataError, match="extrinsic.txt is no text file of Virtual KITTI 2"):
         Vkitti2Dataset(tmp_path, "val", x="disparity")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -189,6 +190,8 @@ def test_sizes_are_those_that_torchvision_gives_its_own_images(height, width, si
 def test_what_is_not_defined_for_x_is_refused_by_name(transform):
     with pytest.raises(DataError, match="is not defined for XPlanes: take it out of the transforms"):
         SampleTransform(transform)(scene())
+    with pytest.raises(DataError, match="is not defined for Pinhole: take it out of the transforms"):
+        SampleTransform(transform)(dataclasses.replace(scene(), x=None, known=None, x_kind=""))
 
 
 # Random views.
@@ -289,6 +292,10 @@ def test_colour_changes_the_image_alone():
     assert np.array_equal(SampleTransform(Colour(0.0))(sample, 0).image, sample.image)
     grey = SampleTransform(Colour(1.0, p=0.0, grey=1.0, blur=0.0))(sample, 0).image.astype(int)
     assert np.abs(grey - (sample.image @ [0.299, 0.587, 0.114])[..., None]).max() <= 1
+    stripes = copy.deepcopy(sample)
+    stripes.image[::2], stripes.image[1::2] = 0, 200
+    spread = [SampleTransform(Colour(1.0, p=0.0, grey=0.0, blur=1.0))(stripes, seed).image[2:-2].std() for seed in range(20)]
+    assert min(spread) < 20 < 90 < max(spread) <= 100  # none of the colours changes, and each blur is another one
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])
@@ -336,7 +343,7 @@ def test_dropped_x_is_gone_or_has_holes_as_often_as_asked():
     known = sample.known.sum()
     left = [SampleTransform(XDropout(0.3, 0.5))(sample, seed).known.sum() for seed in range(300)]
     gone, torn = np.mean([n == 0 for n in left]), np.mean([0 < n < known for n in left])
-    assert gone == pytest.approx(0.3, abs=0.08) and torn == pytest.approx(0.35, abs=0.1)
+    assert gone == pytest.approx(0.3, abs=0.08) and torn == pytest.approx(0.35, abs=0.06)
     view = SampleTransform(XDropout(1.0))(sample, 0)
     assert not view.x.any() and not view.known.any() and view.x_kind == "normals"
     holes = SampleTransform(XDropout(0.0, 1.0))(sample, 1)
