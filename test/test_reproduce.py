@@ -100,6 +100,8 @@ def test_the_page_pairs_rows_with_the_control_seed_by_seed():
     assert "| kd | 1.000 | +50.0 | 1 |" in text and "| control | 0.750 ± 0.354 | - | 2 |" in text
     assert "`lix reproduce tiny optim.steps=2`" in text and "3 runs, 0.03 hours on cpu" in text
     assert "no seed has whole yet: `teacher`." in text
+    runs["kd/fold0/seed1"] = runs.pop("kd/fold0/seed0")  # of the other seed alone
+    assert "| kd | 1.000 | +0.0 | 1 |" in page(pair, summary(pair, runs, []))
     runs |= {f"teacher/fold0/seed{s}": run([[1, 0], [0, 1]]) for s in (0, 1)}
     assert "yet" not in page(pair, summary(pair, runs, []))
 
@@ -196,6 +198,7 @@ def test_what_decides_in_the_trainer_is_in_the_fingerprint_where_it_differs_from
         return cells(table(base={**BASE, **base}), ROOTS, overrides)[0][0].fingerprint
 
     assert print_of("trainer.val_batch=2") == print_of() != print_of("trainer.precision=bf16-mixed")
+    assert print_of("trainer.val_every=1") == print_of()  # without anything to be scored
     val = {**BASE["data"], "val": {"dataset": "tiny", "split": "val"}}
     assert print_of(data=val) != print_of("trainer.val_every=1", data=val)
 
@@ -215,7 +218,7 @@ def test_runs_of_other_settings_stay_in_the_file_and_count_nowhere(tmp_path):
 
 def test_values_of_variations_may_be_lists():
     assert values_of("1,2") == ["1", "2"] and values_of("[160,256]") == ["[160,256]"]
-    assert values_of("[a,b],[c],{d: [1,2]}") == ["[a,b]", "[c]", "{d: [1,2]}"]
+    assert values_of("[a,b],[c],{d: [1,2], e: 3},4") == ["[a,b]", "[c]", "{d: [1,2], e: 3}", "4"]
 
 
 def test_mistakes_in_a_table_are_named():
