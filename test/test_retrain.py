@@ -225,6 +225,8 @@ def test_a_shorter_run_has_shorter_epochs_and_a_shorter_warm_up(tmp_path, steps,
     optim = tuned(task, line_of(config), NEW_FRAMES, VAL_FRAMES, steps, "student").optim
     assert (optim.steps, optim.steps_per_epoch, optim.warmup, optim.lr) == (steps, epoch, warmup, pytest.approx(3e-3))
     assert tuned(task, line_of(config), NEW_FRAMES, VAL_FRAMES, steps, "student").data.test is None
+    config.data.sources[0].per_batch = 4  # a quota of the old run, which there is no room for
+    assert [s.per_batch for s in tuned(task, line_of(config), NEW_FRAMES, None, steps, "student").data.sources] == [0, 2]
     assert tuned(task, line_of(old_config("teacher", 30)), NEW_FRAMES, None, steps, "teacher").distill.method == "none"
 
 
@@ -241,6 +243,8 @@ def test_what_a_model_says_is_compared_in_the_ids_of_the_data():
         ((0.6, 0.7), 0.0, True, "+10.0 mIoU points on held-out frames of the bags, -2.0 on old validation frames"),
         ((0.6, 0.6), 0.0, False, "-12.0 on old validation frames: it may lose 3.0 there"),
         ((0.6, 0.7), 0.2, False, "not more than 20.0"),
+        ((0.6, 0.69), 0.0, True, "-3.0 on old validation frames"),  # just what it may lose
+        ((0.8, 0.7), 0.3, False, "+30.0 mIoU points on held-out frames of the bags: not more than 30.0"),
         ((0.5, 0.9), 0.0, False, "+0.0 mIoU points"),
     ],
 )

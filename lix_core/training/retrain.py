@@ -462,12 +462,13 @@ def answer(segmenter: Segmenter, image: np.ndarray, labels: LabelSet) -> np.ndar
 def verdict(task: Retraining, found: Comparison) -> tuple[bool, str]:
     if found.before[NEW]["miou"] is None:
         return False, f"no pixel of the {NEW} has a label of the models' classes, so nobody knows"
-    gain = found.after[NEW]["miou"] - found.before[NEW]["miou"]
+    # Figures have four digits: a difference of just what is asked for is that, whatever floats make of it.
+    gain = round(found.after[NEW]["miou"] - found.before[NEW]["miou"], 4)
     words = f"{100 * gain:+.1f} mIoU points on {NEW}"
     if gain <= task.gain:
         return False, f"{words}: not more than {100 * task.gain:.1f}"
     if OLD in found.before and found.before[OLD]["miou"] is not None:
-        lost = found.before[OLD]["miou"] - found.after[OLD]["miou"]
+        lost = round(found.before[OLD]["miou"] - found.after[OLD]["miou"], 4)
         words += f", {-100 * lost:+.1f} on {OLD}"
         if lost > task.forgetting:
             return False, f"{words}: it may lose {100 * task.forgetting:.1f} there"
