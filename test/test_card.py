@@ -29,7 +29,7 @@ from lix_core.runtime.segmenter import Segmenter  # noqa: E402
 from lix_core.training.card import model_card  # noqa: E402
 from lix_core.training.config import Config, from_dict, to_dict  # noqa: E402
 from lix_core.training.module import build_network  # noqa: E402
-from lix_core.training.provenance import Lineage, data_of, licence_of, lineage, manifest_of, training_of  # noqa: E402
+from lix_core.training.provenance import Lineage, data_behind, data_of, licence_of, lineage, manifest_of, training_of  # noqa: E402
 from lix_core.training.run import Record, RunResult, checksum, load_network, summary  # noqa: E402
 from test_export import Stages, use_small_parts  # noqa: E402
 
@@ -218,6 +218,13 @@ def test_the_run_that_a_run_started_from_is_behind_it_too_with_its_data_and_what
     card = model_card(manifest)
     assert "was begun with the weights of the run `student-on-open`" in card
     assert "`student-on-open` was distilled by the method `lix` from the run `teacher-on-bought`" in card
+
+
+def test_pretrained_weights_are_those_of_the_run_that_began_with_them():
+    record = Record(configuration(weights="pypi"), LABELS, "", 0, 30, "abc", "2.9.9")
+    first = Lineage(record)
+    uses = [[entry["use"] for entry in data_behind(line) if "weights" in entry["use"]] for line in (first, Lineage(record, None, first))]
+    assert uses == [["initial weights"], ["initial weights of the run it started from"]]
 
 
 # What the manifest says of the run.

@@ -92,6 +92,7 @@ def test_bases_in_a_circle_are_refused(tmp_path):
         ("data.eval_size=32", "data.eval_size must be a list of whole numbers, got 32"),
         ("data.val=3", r"data.val must be `key: value` pairs of dataset, root"),
         ("data.sources.2.root=a", "data.sources is a list of 1: name an element as data.sources.0, got data.sources.2"),
+        ("data.sources.1.root=a", "data.sources is a list of 1: name an element as data.sources.0, got data.sources.1"),
         ("model.kind=techer", r"model.kind must be one of teacher, student; got 'techer' \(did you mean teacher\?\)"),
         ("trainer.deterministic=maybe", "trainer.deterministic must be true or false, got 'maybe'"),
         ("optim.lr", r"an override is written key=value, for example optim.lr=0.001; got 'optim.lr'"),
