@@ -77,6 +77,8 @@ def test_frames_without_labels_or_x_are_ignored_and_unknown_in_a_batch():
     batch = collate([sample("a"), sample("b", labels=None, x=None, known=None, x_kind="")])
     assert batch.labelled.tolist() == [True, False] and (batch.labels[1] == 255).all() and (batch.labels[0] != 255).all()
     assert batch.x.shape == (2, 3, H, W) and not batch.x[1].any() and not batch.known[1].any() and batch.known[0].any()
+    # Labels that are all ignored are labels: nobody else's are put in their place.
+    assert collate([sample("a", labels=np.full((H, W), 255, np.uint8))]).labelled.tolist() == [True]
 
 
 def test_a_batch_in_which_no_frame_has_x_keeps_the_channels_of_the_run():

@@ -327,6 +327,7 @@ def test_a_teacher_that_was_never_without_x_teaches_nothing_on_frames_without(te
     run.data.trainer = learner.trainer = SimpleNamespace(global_rank=0, world_size=1, global_step=0)
     batch = next(iter(run.data.train_dataloader()))
     assert learner.teacher_needs_x and (batch.x != 0).flatten(1).any(1).all()  # dropping X is for teachers
+    assert (run.data.config.x_dropout, run.data.config.x_holes) == (0, 0)  # and so are holes
     image = learner.network.normalise(batch.image)
     said = learner.network.outputs(image)
     lost = dataclasses.replace(batch, known=batch.known.clone(), x=batch.x.clone())
@@ -780,6 +781,17 @@ def test_runs_are_compared_on_the_same_frames(teacher, student, tmp_path):
     picture = tmp_path / "by" / "command.jpg"
     done = CliRunner().invoke(app, ["compare", str(student), str(teacher), "--split", "val", "--out", str(picture), "--frames", "1"])
     assert done.exit_code == 0 and f"{found.scores['student'].miou:.4f}" in done.output and picture.is_file()
+
+
+def test_runs_are_compared_at_the_size_of_the_first(teacher, tmp_path):
+    shutil.copytree(teacher, tmp_path / "small")
+    path = tmp_path / "small" / "checkpoints" / "best.ckpt"
+    saved = torch.load(path, weights_only=True)
+    saved["record"]["config"]["data"]["eval_size"] = [32, 48]
+    torch.save(saved, path)
+    scores = compare([tmp_path / "small", teacher], "val").scores
+    expected = evaluate_run(tmp_path / "small", "val")[0].counts
+    assert 0 < expected.sum() <= 3 * 32 * 48 and all((matrix.counts == expected).all() for matrix in scores.values())
 
 
 def test_runs_that_cannot_be_compared_are_named(teacher, student, tmp_path):
