@@ -23,6 +23,9 @@ from lix_core.files import expanded
 COEFFICIENTS = {"plumb_bob": (4, 5), "rational_polynomial": (8, 12, 14)}
 """Distortion models that can be rectified, and how many coefficients each may have."""
 
+ROUNDED = 1 / 64
+"""[pixels]: half a step of the maps that images are rectified by. A pixel that is so little beside the raw image is on its edge."""
+
 NO_ROTATION = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 
@@ -190,7 +193,8 @@ class Camera:
         unseen = np.zeros(self.shape, np.uint8)
         if not self.is_rectified:
             u, v = self.rectification_maps()
-            unseen[(u < 0) | (u > self.width - 1) | (v < 0) | (v > self.height - 1)] = 1
+            right, bottom = self.width - 1 + ROUNDED, self.height - 1 + ROUNDED
+            unseen[(u < -ROUNDED) | (u > right) | (v < -ROUNDED) | (v > bottom)] = 1
         unseen = cv2.dilate(unseen, np.ones((2 * margin + 1, 2 * margin + 1), np.uint8)).view(bool)
         unseen.flags.writeable = False
         return unseen

@@ -67,6 +67,13 @@ def test_pixels_that_the_raw_image_does_not_show_are_those_of_the_maps_and_their
     assert np.array_equal(camera.unseen(), ~shown)
     shown[:], shown[15:33, 19:45] = False, True
     assert np.array_equal(camera.unseen(3), ~shown)
+    # A quarter of a pixel beyond the middle of the last column or row there is some of the black in it; rounding alone hides no edge.
+    for side, past in (("right", (0.25, 0)), ("bottom", (0, 0.25))):
+        camera = Camera(64, 48, (50, 0, 31.5 + past[0], 0, 50, 23.5 + past[1], 0, 0, 1), p=(50, 0, 31.5, 0, 0, 50, 23.5, 0, 0, 0, 1, 0))
+        shown = np.ones((48, 64), bool)
+        shown[:, -1] = side != "right"
+        shown[-1] &= side != "bottom"
+        assert np.array_equal(camera.unseen(), ~shown), side
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -266,6 +273,9 @@ def test_a_rectified_camera_leaves_images_alone_and_another_moves_them():
     assert not moved.is_rectified
     np.testing.assert_array_equal(moved.rectify(image)[:-2, 3:], image[2:, :-3])
     assert (moved.rectify(image)[:, :3] == 0).all()
+    turned = Camera(64, 48, camera.k, r=(0, -1, 0, 1, 0, 0, 0, 0, 1))  # a quarter turn, and the same matrix on either side
+    assert not turned.is_rectified
+    np.testing.assert_array_equal(turned.rectify(image)[:, 8:56], np.rot90(image[:, 8:56], -1))
 
 
 @pytest.mark.parametrize(

@@ -200,6 +200,16 @@ def test_a_gray_and_a_16_bit_png_become_8_bit_colour():
         assert decoded.dtype == np.uint8 and np.array_equal(decoded, np.dstack([gray] * 3))
 
 
+def test_an_orientation_in_a_jpeg_turns_nothing():
+    """Calibration, depth and labels are of the pixels as they are stored."""
+    jpeg = encoded(np.full((8, 24, 3), COLOUR[::-1], np.uint8), ".jpg")
+    tag = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)  # orientation, a short: a quarter turn
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + tag + bytes(4)
+    turned = jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + jpeg[2:]
+    assert cv2.imdecode(np.frombuffer(turned, np.uint8), cv2.IMREAD_COLOR).shape == (24, 8, 3), "it is an orientation"
+    np.testing.assert_array_equal(read_compressed(turned)[0], read_compressed(jpeg)[0])
+
+
 @pytest.mark.parametrize(
     "data",
     [b"", b"no image", b"\xff\xd8\xff\xe0", png_of_size(4, 0), png_of_size(200_000, 200_000)],
