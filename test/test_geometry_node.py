@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Callable, Iterator, Mapping
 
 import cv2
@@ -12,6 +14,7 @@ import pytest
 
 pytest.importorskip("rclpy", reason="no ROS 2: neither an installation is sourced nor are the wheels installed")
 
+from builtin_interfaces.msg import Time  # noqa: E402
 from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402
 from rclpy.parameter import Parameter  # noqa: E402
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2  # noqa: E402
@@ -21,6 +24,8 @@ from stereo_msgs.msg import DisparityImage  # noqa: E402
 from lix_core import viz  # noqa: E402
 from lix_core.camera import Camera  # noqa: E402
 from lix_core.errors import GeometryError  # noqa: E402
+from lix_core.geometry.poses import matrix_from_pose  # noqa: E402
+from lix_core.geometry.stereo import StereoOptions  # noqa: E402
 from lix_ros import geometry_node, geometry_sensors, messages  # noqa: E402
 from lix_ros.geometry_sensors import StereoPair  # noqa: E402
 from lix_ros.parameters import GeometryParameters  # noqa: E402
@@ -204,12 +209,18 @@ def test_a_depth_image_of_a_slope_gives_its_exact_normal(start: Any, peer: Peer)
     assert np.isfinite(near[inside]).all()
 
 
-def test_only_what_is_subscribed_is_computed(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_what_is_subscribed_is_computed_and_with_the_parameters_for_it(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
     computed: list[str] = []
+    options: dict[str, Any] = {}
     for module, name in ((geometry_node, "normals_from_depth"), (geometry_sensors, "complete"), (geometry_sensors, "project_cloud")):
-        function = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *a, _f=function, _n=name: computed.append(_n) or _f(*a))
-    values = {"input": "lidar", "extrinsics": EXTRINSICS}
+
+        def note(*given: Any, _function: Any = getattr(module, name), _name: str = name) -> Any:
+            computed.append(_name)
+            options[_name] = given[-1]
+            return _function(*given)
+
+        monkeypatch.setattr(module, name, note)
+    values = {"input": "lidar", "extrinsics": EXTRINSICS, "hidden_gap": 0.25, "completion_reach": 7, "normals_method": "one_sided"}
     node = geometry_node.GeometryNode(parameter_overrides=[Parameter(name, value=value) for name, value in values.items()])
     try:
         frame = (messages.camera_info(LEFT, header_at(time.time_ns())), wall_cloud())
@@ -225,6 +236,21 @@ def test_only_what_is_subscribed_is_computed(peer: Peer, monkeypatch: pytest.Mon
         assert work() == []
         assert work("depth") == ["project_cloud", "complete"]
         assert work("normals_color") == ["project_cloud", "complete", "normals_from_depth"]
+        assert options == {"project_cloud": 0.25, "complete": 7, "normals_from_depth": "one_sided"}
+    finally:
+        node.close()
+        node.destroy_node()
+
+
+def test_a_cloud_that_comes_seconds_after_its_image_finds_the_calibration_of_its_time(ros: None) -> None:
+    node = geometry_node.GeometryNode(
+        parameter_overrides=[Parameter("input", value="lidar"), Parameter("extrinsics", value=EXTRINSICS), Parameter("slop", value=0.01)]
+    )
+    try:
+        for number in range(1, 301):  # ten seconds of 30 Hz
+            assert node._paired("camera_info", CameraInfo(width=number, header=header_at(number * 33_000_000))) == []
+        ((info, _),) = node._paired("points", PointCloud2(header=header_at(5 * 33_000_000)))
+        assert info.width == 5
     finally:
         node.close()
         node.destroy_node()
@@ -286,6 +312,49 @@ def measure(left: np.ndarray, right: np.ndarray, cameras: tuple[Camera, Camera] 
     return sensor.measure([image_message(image, "rgb8") for image in (left, right)], infos)
 
 
+def test_the_parameters_of_stereo_are_the_matchers(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[StereoOptions] = []
+    monkeypatch.setattr(geometry_sensors, "StereoMatcher", made.append)
+    StereoPair(GeometryParameters(max_disparity=64, block_size=7, consistency=2.5, edge_filter=True), geometry_sensors.Transforms(None))
+    assert made == [StereoOptions(max_disparity=64, block_size=7, consistency=2.5, edge_filter=True)]
+
+
+@pytest.mark.parametrize("kind", geometry_sensors.SENSORS)
+def test_what_is_measured_is_of_the_rectified_camera(kind: str) -> None:
+    """Its calibration is published beside the outputs: who reads it must not rectify them once more."""
+    raw, right = (
+        Camera(320, 96, (210, 0, 158, 0, 210, 47, 0, 0, 1), d=(0.1, 0, 0, 0, 0), r=(0, 0, 0, 0, 0, 0, 0, 0, 0), p=c.p)
+        for c in (LEFT, RIGHT)
+    )
+    infos = {"left/camera_info": raw, "right/camera_info": right, "depth/camera_info": raw}
+    frames = {
+        "stereo": [image_message(image, "rgb8") for image in (LEFT_IMAGE, RIGHT_IMAGE)],
+        "lidar": [messages.camera_info(raw, Header()), wall_cloud()],
+        "depth": [image_message(np.full((96, 320), 10, np.float32), "32FC1")],
+    }
+    sensor = geometry_sensors.SENSORS[kind](GeometryParameters(extrinsics=EXTRINSICS), geometry_sensors.Transforms(None))
+    measured = sensor.measure(frames[kind], {topic: messages.camera_info(camera, Header()) for topic, camera in infos.items()})
+    assert measured.camera == LEFT and measured.camera.is_rectified
+    np.testing.assert_allclose(np.nanmedian(measured.depth), 10.0, atol=0.05)
+
+
+def test_the_transform_is_that_of_the_clouds_frame_at_its_time() -> None:
+    asked: list[tuple[str, str, int]] = []
+
+    class Known(geometry_sensors.Transforms):
+        def listen(self) -> None: ...
+
+        def lookup(self, target: str, source: str, stamp: Time) -> np.ndarray:
+            asked.append((target, source, messages.nanoseconds(stamp)))
+            return matrix_from_pose(EXTRINSICS)
+
+    cloud = changed(wall_cloud(), header=header_at(2_000_000_003, "lidar"))
+    info = messages.camera_info(LEFT, header_at(2_010_000_000, "lens"))
+    measured = geometry_sensors.LidarInCamera(GeometryParameters(input="lidar"), Known(None)).measure([info, cloud], {})
+    assert asked == [("lens", "lidar", 2_000_000_003)] and measured.header == info.header
+    assert np.nanmedian(measured.depth) == pytest.approx(10.0, abs=1e-3)
+
+
 def test_infinity_is_where_the_principal_points_say_and_the_baseline_is_between_both_cameras() -> None:
     left = Camera.pinhole(320, 96, 200.0, baseline=-0.2)
     right = Camera.pinhole(320, 96, 200.0, cx=LEFT.cx + 4, baseline=0.3)
@@ -300,6 +369,29 @@ def test_rows_that_disagree_are_a_warning_and_one_camera_twice_a_fault() -> None
     assert measure(LEFT_IMAGE, np.roll(RIGHT_IMAGE, 4, axis=0)).warning.startswith("not rectified: rows differ by 4")
     with pytest.raises(GeometryError, match="the same image"):
         measure(LEFT_IMAGE, LEFT_IMAGE)
+
+
+def test_pairs_are_checked_at_first_then_now_and_then_and_while_they_have_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, looked, fault = 0.0, [], ""
+    monkeypatch.setattr(geometry_sensors, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(geometry_sensors, "pair_fault", lambda *pair: looked.append(now) or fault)
+    sensor = StereoPair(GeometryParameters(), geometry_sensors.Transforms(None))
+    infos = dict(zip(sensor.INFOS, (messages.camera_info(camera, Header()) for camera in (LEFT, RIGHT))))
+    pair = [image_message(image, "rgb8") for image in (LEFT_IMAGE, RIGHT_IMAGE)]
+    period = geometry_sensors.CHECK_PERIOD_S
+    for now, fault in (
+        (0, ""),
+        (1, ""),
+        (2, ""),
+        (3, ""),
+        (1.9 + period, ""),
+        (2.1 + period, "swapped"),
+        (2.2 + period, ""),
+        (2.3 + period, ""),
+    ):
+        with pytest.raises(GeometryError, match="swapped") if fault else nullcontext():
+            sensor.measure(pair, infos)
+    assert looked == [0, 1, 2, 2.1 + period, 2.2 + period]
 
 
 def test_the_pair_is_checked_where_principal_points_differ_too() -> None:

@@ -144,6 +144,22 @@ def test_the_side_on_which_the_lidar_is_decides(place):
     assert right > 0.9 and wrong < 0.1
 
 
+@pytest.mark.parametrize("forward", [-0.2, 0.2])
+def test_behind_or_before_the_camera_the_parallax_grows_away_from_the_middle_of_the_image(forward):
+    """A bar across the image, low in it, at 5 m, with a wall at 20 m."""
+    camera, transform = Camera.pinhole(400, 400, 720.0, cy=60.0), beside(forward, 0, 0)
+    down, right = np.meshgrid(np.radians(np.linspace(-2, 22, 64)), np.radians(np.arange(-30, 30, 0.17)), indexing="ij")
+    rays = np.stack([np.tan(right), np.tan(down) / np.cos(right), np.ones_like(right)], -1).reshape(-1, 3)
+    near, far = (transform[:3, 3] + rays * (z - forward) for z in (5, 20))
+    points = np.where(np.abs(near[:, 1:2] - 1.2) < 0.2, near, far)
+    visible = (points[:, 2] < 10) | (np.abs(points[:, 1] / points[:, 2] - 1.2 / 5) > 0.2 / 5)
+    points = (points - transform[:3, 3]) @ transform[:3, :3]
+    depth = project_cloud(points, camera, transform, hidden_gap=0)
+    hidden = np.isfinite(depth) & ~np.isfinite(project_cloud(points[visible], camera, transform, hidden_gap=0))
+    right, wrong = (np.isnan(remove_hidden(depth, camera, side * transform[:3, 3]))[hidden].mean() for side in (1, -1))
+    assert hidden.sum() > 100 and right > 0.9 and wrong < 0.5
+
+
 def test_a_lidar_at_the_camera_has_no_hidden_points():
     points, visible = post_before_wall(AXES)
     assert visible.all()

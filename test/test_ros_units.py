@@ -83,14 +83,24 @@ def test_statistics_count_gaps_in_the_publishers_numbers() -> None:
     assert (statistics.received, statistics.missed) == (9, 2)
 
 
+def test_what_was_published_between_two_subscriptions_is_not_missed() -> None:
+    statistics = FrameStatistics()
+    statistics.on_received(5)
+    statistics.begin()  # deactivated and activated again
+    for sequence in (90, 92):
+        statistics.on_received(sequence)
+    assert (statistics.received, statistics.missed) == (3, 1)
+
+
 def test_latency_of_another_clock_is_not_believed() -> None:
     statistics = FrameStatistics()
-    statistics.on_published(latency=1.7e9, processing=0.02)
+    for latency in (1.7e9, -1.7e9):  # the stamp counts from the start of the camera, or the node's clock from that of a simulation
+        statistics.on_published(latency, processing=0.02)
     assert statistics.values()["latency stamp to publication p50 [ms]"] == "unknown"
     for latency in (0.01, 0.02, 0.03):
         statistics.on_published(latency, 0.005)
     values = statistics.values()
-    assert (values["latency stamp to publication p50 [ms]"], values["frames out"]) == ("20.0", "4")
+    assert (values["latency stamp to publication p50 [ms]"], values["frames out"]) == ("20.0", "5")
     assert float(values["latency stamp to publication p95 [ms]"]) == pytest.approx(29.0, abs=0.1)
 
 

@@ -163,6 +163,9 @@ def test_gray_and_rgb_give_the_same_and_so_does_a_second_call(pair):
     first = matcher.match(left, right)
     np.testing.assert_array_equal(matcher.match(*(cv2.cvtColor(image, cv2.COLOR_GRAY2RGB) for image in (left, right))), first)
     np.testing.assert_array_equal(matcher.match(left[:, ::-1][:, ::-1], right), first)
+    colours = [np.dstack([image, 255 - image, image // 2]) for image in (left, right)]
+    grays = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in colours]
+    np.testing.assert_array_equal(matcher.match(*colours), matcher.match(*grays))
 
 
 def test_the_edge_filter_smooths_noise_and_knows_the_same_pixels(pair):
