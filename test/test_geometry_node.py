@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Callable, Iterator, Mapping
@@ -17,6 +17,7 @@ pytest.importorskip("rclpy", reason="no ROS 2: neither an installation is source
 from builtin_interfaces.msg import Time  # noqa: E402
 from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402
 from rclpy.parameter import Parameter  # noqa: E402
+from rclpy.qos import ReliabilityPolicy  # noqa: E402
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2  # noqa: E402
 from std_msgs.msg import Header  # noqa: E402
 from stereo_msgs.msg import DisparityImage  # noqa: E402
@@ -45,6 +46,17 @@ EXTRINSICS = [0.0, -0.1, -0.2, 0.5, -0.5, 0.5, 0.5]
 def start(tmp_path: Path) -> Iterator[Any]:
     with node_starter("geometry_node", tmp_path, diagnostics_period=0.1) as start_node:
         yield start_node
+
+
+@contextmanager
+def node_of(**parameters: Any) -> Iterator[geometry_node.GeometryNode]:
+    """The node in this process, for what can be asked of it without a conversation."""
+    node = geometry_node.GeometryNode(parameter_overrides=[Parameter(name, value=value) for name, value in parameters.items()])
+    try:
+        yield node
+    finally:
+        node.close()
+        node.destroy_node()
 
 
 def texture(height: int = 96, width: int = 340) -> np.ndarray:
@@ -125,7 +137,7 @@ def until_told(send: Callable[[], Any], diagnostics: Diagnostics, words: str) ->
 
 
 def test_a_stereo_pair_of_a_wall_gives_its_depth_disparity_and_normals(start: Any, peer: Peer) -> None:
-    start()
+    start(max_disparity=64)
     kinds = {"depth": Image, "disparity": DisparityImage, "normals": Image, "normals_color": Image, "camera_info": CameraInfo}
     received = {name: peer.listen(kind, f"{NODE}/{name}") for name, kind in kinds.items()}
     camera = Stereo(peer)
@@ -149,7 +161,7 @@ def test_a_stereo_pair_of_a_wall_gives_its_depth_disparity_and_normals(start: An
     np.testing.assert_array_equal(pixels_of(got["normals_color"]), viz.normals_color(normals))
     message = got["disparity"]
     disparity = pixels_of(message.image)
-    assert (message.f, message.t, message.min_disparity, message.max_disparity, message.delta_d) == (200.0, 0.5, 0.0, 128.0, 0.0625)
+    assert (message.f, message.t, message.min_disparity, message.max_disparity, message.delta_d) == (200.0, 0.5, 0.0, 64.0, 0.0625)
     assert (message.valid_window.width, message.valid_window.height, message.image.encoding) == (320, 96, "32FC1")
     np.testing.assert_allclose(disparity[known], 200 * 0.5 / depth[known], rtol=1e-5)
     assert (disparity[~known] <= 0).all()
@@ -221,8 +233,7 @@ def test_only_what_is_subscribed_is_computed_and_with_the_parameters_for_it(peer
 
         monkeypatch.setattr(module, name, note)
     values = {"input": "lidar", "extrinsics": EXTRINSICS, "hidden_gap": 0.25, "completion_reach": 7, "normals_method": "one_sided"}
-    node = geometry_node.GeometryNode(parameter_overrides=[Parameter(name, value=value) for name, value in values.items()])
-    try:
+    with node_of(**values) as node:
         frame = (messages.camera_info(LEFT, header_at(time.time_ns())), wall_cloud())
 
         def work(*names: str) -> list[str]:
@@ -237,23 +248,48 @@ def test_only_what_is_subscribed_is_computed_and_with_the_parameters_for_it(peer
         assert work("depth") == ["project_cloud", "complete"]
         assert work("normals_color") == ["project_cloud", "complete", "normals_from_depth"]
         assert options == {"project_cloud": 0.25, "complete": 7, "normals_from_depth": "one_sided"}
-    finally:
-        node.close()
-        node.destroy_node()
 
 
 def test_a_cloud_that_comes_seconds_after_its_image_finds_the_calibration_of_its_time(ros: None) -> None:
-    node = geometry_node.GeometryNode(
-        parameter_overrides=[Parameter("input", value="lidar"), Parameter("extrinsics", value=EXTRINSICS), Parameter("slop", value=0.01)]
-    )
-    try:
+    with node_of(input="lidar", extrinsics=EXTRINSICS, slop=0.01) as node:
         for number in range(1, 301):  # ten seconds of 30 Hz
             assert node._paired("camera_info", CameraInfo(width=number, header=header_at(number * 33_000_000))) == []
         ((info, _),) = node._paired("points", PointCloud2(header=header_at(5 * 33_000_000)))
         assert info.width == 5
-    finally:
-        node.close()
-        node.destroy_node()
+
+
+def test_pairs_before_both_calibrations_are_skipped(ros: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    with node_of() as node:
+        offered: list[Any] = []
+        monkeypatch.setattr(node, "_offer", offered.append)
+        for number, side in enumerate(("left", "right"), start=1):
+            node._on_message(f"{side}/camera_info", messages.camera_info(LEFT, Header()), None)
+            for topic in ("left/image", "right/image"):
+                node._on_message(topic, image_message(LEFT_IMAGE, "rgb8", number * 10**9), None)
+            assert (len(offered), node._statistics.skipped, node._statistics.received) == (number - 1, 1, number)
+
+
+@pytest.mark.parametrize(
+    ("kind", "outputs", "inputs"),
+    [
+        ("stereo", "depth disparity normals normals_color", "left/image right/image left/camera_info right/camera_info"),
+        ("lidar", "depth normals normals_color confidence", "points camera_info"),
+        ("depth", "depth normals normals_color", "depth/image depth/camera_info"),
+    ],
+)
+def test_an_input_has_its_own_topics_with_the_reliability_and_depth_that_are_asked_for(
+    ros: None, kind: str, outputs: str, inputs: str
+) -> None:
+    values = {"input_reliability": "reliable", "input_depth": 7, "output_reliability": "best_effort", "output_depth": 3}
+    with node_of(input=kind, extrinsics=EXTRINSICS, **values) as node:
+        for ends, prefix, names, expected in (
+            (node.publishers, f"{NODE}/", f"{outputs} camera_info", (ReliabilityPolicy.BEST_EFFORT, 3)),
+            (node.subscriptions, "/", inputs, (ReliabilityPolicy.RELIABLE, 7)),
+        ):
+            found = {end.topic_name: (end.qos_profile.reliability, end.qos_profile.depth) for end in ends}
+            own = {name: profile for name, profile in found.items() if name not in ("/diagnostics", "/rosout", "/parameter_events")}
+            own = {name: profile for name, profile in own.items() if "transition_event" not in name}
+            assert own == {f"{prefix}{name}": expected for name in names.split()}
 
 
 def test_without_a_subscriber_pairs_are_counted_and_skipped(start: Any, peer: Peer) -> None:
