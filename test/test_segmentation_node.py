@@ -20,6 +20,8 @@ pytest.importorskip("rclpy", reason="no ROS 2: neither an installation is source
 from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402
 from lifecycle_msgs.msg import State, Transition  # noqa: E402
 from lifecycle_msgs.srv import ChangeState, GetState  # noqa: E402
+from rclpy.parameter import Parameter  # noqa: E402
+from rclpy.qos import ReliabilityPolicy  # noqa: E402
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image  # noqa: E402
 from std_msgs.msg import String  # noqa: E402
 from std_srvs.srv import SetBool, Trigger  # noqa: E402
@@ -30,6 +32,8 @@ from lix_core.labels import LabelSet  # noqa: E402
 from lix_core.runtime.bundle import SHIPPED, XSpec  # noqa: E402
 from lix_core.runtime.segmenter import Segmenter  # noqa: E402
 from lix_ros import messages, qos  # noqa: E402
+from lix_ros.parameters import OUTPUTS  # noqa: E402
+from lix_ros.segmentation_node import SegmentationNode  # noqa: E402
 from lix_ros.stream_node import LOG_PERIOD_S  # noqa: E402
 from ros import ROOT, Peer, exchange, image_message, node_starter, pixels_of, stamp_ns, wait_for  # noqa: E402
 
@@ -401,6 +405,23 @@ def test_values_out_of_range_and_read_only_parameters_are_refused(start: Any, pe
     result = peer.set_parameter(NODE, name, value)
     assert not result.successful
     assert name in result.reason or "read-only" in result.reason or "range" in result.reason
+
+
+@pytest.mark.parametrize("transport", ["raw", "compressed"])
+def test_topics_have_the_reliability_and_depth_that_are_asked_for(ros: None, model: Path, transport: str) -> None:
+    asked = {"image_reliability": "reliable", "image_depth": 7, "output_reliability": "best_effort", "output_depth": 3}
+    values = {"model": str(model), "image_transport": transport, **asked}
+    node = SegmentationNode(parameter_overrides=[Parameter(name, value=value) for name, value in values.items()])
+    try:
+        profiles = {end.topic_name: end.qos_profile for end in (*node.publishers, *node.subscriptions)}
+        found = {topic: (profile.reliability, profile.depth) for topic, profile in profiles.items()}
+        image = "/image" if transport == "raw" else "/image/compressed"
+        assert (found[image], found["/camera_info"]) == ((ReliabilityPolicy.RELIABLE, 7), (ReliabilityPolicy.RELIABLE, 1))
+        for name in (*OUTPUTS, "camera_info"):
+            assert found[f"{NODE}/{name}"] == (ReliabilityPolicy.BEST_EFFORT, 3)
+    finally:
+        node.close()
+        node.destroy_node()
 
 
 def test_max_rate_and_set_enabled_skip_frames(start: Any, peer: Peer) -> None:
