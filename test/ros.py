@@ -11,7 +11,7 @@ import threading
 import time
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, TypeVar
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
@@ -26,6 +26,7 @@ from std_msgs.msg import Header
 
 from lix_ros import messages, qos
 
+T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT_S = 30.0
 
@@ -77,6 +78,17 @@ def node_starter(module: str, folder: Path, **defaults: Any) -> Iterator[Callabl
         if node.process.poll() is None:
             assert node.stop() == 0, node.output
         assert "Traceback" not in node.output, node.output
+
+
+@contextmanager
+def node_here(kind: Callable[..., T], **parameters: Any) -> Iterator[T]:
+    """A lix node in this process, for what can be asked of it without a conversation."""
+    node = kind(parameter_overrides=[Parameter(name, value=value) for name, value in parameters.items()])
+    try:
+        yield node
+    finally:
+        node.close()
+        node.destroy_node()
 
 
 class Peer:

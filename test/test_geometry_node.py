@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Callable, Iterator, Mapping
@@ -16,7 +16,6 @@ pytest.importorskip("rclpy", reason="no ROS 2: neither an installation is source
 
 from builtin_interfaces.msg import Time  # noqa: E402
 from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402
-from rclpy.parameter import Parameter  # noqa: E402
 from rclpy.qos import ReliabilityPolicy  # noqa: E402
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2  # noqa: E402
 from std_msgs.msg import Header  # noqa: E402
@@ -28,10 +27,22 @@ from lix_core.errors import GeometryError  # noqa: E402
 from lix_core.geometry.poses import matrix_from_pose  # noqa: E402
 from lix_core.geometry.stereo import StereoOptions  # noqa: E402
 from lix_ros import geometry_node, geometry_sensors, messages  # noqa: E402
+from lix_ros.geometry_node import GeometryNode  # noqa: E402
 from lix_ros.geometry_sensors import StereoPair  # noqa: E402
 from lix_ros.parameters import GeometryParameters  # noqa: E402
 from lix_ros.stream_node import MEMORY_S  # noqa: E402
-from ros import Diagnostics, Peer, answer_to, exchange, image_message, node_starter, pixels_of, stamp_ns, wait_for  # noqa: E402
+from ros import (  # noqa: E402
+    Diagnostics,
+    Peer,
+    answer_to,
+    exchange,
+    image_message,
+    node_here,
+    node_starter,
+    pixels_of,
+    stamp_ns,
+    wait_for,
+)
 
 NODE = "/geometry"
 LEFT = Camera.pinhole(320, 96, 200.0)
@@ -46,17 +57,6 @@ EXTRINSICS = [0.0, -0.1, -0.2, 0.5, -0.5, 0.5, 0.5]
 def start(tmp_path: Path) -> Iterator[Any]:
     with node_starter("geometry_node", tmp_path, diagnostics_period=0.1) as start_node:
         yield start_node
-
-
-@contextmanager
-def node_of(**parameters: Any) -> Iterator[geometry_node.GeometryNode]:
-    """The node in this process, for what can be asked of it without a conversation."""
-    node = geometry_node.GeometryNode(parameter_overrides=[Parameter(name, value=value) for name, value in parameters.items()])
-    try:
-        yield node
-    finally:
-        node.close()
-        node.destroy_node()
 
 
 def texture(height: int = 96, width: int = 340) -> np.ndarray:
@@ -233,7 +233,7 @@ def test_only_what_is_subscribed_is_computed_and_with_the_parameters_for_it(peer
 
         monkeypatch.setattr(module, name, note)
     values = {"input": "lidar", "extrinsics": EXTRINSICS, "hidden_gap": 0.25, "completion_reach": 7, "normals_method": "one_sided"}
-    with node_of(**values) as node:
+    with node_here(GeometryNode, **values) as node:
         frame = (messages.camera_info(LEFT, header_at(time.time_ns())), wall_cloud())
 
         def work(*names: str) -> list[str]:
@@ -251,7 +251,7 @@ def test_only_what_is_subscribed_is_computed_and_with_the_parameters_for_it(peer
 
 
 def test_a_cloud_that_comes_seconds_after_its_image_finds_the_calibration_of_its_time(ros: None) -> None:
-    with node_of(input="lidar", extrinsics=EXTRINSICS, slop=0.01) as node:
+    with node_here(GeometryNode, input="lidar", extrinsics=EXTRINSICS, slop=0.01) as node:
         for number in range(1, 301):  # ten seconds of 30 Hz
             assert node._paired("camera_info", CameraInfo(width=number, header=header_at(number * 33_000_000))) == []
         ((info, _),) = node._paired("points", PointCloud2(header=header_at(5 * 33_000_000)))
@@ -259,7 +259,7 @@ def test_a_cloud_that_comes_seconds_after_its_image_finds_the_calibration_of_its
 
 
 def test_pairs_before_both_calibrations_are_skipped(ros: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    with node_of() as node:
+    with node_here(GeometryNode) as node:
         offered: list[Any] = []
         monkeypatch.setattr(node, "_offer", offered.append)
         for number, side in enumerate(("left", "right"), start=1):
@@ -281,7 +281,7 @@ def test_an_input_has_its_own_topics_with_the_reliability_and_depth_that_are_ask
     ros: None, kind: str, outputs: str, inputs: str
 ) -> None:
     values = {"input_reliability": "reliable", "input_depth": 7, "output_reliability": "best_effort", "output_depth": 3}
-    with node_of(input=kind, extrinsics=EXTRINSICS, **values) as node:
+    with node_here(GeometryNode, input=kind, extrinsics=EXTRINSICS, **values) as node:
         for ends, prefix, names, expected in (
             (node.publishers, f"{NODE}/", f"{outputs} camera_info", (ReliabilityPolicy.BEST_EFFORT, 3)),
             (node.subscriptions, "/", inputs, (ReliabilityPolicy.RELIABLE, 7)),

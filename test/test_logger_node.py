@@ -20,6 +20,7 @@ pytest.importorskip("rclpy", reason="no ROS 2: neither an installation is source
 
 from builtin_interfaces.msg import Time  # noqa: E402
 from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402
+from rclpy.qos import HistoryPolicy, QoSProfile  # noqa: E402
 from rclpy.serialization import deserialize_message, serialize_message  # noqa: E402
 from rosgraph_msgs.msg import Clock  # noqa: E402
 from sensor_msgs.msg import CameraInfo, Image  # noqa: E402
@@ -30,9 +31,11 @@ import bundles  # noqa: E402
 from lix_core.bags.keyframes import keyframe_record  # noqa: E402
 from lix_core.bags.reader import Bag, bags_in, whole_of  # noqa: E402
 from lix_core.bags.topics import find_topics  # noqa: E402
+from lix_core.bags.writer import Qos  # noqa: E402
 from lix_ros import qos  # noqa: E402
+from lix_ros.logger_node import LATCHED_DEPTH, LoggerNode, offer_of, profiles_for  # noqa: E402
 from lix_ros.paths import profile_variable  # noqa: E402
-from ros import NodeProcess, Peer, image_message, node_starter, wait_for  # noqa: E402
+from ros import NodeProcess, Peer, image_message, node_here, node_starter, wait_for  # noqa: E402
 
 SECOND = 10**9
 DISCOVERY_S = 0.5
@@ -257,6 +260,44 @@ def test_what_was_latched_is_recorded_once_though_another_publisher_is_not(start
     assert node.stop() == 0
     said = sorted(deserialize_message(raw, String).data for raw in of(read(folder), "/label_names"))
     assert said == ["a", "b", "b", "b", "c"]
+
+
+def test_of_both_cameras_compressed_images_are_recorded_where_that_is_asked_for(ros: None, folder: Path) -> None:
+    chosen = ["image", "right_image", "camera_info", "depth"]
+    for transport, suffix in (("raw", ""), ("compressed", "/compressed")):
+        with node_here(LoggerNode, folder=str(folder), disk_floor=0, topics=chosen, image_transport=transport) as node:
+            assert list(node._inputs) == [f"/image{suffix}", f"/right/image{suffix}", "/camera_info", "/depth"]
+
+
+def test_what_student_and_teacher_say_is_a_share_of_the_pixels(ros: None, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[tuple[str, int, float]] = []
+    reasons = {"uncertainty": 0.3, "disagreement": 0.3, "least_confidence": 0.6}
+    with node_here(LoggerNode, folder=str(folder), disk_floor=0, **reasons) as node:
+        for what in ("uncertainty", "disagreement"):
+            monkeypatch.setattr(node._selector, what, lambda stamp, share, what=what: said.append((what, stamp, share)) or [])
+        pixels = np.repeat(np.uint8([255, 0]), [30, 70]).reshape(10, 10)  # sure, and of two minds, on 30 %
+        for subscription in node.subscriptions:
+            if subscription.topic_name in ("/confidence", "/disagreement"):
+                subscription.callback(image_message(pixels, "mono8", 7))
+    assert sorted(said) == [("disagreement", 7, 0.3), ("uncertainty", 7, 0.7)]
+
+
+def test_a_topic_is_heard_as_all_of_its_publishers_offer_it() -> None:
+    reliable, loose, latched = Qos(), Qos("best_effort"), Qos(durability="transient_local", depth=1)
+
+    def heard(*offers: Qos) -> list[tuple[str, str, int]]:
+        return [(p.reliability.name, p.durability.name, p.depth) for p in profiles_for(offers, 50)]
+
+    assert heard(reliable, reliable) == [("RELIABLE", "VOLATILE", 50)]
+    assert heard(reliable, loose) == [("BEST_EFFORT", "VOLATILE", 50)], "a reliable subscription hears no best effort publisher"
+    assert heard(latched) == [("RELIABLE", "TRANSIENT_LOCAL", LATCHED_DEPTH)]
+    assert heard(latched, loose) == [("BEST_EFFORT", "VOLATILE", 50), ("RELIABLE", "TRANSIENT_LOCAL", LATCHED_DEPTH)]
+
+
+def test_what_is_offered_is_noted_as_bags_have_it() -> None:
+    assert offer_of(qos.latched()) == Qos("reliable", "transient_local", "keep_last", 1)
+    assert offer_of(qos.stream("best_effort", 7)) == Qos("best_effort", "volatile", "keep_last", 7)
+    assert offer_of(QoSProfile(history=HistoryPolicy.KEEP_ALL)) == Qos("reliable", "volatile", "keep_all", 10)
 
 
 def test_what_nobody_publishes_is_told_and_recorded_when_somebody_does(start: Any, peer: Peer, folder: Path) -> None:

@@ -20,7 +20,6 @@ pytest.importorskip("rclpy", reason="no ROS 2: neither an installation is source
 from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402
 from lifecycle_msgs.msg import State, Transition  # noqa: E402
 from lifecycle_msgs.srv import ChangeState, GetState  # noqa: E402
-from rclpy.parameter import Parameter  # noqa: E402
 from rclpy.qos import ReliabilityPolicy  # noqa: E402
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image  # noqa: E402
 from std_msgs.msg import String  # noqa: E402
@@ -35,7 +34,7 @@ from lix_ros import messages, qos  # noqa: E402
 from lix_ros.parameters import OUTPUTS  # noqa: E402
 from lix_ros.segmentation_node import SegmentationNode  # noqa: E402
 from lix_ros.stream_node import LOG_PERIOD_S  # noqa: E402
-from ros import ROOT, Peer, exchange, image_message, node_starter, pixels_of, stamp_ns, wait_for  # noqa: E402
+from ros import ROOT, Peer, exchange, image_message, node_here, node_starter, pixels_of, stamp_ns, wait_for  # noqa: E402
 
 NODE = "/segmentation"
 PICTURE = bundles.blocks(np.random.default_rng(3).integers(0, 5, (6, 8)), 20)
@@ -410,18 +409,24 @@ def test_values_out_of_range_and_read_only_parameters_are_refused(start: Any, pe
 @pytest.mark.parametrize("transport", ["raw", "compressed"])
 def test_topics_have_the_reliability_and_depth_that_are_asked_for(ros: None, model: Path, transport: str) -> None:
     asked = {"image_reliability": "reliable", "image_depth": 7, "output_reliability": "best_effort", "output_depth": 3}
-    values = {"model": str(model), "image_transport": transport, **asked}
-    node = SegmentationNode(parameter_overrides=[Parameter(name, value=value) for name, value in values.items()])
-    try:
+    with node_here(SegmentationNode, model=str(model), image_transport=transport, **asked) as node:
         profiles = {end.topic_name: end.qos_profile for end in (*node.publishers, *node.subscriptions)}
-        found = {topic: (profile.reliability, profile.depth) for topic, profile in profiles.items()}
-        image = "/image" if transport == "raw" else "/image/compressed"
-        assert (found[image], found["/camera_info"]) == ((ReliabilityPolicy.RELIABLE, 7), (ReliabilityPolicy.RELIABLE, 1))
-        for name in (*OUTPUTS, "camera_info"):
-            assert found[f"{NODE}/{name}"] == (ReliabilityPolicy.BEST_EFFORT, 3)
-    finally:
-        node.close()
-        node.destroy_node()
+    found = {topic: (profile.reliability, profile.depth) for topic, profile in profiles.items()}
+    image = "/image" if transport == "raw" else "/image/compressed"
+    assert (found[image], found["/camera_info"]) == ((ReliabilityPolicy.RELIABLE, 7), (ReliabilityPolicy.RELIABLE, 1))
+    for name in (*OUTPUTS, "camera_info"):
+        assert found[f"{NODE}/{name}"] == (ReliabilityPolicy.BEST_EFFORT, 3)
+
+
+def test_latency_counts_from_the_stamp_and_processing_from_when_the_frame_is_taken(
+    ros: None, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with node_here(SegmentationNode, model=str(model)) as node:
+        monkeypatch.setattr(node, "_process", lambda frame, pipeline: time.sleep(0.05) or frame.header)
+        node._work(image_message(PICTURE, "rgb8", time.time_ns() - 100 * 10**9))
+        values = node._statistics.values()
+    assert 100e3 < float(values["latency stamp to publication p50 [ms]"]) < 200e3
+    assert 50 <= float(values["processing p50 [ms]"]) < 10e3
 
 
 def test_max_rate_and_set_enabled_skip_frames(start: Any, peer: Peer) -> None:
@@ -464,6 +469,19 @@ def test_the_newest_frame_wins(start: Any, peer: Peer) -> None:
         return into == out + dropped + skipped and out == len(masks) and dropped > 0
 
     wait_for(accounted, lambda: str(diagnostics.latest))
+
+
+def test_of_two_cameras_on_one_topic_no_frame_is_taken_for_missed(start: Any, peer: Peer) -> None:
+    """Each numbers its own frames."""
+    start(image_depth=20, image_reliability="reliable")
+    diagnostics = peer.diagnostics("segmentation")
+    first, second = (peer.publisher(Image, "/image") for _ in range(2))
+    time.sleep(0.5)  # until the node knows of both
+    for camera in (*[first] * 10, second, first, second):
+        camera.publish(image_message(PICTURE, "rgb8"))
+        time.sleep(0.01)
+    wait_for(lambda: diagnostics.value("frames in") == "13", lambda: str(diagnostics.latest))
+    assert diagnostics.value("frames missed (never taken)") == "0"
 
 
 def test_silence_is_explained(start: Any, peer: Peer) -> None:
