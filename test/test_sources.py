@@ -309,6 +309,28 @@ def test_a_trimmed_video_is_whole(tmp_path, begin, seconds):
         assert any(isinstance(content, str) for _, content in told(tmp_path / "drive.mp4"))
 
 
+@pytest.mark.parametrize("wide", [False, True])
+def test_an_edit_list_is_that_of_the_pictures_in_either_width_of_numbers(tmp_path, wide):
+    """As files of more than 4 GB have them, with the sound before the pictures, and half a second of nothing before both."""
+
+    def box(kind: bytes, *content: bytes) -> bytes:
+        size = 8 + 8 * wide + sum(map(len, content))
+        return b"".join([struct.pack(">I4sQ", 1, kind, size) if wide else struct.pack(">I4s", size, kind), *content])
+
+    def full_box(kind: bytes, *content: bytes) -> bytes:
+        return box(kind, bytes([wide, 0, 0, 0]), *content)
+
+    def track(kind: bytes, *edits: tuple[int, int]) -> bytes:
+        entries = [struct.pack(">QqI" if wide else ">IiI", ticks, begin, 1 << 16) for ticks, begin in edits]
+        listed = box(b"edts", full_box(b"elst", struct.pack(">I", len(entries)), *entries))
+        return box(b"trak", listed, box(b"mdia", full_box(b"hdlr", bytes(4), kind, bytes(12))))
+
+    head = full_box(b"mvhd", bytes(16 if wide else 8), struct.pack(">I", 600), bytes(80))
+    movie = box(b"moov", head, track(b"soun", (6000, 0)), track(b"vide", (300, -1), (1500, 40)))
+    (tmp_path / "drive.mp4").write_bytes(box(b"ftyp", b"isom") + box(b"mdat", bytes(100)) + movie)
+    assert shown_seconds(tmp_path / "drive.mp4") == 2.5
+
+
 def test_files_that_are_no_mp4_have_no_edit_list(tmp_path):
     rng = np.random.default_rng(1)
     data = mp4_of(tmp_path / "drive.mp4", 4)
