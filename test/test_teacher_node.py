@@ -16,7 +16,7 @@ pytest.importorskip("rclpy", reason="no ROS 2: neither an installation is source
 
 from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402
 from sensor_msgs.msg import CameraInfo, Image  # noqa: E402
-from std_msgs.msg import String  # noqa: E402
+from std_msgs.msg import Header, String  # noqa: E402
 
 import bundles  # noqa: E402
 from lix_core.camera import Camera  # noqa: E402
@@ -25,7 +25,8 @@ from lix_core.labels import Label, LabelSet  # noqa: E402
 from lix_core.runtime.bundle import XSpec  # noqa: E402
 from lix_core.runtime.segmenter import Segmenter  # noqa: E402
 from lix_ros import messages, qos  # noqa: E402
-from ros import Peer, answer_to, image_message, node_starter, pixels_of, stamp_ns, wait_for  # noqa: E402
+from lix_ros.teacher_node import COMPARED, TeacherNode  # noqa: E402
+from ros import Peer, answer_to, image_message, node_here, node_starter, pixels_of, stamp_ns, wait_for  # noqa: E402
 
 NODE = "/teacher"
 IMAGE = bundles.random_image(60, 80)
@@ -80,6 +81,33 @@ def test_the_mask_is_the_models_own_of_the_image_and_the_normals_of_its_depth(st
     assert (mask.header.frame_id, mask.encoding) == ("camera_optical_frame", "mono8")
     np.testing.assert_array_equal(pixels_of(mask), taught(model))
     assert (taught(model) != Segmenter(model).segment(IMAGE).mask).mean() > 0.1, "normals decide nothing in this picture"
+
+
+def test_what_the_teacher_is_not_sure_of_is_unlabelled(ros: None, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[np.ndarray] = []
+    with node_here(TeacherNode, model=str(model), min_confidence=0.6) as node:
+        monkeypatch.setattr(node, "_publish", lambda result, *rest: said.append(result.mask))
+        node._on_camera_info(messages.camera_info(CAMERA, Header()), None)
+        node._process((image_message(IMAGE, "rgb8"), image_message(DEPTH, "32FC1")), node._pipeline)
+    expected = Segmenter(model).segment(IMAGE, "rgb", *encode("normals", depth=DEPTH, camera=CAMERA)).rejecting(0.6).mask
+    assert 0.1 < (expected == 255).mean() < 0.9
+    np.testing.assert_array_equal(said, [expected])
+
+
+def test_how_late_depth_comes_is_counted_without_the_offset_of_its_stamps(ros: None, model: Path) -> None:
+    with node_here(TeacherNode, model=str(model), offset=0.5) as node:
+        node._on_image(image_message(IMAGE, "rgb8", 10_000_000_000), None)
+        node._on_depth(image_message(DEPTH, "32FC1", 10_250_000_000), None)
+        assert list(node._lag) == [pytest.approx(0.25)]
+
+
+def test_the_students_mask_of_the_frame_that_is_worked_on_waits_however_long_that_takes(ros: None, model: Path) -> None:
+    mask = np.zeros((60, 80), np.uint8)
+    with node_here(TeacherNode, model=str(model)) as node:
+        node._working = 1
+        for stamp in range(1, COMPARED + 11):
+            node._compare("student", image_message(mask, "mono8", stamp).header, mask)
+        assert list(node._masks["student"]) == [1, *range(12, COMPARED + 11)]
 
 
 def test_depth_within_slop_belongs_to_an_image_and_later_depth_to_none(start: Any, peer: Peer) -> None:
