@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from lix_core.bags import writer as writing
 from lix_core.bags.reader import Bag
 from lix_core.bags.recording import Recording, RecordingSettings
 from lix_core.bags.repair import repair
-from lix_core.bags.space import delete_bag, own_bags
+from lix_core.bags.space import delete_bag, free_space, own_bags
 from lix_core.bags.writer import NO_HASH, BagExists, Qos, RosbagsWriter, Topic, definition_of
 from lix_core.errors import DataError, SourceError
 
@@ -461,6 +462,39 @@ def test_every_split_is_a_whole_bag_that_begins_with_what_was_latched(tmp_path):
     assert names.ext.offered_qos_profiles[0].durability.name == "TRANSIENT_LOCAL"
 
 
+def test_of_what_is_latched_a_bag_repeats_what_late_subscribers_may_still_need(tmp_path):
+    recording = Recording(tmp_path, RecordingSettings(floor=0))
+    depths = {"/again": 1, "/small": 1, "/large": 1, "/deep": 120}
+    for name, depth in depths.items():
+        recording.add(Topic(name, TEXT, (Qos(durability="transient_local", depth=depth),)))
+    recording.add(Topic("/a", TEXT))
+    said = {
+        "/again": [text("b"), text("c"), text("b")],  # said again: once, and as the newest
+        "/small": [text(f"{number}") for number in range(150)],  # of another publisher each, for all that is known
+        "/large": [text(f"{number}" * 400_000) for number in range(3)],
+        "/deep": [text(f"{number}") for number in range(150)],
+    }
+    for name, messages in said.items():
+        for raw in messages:
+            recording.write(name, 1, raw)
+    recording.write("/a", 2, text("x"))
+    recording.close()
+    ((_, messages),) = recorded(tmp_path).items()
+    repeated = {name: [raw for topic, _, raw in messages if topic == name] for name in depths}
+    assert repeated["/again"] == [text("c"), text("b")]
+    assert repeated["/small"] == said["/small"][-100:] and repeated["/deep"] == said["/deep"][-120:]
+    assert repeated["/large"] == said["/large"][-2:]
+
+
+def test_a_bag_names_the_topics_on_which_nothing_came(tmp_path):
+    recording = recording_in(tmp_path)
+    recording.write("/a", 1, text("x"))
+    recording.close()
+    (bag,) = tmp_path.iterdir()
+    with Reader(bag) as reader:
+        assert {c.topic: c.msgcount for c in reader.connections} == {"/a": 1, "/names": 0}
+
+
 def test_bags_are_split_by_size(tmp_path):
     recording = recording_in(tmp_path, split_size=100_000)
     for number in range(30):
@@ -513,6 +547,15 @@ def test_a_clock_that_is_set_back_is_accepted_and_reported_once(tmp_path):
     ((_, messages),) = recorded(tmp_path).items()
     assert [stamp for _, stamp, _ in messages] == sorted(stamps) and {raw for *_, raw in messages} == {text(str(s)) for s in stamps}
     assert log.said("the clock went back by 61.0 s", "warning") == 1 == log.said("the clock went back")
+
+
+def test_what_waited_for_others_may_be_late_by_so_much_and_a_second(tmp_path):
+    log = Log()
+    recording = recording_in(tmp_path, log, late=0.7)
+    for stamp in (100.0, 98.35, 100.1, 98.35):
+        recording.write("/a", round(stamp * S), text("x"))
+    recording.close()
+    assert log.said("the clock went back by 1.8 s", "warning") == 1 == log.said("the clock went back")
 
 
 class NotingWriter:
@@ -601,6 +644,13 @@ def test_rates_are_of_the_last_seconds(tmp_path):
 # What the disk does
 
 
+def test_the_room_for_a_folder_that_is_not_there_yet_is_that_of_the_disk_it_will_be_on(tmp_path):
+    free = shutil.disk_usage(tmp_path).free
+    assert abs(free_space(tmp_path / "not" / "there") - free) < 0.1 * free
+    (tmp_path / "file").write_text("")
+    assert free_space(tmp_path / "file" / "below") == 0, "it cannot be told"
+
+
 def test_recording_stops_before_the_disk_is_full_and_goes_on_when_there_is_room(tmp_path, monkeypatch):
     free = [10_000_000]
     monkeypatch.setattr("lix_core.bags.recording.free_space", lambda folder: free[0])
@@ -627,8 +677,6 @@ def test_recording_stops_before_the_disk_is_full_and_goes_on_when_there_is_room(
 
 
 def test_a_folder_that_is_removed_ends_the_bag_and_the_recording_goes_on_in_a_new_one(tmp_path):
-    import shutil
-
     log, folder = Log(), tmp_path / "drives"
     recording = recording_in(folder, log)
     recording.write("/names", 1, text("road"))
@@ -680,6 +728,25 @@ def test_a_disk_that_is_full_ends_the_bag_as_it_was_and_nothing_earlier_is_lost(
     bags = list(recorded(tmp_path).values())
     assert [[stamp for _, stamp, _ in messages] for messages in bags] == [list(range(20)), [23]]
     assert recording.statistics.messages == 21 and log.said("3 messages are lost") + log.said("1 messages are lost") >= 1
+
+
+def test_after_a_failure_the_disk_is_left_alone_for_a_while(tmp_path):
+    clock, opened = Clock(), []
+
+    def refuse(*_) -> RosbagsWriter:
+        opened.append(clock.now)
+        raise SourceError("no room for a folder")
+
+    recording = Recording(tmp_path, RecordingSettings(floor=0, retry=5.0), refuse, clock=clock)
+    recording.add(Topic("/a", TEXT))
+    began = clock.now
+    for later in (0.0, 1.0, 4.9, 5.0, 9.9):
+        clock.now = began + later
+        recording.write("/a", 1, text("x"))
+        drained(recording)
+    assert opened == [began, began + 5.0]
+    assert (recording.statistics.state, recording.statistics.lost) == ("stopped", 5)
+    recording.close()
 
 
 def test_what_a_failure_takes_with_it_is_counted_as_lost(tmp_path, monkeypatch):
