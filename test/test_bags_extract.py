@@ -139,6 +139,21 @@ def test_unrectified_images_and_their_labels_are_rectified(tmp_path):
     assert json.loads((tmp_path / "out/bag/camera.json").read_text())["rectified"] == "from /image by its plumb_bob calibration"
 
 
+def test_where_the_rectified_image_is_black_nothing_is_labelled(tmp_path):
+    p = Camera.pinhole(160, 64, 90.0).p
+    camera = Camera(160, 64, (180, 0, 79.5, 0, 180, 31.5, 0, 0, 1), p=p)  # shows the middle of the rectified image
+    messages = [
+        Recorded("/camera_info", START, recorded.camera_info(START, camera)),
+        Recorded("/image", START, recorded.image(START, np.full((64, 160, 3), 90, np.uint8), "rgb8")),
+        Recorded("/labels", START, recorded.image(START, np.full((64, 160), 3, np.uint8), "mono8")),
+    ]
+    extract([write(tmp_path / "bag", messages)], tmp_path / "out")
+    (frame,) = Extraction.open(tmp_path / "out").frames
+    expected = np.full((64, 160), 255, np.uint8)
+    expected[16:48, 40:120] = 3
+    np.testing.assert_array_equal(png(frame.labels), expected)
+
+
 def test_a_raw_pair_has_no_depth_where_its_rectified_images_are_black(tmp_path):
     texture = cv2.GaussianBlur(np.random.default_rng(5).integers(0, 256, (96, 340), np.uint8), (0, 0), 1.2)
     messages = []

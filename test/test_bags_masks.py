@@ -289,12 +289,13 @@ def test_a_cvat_export_is_an_archive_as_cvat_writes_it(extraction, tmp_path):
 def test_a_coco_export_has_one_annotation_for_each_class_of_a_frame(extraction, tmp_path):
     mask = np.full((64, 96), 255, np.uint8)
     mask[10:14, 20:25] = 8
+    mask[10, 20] = 255  # a corner is cut off
     export_masks(extraction, tmp_path / "out", "coco", STREET, lambda frame, image: mask, count=1)
     data = json.loads((tmp_path / "out" / "annotations.json").read_text())
     assert data["images"] == [{"id": 1, "file_name": f"drive/{FIRST}.png", "height": 64, "width": 96}]
     (found,) = data["annotations"]
     assert found | {"segmentation": 0} == {
-        **{"id": 1, "image_id": 1, "category_id": 9, "segmentation": 0, "area": 20, "bbox": [20, 10, 5, 4], "iscrowd": 1}
+        **{"id": 1, "image_id": 1, "category_id": 9, "segmentation": 0, "area": 19, "bbox": [20, 10, 5, 4], "iscrowd": 1}
     }
     assert found["segmentation"]["size"] == [64, 96]
     assert data["categories"][8] == {"id": 9, "name": "car", "supercategory": ""}
