@@ -17,10 +17,11 @@ from lix_core.camera import Camera
 from lix_core.errors import GeometryError
 from lix_core.geometry.lidar import project_cloud
 from lix_core.labels import STREET
+from lix_core.world import drive as world_drive
 from lix_core.world.drive import CAR_FROM_OPTICAL, Drive, Rig
 from lix_core.world.render import MIP_LEVELS, Atlas, Renderer
 from lix_core.world.scene import Material, Part, Scene, Texture, Weather
-from lix_core.world.sensors import Lidar, develop, exposure_of
+from lix_core.world.sensors import LEAST_SIGNAL, Lidar, develop, exposure_of
 
 CAMERA = Camera.pinhole(160, 96, 120.0)
 HEIGHT_M = 1.5
@@ -239,6 +240,23 @@ def test_range_noise_and_dropout_are_those_asked_for():
     assert along.std() == pytest.approx(0.05, rel=0.1) and abs(along.mean()) < 0.005
 
 
+def test_a_lidar_turns_clockwise_from_behind():
+    level = Lidar(rings=1, columns=4, lowest=0.0, highest=0.0).directions
+    np.testing.assert_allclose(level, [[-1, 0, 0], [0, 1, 0], [1, 0, 0], [0, -1, 0]], atol=1e-6)
+    ramps = Lidar(rings=3, columns=2, lowest=-30.0, highest=30.0).directions.reshape(3, 2, 3)
+    np.testing.assert_allclose(ramps[:, 1], [[0.75**0.5, 0, -0.5], [1, 0, 0], [0.75**0.5, 0, 0.5]], atol=1e-6)
+
+
+def test_fog_takes_from_an_echo_on_both_ways():
+    """So much that the signal of a wall is the least that is heard, of which half the beams hear it."""
+    distance, reflectivity, lidar = 60.0, 0.5, Lidar(noise=0.0, dropout=0.0, reach=120.0)
+    clear = reflectivity * (lidar.reach / distance) ** 2
+    foggy = dataclasses.replace(NOON, rain=0.0, fog=np.log(clear / LEAST_SIGNAL) / (2 * distance))
+    wall = lambda pose, beams: (np.full(len(beams), distance), np.full(len(beams), reflectivity))  # noqa: E731
+    cloud = lidar.scan(SimpleNamespace(echoes=wall, scene=SimpleNamespace(weather=foggy)), np.eye(4), np.random.default_rng(0))
+    assert len(cloud) / len(lidar.directions) == pytest.approx(0.5, abs=0.02)
+
+
 def test_far_and_dark_surfaces_send_no_echo():
     black = Scene.of(
         [box((1, 90, 90), (100.5, 0, 0), material=0)],
@@ -338,6 +356,19 @@ def test_every_frame_of_a_drive_is_a_function_of_seed_and_index():
     assert not np.array_equal(frames[0].rgb, frames[1].rgb)
     alone = second.frame(0, right=False, cloud=False)
     assert np.array_equal(alone.rgb, frames[0].rgb) and alone.right.size == alone.cloud.size == 0
+
+
+def test_both_cameras_have_one_exposure_and_noise_of_their_own(monkeypatch):
+    taken = []
+
+    def note(radiance: np.ndarray, exposure: float, weather: Weather, rng: np.random.Generator) -> np.ndarray:
+        taken.append((exposure, rng.random()))
+        return develop(radiance, exposure, weather, rng)
+
+    monkeypatch.setattr(world_drive, "develop", note)
+    Drive(3, Rig(Camera.pinhole(64, 32, 40.0)), "clear").frame(0, cloud=False)
+    (first, second), (noise, other) = zip(*taken)
+    assert first == second and noise != other
 
 
 def test_the_path_is_followed_with_its_heading():
