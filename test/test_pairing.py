@@ -154,6 +154,16 @@ def test_a_clock_that_is_set_back_starts_anew() -> None:
     assert pairs.streams["left"].unpaired == 1
 
 
+@pytest.mark.parametrize("stream", ["left", "right"])
+def test_as_many_items_wait_as_there_is_room_for(stream: str) -> None:
+    pairs: Pairer[str] = Pairer(("left", "right"), 0.02, rooms={"left": 3, "right": 3})
+    found = []
+    for stamp in range(0, 500, 100):
+        feed(pairs, (stream, stamp))
+        found.append((len(pairs.streams[stream].waiting), pairs.streams[stream].unpaired))
+    assert found == [(1, 0), (2, 0), (3, 0), (3, 1), (3, 2)]
+
+
 def test_a_single_stamp_from_the_future_does_no_lasting_harm() -> None:
     pairs = pairer()
     feed(pairs, ("left", 0), ("right", 10**9), ("left", 100))

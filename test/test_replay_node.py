@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Iterator
 
 import cv2
@@ -14,12 +15,14 @@ pytest.importorskip("rclpy", reason="no ROS 2: neither an installation is source
 
 from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2  # noqa: E402
-from std_msgs.msg import String  # noqa: E402
+from std_msgs.msg import Header, String  # noqa: E402
 
 import bags  # noqa: E402
 import bundles  # noqa: E402
+from lix_core.geometry.poses import matrix_from_pose  # noqa: E402
 from lix_core.labels import STREET, LabelSet  # noqa: E402
-from lix_ros import messages, qos  # noqa: E402
+from lix_ros import messages, qos, replay_topics  # noqa: E402
+from lix_ros.parameters import ReplayParameters  # noqa: E402
 from ros import NodeProcess, Peer, node_starter, pixels_of, stamp_ns, wait_for  # noqa: E402
 
 CALIBRATION = """\
@@ -189,6 +192,20 @@ def world() -> Any:
     from lix_core.world import source
 
     return source
+
+
+def test_the_lidar_is_placed_in_the_cameras_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Any] = []
+    monkeypatch.setattr(replay_topics, "TFMessage", lambda transforms: transforms)
+    topics = replay_topics.WorldTopics.__new__(replay_topics.WorldTopics)
+    topics._transform_out, topics._logger = SimpleNamespace(publish=sent.append), SimpleNamespace(info=lambda text: None)
+    topics._settings = ReplayParameters(lidar_frame_id="top")
+    pose = [0.1, -0.2, 0.3, 0.5, -0.5, 0.5, 0.5]
+    topics._place_lidar(matrix_from_pose(pose), Header(frame_id="front"))
+    ((told,),) = sent
+    t, q = told.transform.translation, told.transform.rotation
+    assert (told.header.frame_id, told.child_frame_id) == ("front", "top")
+    assert [t.x, t.y, t.z, q.x, q.y, q.z, q.w] == pytest.approx(pose)
 
 
 def listen_to_all(peer: Peer) -> dict[str, list[Any]]:
