@@ -9,6 +9,7 @@ import threading
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Iterator
 
 import cv2
@@ -491,6 +492,18 @@ def test_silence_is_explained(start: Any, peer: Peer) -> None:
     publisher = peer.node.create_publisher(Image, "/image", qos.stream("best_effort", 1))
     diagnostics.wait("QoS incompatible", DiagnosticStatus.WARN)
     peer.node.destroy_publisher(publisher)
+
+
+def test_qos_is_blamed_only_where_no_publisher_fits(ros: None, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with node_here(SegmentationNode, model=str(model), image_reliability="reliable") as node:
+
+        def why(*reliabilities: str) -> str:
+            offers = [SimpleNamespace(topic_type="sensor_msgs/msg/Image", qos_profile=qos.stream(name, 1)) for name in reliabilities]
+            monkeypatch.setattr(node, "get_publishers_info_by_topic", lambda topic: offers)
+            return node._why_silent(node._image_in, "image", "image_reliability", "see elsewhere")
+
+        assert why("best_effort", "best_effort").startswith("2 publishers, QoS incompatible")
+        assert why("best_effort", "reliable").startswith("2 publishers, none sends")
 
 
 def test_a_lifecycle_manager_may_drive_the_node(start: Any, peer: Peer) -> None:
