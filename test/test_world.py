@@ -359,16 +359,18 @@ def test_every_frame_of_a_drive_is_a_function_of_seed_and_index():
 
 
 def test_both_cameras_have_one_exposure_and_noise_of_their_own(monkeypatch):
-    taken = []
+    measured, taken = iter((1.0, 1.5)), []
 
     def note(radiance: np.ndarray, exposure: float, weather: Weather, rng: np.random.Generator) -> np.ndarray:
-        taken.append((exposure, rng.random()))
+        taken.append((exposure, rng, rng.bit_generator.state["state"]))
         return develop(radiance, exposure, weather, rng)
 
+    monkeypatch.setattr(world_drive, "exposure_of", lambda radiance, weather: next(measured))
     monkeypatch.setattr(world_drive, "develop", note)
-    Drive(3, Rig(Camera.pinhole(64, 32, 40.0)), "clear").frame(0, cloud=False)
-    (first, second), (noise, other) = zip(*taken)
-    assert first == second and noise != other
+    monkeypatch.setattr(Drive, "scene_of", lambda drive, index: (1, Renderer(scene_of(ground()))))
+    Drive(3, Rig(Camera.pinhole(64, 32, 40.0))).frame(0, cloud=False)
+    (first, left, begun), (second, right, begun_too) = taken
+    assert first == second == 1.0 and left is not right and begun != begun_too
 
 
 def test_the_path_is_followed_with_its_heading():
