@@ -24,6 +24,7 @@ from lix_core.bags.formats import FORMATS, distinct_colours, ids_of_colours, ope
 from lix_core.bags.masks import Finder, export_masks, import_masks, mapping_by_name
 from lix_core.bags.regions import compressed, decompressed, polygon_region, region_of, run_lengths
 from lix_core.cli.label import label
+from lix_core.data.bag import BagDataset
 from lix_core.errors import DataError, LabelError, LixError, SourceError
 from lix_core.files import read_mask
 from lix_core.labels import STREET, Label, LabelSet
@@ -546,6 +547,15 @@ def test_annotators_start_from_what_a_model_says(extraction, tmp_path, command):
     shutil.rmtree(tmp_path / "out")
     command(extraction.root, "--export", "png", "--out", tmp_path / "out", "--from", "masks", "--frames", 1)
     assert (tmp_path / "out" / "masks" / "drive" / f"{FIRST}.png").exists()
+
+
+def test_the_frames_that_a_retraining_holds_out_can_be_exported_alone(extraction, tmp_path, command):
+    held = BagDataset(extraction.root, "val", labels="none", held_out=0.4, block=0.01).names
+    assert 0 < len(held) < len(extraction.frames)
+    said = command(extraction.root, "--export", "png", "--out", tmp_path / "out", "--held-out", 0.4, "--block", 0.01)
+    images = tmp_path / "out" / "images"
+    assert {path.relative_to(images).with_suffix("").as_posix() for path in images.rglob("*.*")} == set(held)
+    assert said.startswith(f"0 {len(held)} frames in")
 
 
 def test_masks_left_out_are_listed_and_the_status_says_so(extraction, tmp_path, command):
