@@ -7,11 +7,13 @@ import json
 import shutil
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rosbags.interfaces import ConnectionExtRosbag1
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from rosbags.rosbag2.storage_mcap import zstd
 
@@ -21,7 +23,7 @@ from bags import MS, STORE
 from lix_core.bags.check import check, check_all, lines_of
 from lix_core.bags.extract import extract
 from lix_core.bags.index import NS, Frames, Options, nearest, pair
-from lix_core.bags.reader import Bag, DamagedBag, bags_in, decode, header_stamp, whole_of
+from lix_core.bags.reader import Bag, DamagedBag, bags_in, decode, header_stamp, is_latched, whole_of
 from lix_core.bags.topics import find_topics
 from lix_core.camera import Camera
 from lix_core.errors import GeometryError, SourceError
@@ -89,6 +91,11 @@ def test_every_kind_of_bag_gives_the_same_messages(tmp_path, writer):
 def test_what_is_latched_is_known(tmp_path):
     with Bag(write(tmp_path / "bag", drive(1))) as bag:
         assert {topic.name for topic in bag.topics if topic.latched} == {"/label_names", "/tf_static"}
+
+
+def test_what_is_latched_in_a_ros_1_bag_is_known_too():
+    kinds = [SimpleNamespace(ext=ConnectionExtRosbag1(None, latching)) for latching in (None, 0, 1)]
+    assert [is_latched(connection) for connection in kinds] == [False, False, True]
 
 
 def test_a_type_with_a_broken_definition_spoils_nothing(tmp_path):
