@@ -216,6 +216,10 @@ def test_a_repaired_bag_keeps_storage_compression_qos_and_types(tmp_path, storag
     assert contents(target) == [("/names" if n == 0 else "/a", n, raw(n)) for n in range(40)]
     data = b"".join(file.read_bytes() for file in target.iterdir())
     assert raw(7)[4:] not in data, "it is not compressed"
+    assert report.changed == "new" and {file.suffix for file in target.iterdir()} == {
+        ".yaml",
+        {"mcap": ".mcap", "sqlite3": ".db3"}[storage],
+    }
 
 
 @pytest.mark.parametrize("has_metadata", [True, False])

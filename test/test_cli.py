@@ -75,13 +75,18 @@ def test_predict_writes_masks_by_stem(model: Path, images: Path, tmp_path: Path)
 def test_predict_color_npz_and_overlay(model: Path, images: Path, tmp_path: Path) -> None:
     image = images / "frame0.png"
     expected = bundles.nearest_colour(bundles.random_image(30, 40, 0))
-    for output in ("color", "npz", "overlay"):
+    plain = np.full((32, 48, 3), (200, 60, 40), np.uint8)
+    cv2.imwrite(str(tmp_path / "plain.png"), plain[..., ::-1])
+    for output in ("color", "npz"):
         assert lix("predict", image, "-o", tmp_path / output, "--output", output, "--model", model).returncode == 0
     np.testing.assert_array_equal(read(tmp_path / "color" / "frame0.png"), bundles.PALETTE[expected])
     with np.load(tmp_path / "npz" / "frame0.npz") as arrays:
         np.testing.assert_array_equal(arrays["mask"], expected)
         np.testing.assert_allclose(arrays["confidence"], bundles.winner_probability(bundles.random_image(30, 40, 0)), atol=1e-3)
-    assert read(tmp_path / "overlay" / "frame0.jpg").shape == (30, 40, 3)
+    given = ("--output", "overlay", "--alpha", 0.25, "--model", model)
+    assert lix("predict", tmp_path / "plain.png", "-o", tmp_path / "overlay", *given).returncode == 0
+    blended = 0.75 * plain + 0.25 * bundles.PALETTE[bundles.nearest_colour(plain)]
+    assert np.abs(read(tmp_path / "overlay" / "plain.jpg") - blended).max() <= 4  # of JPEG
 
 
 def test_predict_with_remap_and_threshold(model: Path, images: Path, tmp_path: Path) -> None:
