@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Iterator
 
 import numpy as np
@@ -292,6 +293,20 @@ def test_a_topic_is_heard_as_all_of_its_publishers_offer_it() -> None:
     assert heard(reliable, loose) == [("BEST_EFFORT", "VOLATILE", 50)], "a reliable subscription hears no best effort publisher"
     assert heard(latched) == [("RELIABLE", "TRANSIENT_LOCAL", LATCHED_DEPTH)]
     assert heard(latched, loose) == [("BEST_EFFORT", "VOLATILE", 50), ("RELIABLE", "TRANSIENT_LOCAL", LATCHED_DEPTH)]
+
+
+def test_what_publishers_offer_is_noted_anew_where_they_change(ros: None, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    volatile, latched = (
+        SimpleNamespace(topic_type="std_msgs/msg/String", qos_profile=p) for p in (qos.stream("reliable", 5), qos.latched())
+    )
+    noted: list[tuple[Qos, ...]] = []
+    with node_here(LoggerNode, folder=str(folder), disk_floor=0, mode="everything", topics=["label_names"]) as node:
+        add = node._recording.add
+        monkeypatch.setattr(node._recording, "add", lambda topic: (noted.append(topic.qos), add(topic)))
+        monkeypatch.setattr(node, "get_publishers_info_by_topic", lambda name: offers)
+        for offers in ([volatile], [volatile], [volatile, latched]):
+            node._look()
+    assert noted == [(Qos(depth=5),), (Qos(depth=5), Qos(durability="transient_local", depth=1))]
 
 
 def test_what_is_offered_is_noted_as_bags_have_it() -> None:
