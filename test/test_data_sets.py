@@ -451,7 +451,7 @@ def test_nuimages_with_damaged_masks_says_of_which_frame(tmp_path):
         ({"size": [24, 41], "counts": rle(np.zeros((24, 41), bool))["counts"]}, r"a.png is \(24, 40\) but one of its masks is \(24, 41\)"),
         (
             {"size": [24, 40], "counts": rle(np.zeros((2, 2), bool))["counts"]},
-            "CAM_FRONT/a.png is damaged .its runs cover 4",
+            "CAM_FRONT/a.png is damaged .run lengths add up to 4",
         ),
         ({"size": [24, 40], "counts": "***"}, "a mask of samples/CAM_FRONT/a.png is damaged"),
     ):

@@ -7,7 +7,6 @@ their tokens, as that devkit does. The tables' intrinsics are not given as a Cam
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from collections import defaultdict
 from collections.abc import Iterable
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from lix_core.bags.regions import decompressed, region_of
 from lix_core.data.readers import OWN_KINDS, FrameSet, check_choice, check_x, read_rgb, require
 from lix_core.data.sample import Sample
 from lix_core.errors import DataError
@@ -144,31 +144,9 @@ def category_id(name: str) -> int:
 
 
 def decode_mask(mask: dict[str, Any], name: str) -> np.ndarray:
-    """(H, W) bool of a mask `{"size": [H, W], "counts": base64}`; `name` is for the error. Raises DataError.
-
-    `counts` is COCO's compressed run-length code (rleToString in cocoapi's maskApi.c): runs of 0 and 1 in turns, column by column; from
-    the fourth on as differences to the run before last; in groups of five bits, the low ones first, each in a character from 48 up.
-    """
+    """(H, W) bool of a mask `{"size": [H, W], "counts": base64 of COCO's text}`; `name` is for the error. Raises DataError."""
     try:
         height, width = mask["size"]
-        codes = np.frombuffer(base64.b64decode(mask["counts"], validate=True), np.uint8).astype(np.int64) - 48
-        runs = decode_runs(codes)
-        if runs.min(initial=0) < 0 or runs.sum() != height * width:
-            raise ValueError(f"its runs cover {runs.sum()} pixels of {height} x {width}")
-    except (KeyError, TypeError, ValueError, binascii.Error) as error:
+        return region_of(decompressed(base64.b64decode(mask["counts"], validate=True).decode("ascii")), (height, width))
+    except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"a mask of {name} is damaged ({error}); fetch the tables again") from None
-    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
-
-
-def decode_runs(codes: np.ndarray) -> np.ndarray:
-    """(N,) int64 six-bit codes -> the runs. Raises ValueError on codes that are none."""
-    if codes.size == 0 or codes.min() < 0 or codes.max() > 63 or codes[-1] & 0x20:
-        raise ValueError("it is no run-length code")
-    last = np.flatnonzero(codes & 0x20 == 0)
-    first = np.concatenate([[0], last[:-1] + 1])
-    place = np.arange(len(codes)) - np.repeat(first, last - first + 1)
-    runs = np.add.reduceat((codes & 0x1F) << 5 * place, first)
-    # The sixth bit of a number's last group is its sign, in two's complement.
-    runs -= np.where(codes[last] & 0x10, np.int64(1) << 5 * (last - first + 1), 0)
-    runs[1::2], runs[2::2] = np.cumsum(runs[1::2]), np.cumsum(runs[2::2])
-    return runs
