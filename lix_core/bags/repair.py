@@ -12,7 +12,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from lix_core.bags.salvage import SCHEMA, SUFFIXES, McapPart, SqlitePart, files_of, read_text
+from lix_core.bags.reader import repaired_of
+from lix_core.bags.salvage import SCHEMA, McapPart, SqlitePart, files_of, read_text
 from lix_core.bags.space import delete_bag, free_space
 from lix_core.bags.writer import NO_HASH, Qos, RosbagsWriter, Topic, definition_of
 from lix_core.errors import SourceError
@@ -74,7 +75,7 @@ def repair(bag: str | Path, out: str | Path | None = None) -> RepairReport:
             return _report(bag, "nothing" if has_metadata else "metadata", parts, 0, faults)
         if not any(part.counts for part in parts):
             raise SourceError(f"nothing can be recovered of {bag}: " + ("; ".join(faults) or "it holds no whole message"))
-        target = expanded(out) if out else bag.with_name(f"{bag.stem if bag.is_file() else bag.name}_repaired")
+        target = expanded(out) if out else repaired_of(bag)
         _copy(parts, target)
         return _report(target, "new", parts, sum(part.dropped for part in parts), faults)
 
@@ -88,7 +89,7 @@ def _report(bag: Path, changed: str, parts: list["Part"], dropped: int, faults: 
 def _files_in(bag: Path) -> list[Path]:
     if not bag.exists():
         raise SourceError(f"no such bag: {bag}")
-    files = files_of(bag) if bag.is_dir() else [bag] * (bag.suffix in SUFFIXES)
+    files = files_of(bag)
     if not files:
         raise SourceError(f"{bag} is no bag of ROS 2: it has no .mcap or .db3 file; where one is compressed (.zstd), unpack it first")
     if len({file.suffix for file in files}) > 1:

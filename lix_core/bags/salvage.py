@@ -39,11 +39,13 @@ ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 """Begins what is compressed in zstd. Messages themselves begin with a zero byte."""
 
 
-def files_of(folder: Path) -> list[Path]:
-    """The data files in a bag's folder, in the order of their names."""
+def files_of(bag: Path) -> list[Path]:
+    """The data files of a bag: those in its folder, in the order of their names, or itself."""
     from lix_core.pixels import natural_key
 
-    return sorted((p for p in folder.iterdir() if p.suffix in SUFFIXES and p.is_file()), key=lambda p: natural_key(p.name))
+    if not bag.is_dir():
+        return [bag] * (bag.suffix in SUFFIXES)
+    return sorted((p for p in bag.iterdir() if p.suffix in SUFFIXES and p.is_file()), key=lambda p: natural_key(p.name))
 
 
 class Part(Protocol):
@@ -68,8 +70,7 @@ class Salvage:
     def __init__(self, path: Path):
         from lix_core.bags.reader import TopicInfo
 
-        files = files_of(path) if path.is_dir() else [path] * (path.suffix in SUFFIXES)
-        self._parts: list[Part] = [McapPart(file) if file.suffix == ".mcap" else SqlitePart(file) for file in files]
+        self._parts: list[Part] = [McapPart(file) if file.suffix == ".mcap" else SqlitePart(file) for file in files_of(path)]
         self.faults = [fault for part in self._parts for fault in part.faults]
         total: Counter[tuple[str, str]] = Counter()
         for part in self._parts:
