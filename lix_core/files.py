@@ -5,11 +5,13 @@ from __future__ import annotations
 import fcntl
 import math
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import cv2
@@ -35,6 +37,11 @@ class UriPath(type(Path())):
 
     def __fspath__(self) -> str:
         return super().__str__()
+
+
+def natural_key(text: str) -> list[Any]:
+    """Sort key by which frame2 comes before frame10."""
+    return [int(part) if part.isdecimal() else part.lower() for part in re.split(r"(\d+)", text)]
 
 
 def make_folder(path: Path) -> None:

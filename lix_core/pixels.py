@@ -5,7 +5,6 @@ Encoding names are those of sensor_msgs/image_encodings; nothing here needs ROS.
 
 from __future__ import annotations
 
-import re
 import struct
 from typing import Any
 
@@ -241,8 +240,3 @@ def to_rgb(image: np.ndarray, order: str) -> np.ndarray:
     """(H, W, 3) uint8 RGB of an image as `as_uint8` takes it; the same array where it is that already."""
     pixels = as_uint8(image, order)
     return pixels if TO_RGB[order] is None else cv2.cvtColor(pixels, TO_RGB[order])
-
-
-def natural_key(text: str) -> list[Any]:
-    """Sort key by which frame2 comes before frame10."""
-    return [int(part) if part.isdecimal() else part.lower() for part in re.split(r"(\d+)", text)]

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lix_core.errors import ImageError
-from lix_core.pixels import BAYER, ENCODINGS, FLOATS, VIEWS, WIDE, YUV422, natural_key, read_compressed, read_compressed_depth, read_pixels
+from lix_core.files import natural_key
+from lix_core.pixels import BAYER, ENCODINGS, FLOATS, VIEWS, WIDE, YUV422, read_compressed, read_compressed_depth, read_pixels
 from trees import png_of_size
 
 PIXEL_BYTES = {

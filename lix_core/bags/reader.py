@@ -7,7 +7,6 @@ changed since ROS 2 Foxy, Humble's sqlite3 bags carry none, and a broken definit
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -15,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from lix_core.bags import salvage
+from lix_core.bags.salvage import TopicInfo
 from lix_core.camera import Camera
 from lix_core.errors import DataError, ImageError, LixError, SourceError, first_line
 from lix_core.files import UriPath, expanded
@@ -31,16 +31,6 @@ DECODED = (IMAGE_TYPE, COMPRESSED_TYPE, CAMERA_INFO_TYPE, CLOUD_TYPE, TEXT_TYPE,
 
 class DamagedBag(SourceError):
     """A bag, or a part of it, cannot be read by the rules; `whole_of` may still read some."""
-
-
-@dataclass(frozen=True)
-class TopicInfo:
-    """A topic of a bag: its messages are of one type. latched: offered as transient local, hence once and for all."""
-
-    name: str
-    type: str
-    count: int
-    latched: bool = False
 
 
 class Storage(Protocol):

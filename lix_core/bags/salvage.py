@@ -17,12 +17,10 @@ from collections.abc import Collection, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import BinaryIO, Protocol
 
 from lix_core.errors import first_line
-
-if TYPE_CHECKING:
-    from lix_core.bags.reader import TopicInfo
+from lix_core.files import natural_key
 
 MAGIC = b"\x89MCAP0\r\n"
 SCHEMA, CHANNEL, MESSAGE, CHUNK, CHUNK_INDEX, DATA_END, FOOTER, LAST_OPCODE = 0x03, 0x04, 0x05, 0x06, 0x08, 0x0F, 0x02, 0x0F
@@ -39,10 +37,18 @@ ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 """Begins what is compressed in zstd. Messages themselves begin with a zero byte."""
 
 
+@dataclass(frozen=True)
+class TopicInfo:
+    """A topic of a bag: its messages are of one type. latched: offered as transient local, hence once and for all."""
+
+    name: str
+    type: str
+    count: int
+    latched: bool = False
+
+
 def files_of(bag: Path) -> list[Path]:
     """The data files of a bag: those in its folder, in the order of their names, or itself."""
-    from lix_core.pixels import natural_key
-
     if not bag.is_dir():
         return [bag] * (bag.suffix in SUFFIXES)
     return sorted((p for p in bag.iterdir() if p.suffix in SUFFIXES and p.is_file()), key=lambda p: natural_key(p.name))
@@ -68,8 +74,6 @@ class Salvage:
     is_ros2 = True
 
     def __init__(self, path: Path):
-        from lix_core.bags.reader import TopicInfo
-
         self._parts: list[Part] = [McapPart(file) if file.suffix == ".mcap" else SqlitePart(file) for file in files_of(path)]
         self.faults = [fault for part in self._parts for fault in part.faults]
         total: Counter[tuple[str, str]] = Counter()

@@ -17,8 +17,8 @@ import numpy as np
 from lix_core.bags.reader import BAG_SUFFIXES, CAMERA_INFO_TYPE, COMPRESSED_TYPE, IMAGE_TYPE, Bag, camera_of, load_image
 from lix_core.camera import Camera
 from lix_core.errors import ImageError, SourceError
-from lix_core.files import expanded
-from lix_core.pixels import natural_key, read_compressed
+from lix_core.files import expanded, natural_key
+from lix_core.pixels import read_compressed
 from lix_core.runtime import mp4
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
