@@ -11,9 +11,11 @@ from typing import Any, Mapping
 import numpy as np
 import yaml
 
-from lix_core.errors import LabelError
-from lix_core.files import expanded
+from lix_core.errors import LabelError, first_line
+from lix_core.files import expanded, save
 
+LABELS_FILE = "labels.json"
+"""What the label set beside masks is called."""
 UNLABELLED = 255
 """Id of pixels that belong to no class (void, ignored, or below the confidence threshold)."""
 
@@ -101,6 +103,29 @@ class LabelSet:
         if ids != list(range(len(ids))):
             raise LabelError(f"ids of label set {name!r} must be 0..{len(ids) - 1} in order, got {ids}")
         return cls(name, labels)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "LabelSet":
+        """Inverse of `to_json`."""
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise LabelError(str(error)) from None
+        return cls.from_dict(data)
+
+    @classmethod
+    def load(cls, path: Path) -> "LabelSet":
+        """Read what `save` wrote. Raises LabelError where there is none."""
+        try:
+            return cls.from_json(path.read_bytes())
+        except OSError as error:
+            raise LabelError(f"cannot read label set {path}: {error.strerror}") from None
+        except LabelError as error:
+            raise LabelError(f"{path} is not a label set: {first_line(error)}") from None
+
+    def save(self, path: Path) -> None:
+        """Write `to_dict` into a JSON file. Raises SourceError."""
+        save(path, (json.dumps(self.to_dict(), indent=1) + "\n").encode())
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ class Recorder(Node):
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, qos.stream("reliable", 20))
 
     def _on_labels(self, message: String) -> None:
-        self.recording.labels = LabelSet.from_dict(json.loads(message.data))
+        self.recording.labels = LabelSet.from_json(message.data)
         if self._video is None:
             self._video = VideoFile(self._folder / "overlay.mp4", self.recording.labels, self._rate)
 

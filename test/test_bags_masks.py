@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from bundles import COLOURS, camera_bundle, nearest_colour
 from extracted import patchwork, picture, write_extraction
-from lix_core.bags.formats import FORMATS, distinct_colours, ids_of_colours, open_masks, palette_of, palette_png, read_label_set
+from lix_core.bags.formats import FORMATS, distinct_colours, ids_of_colours, open_masks, palette_of, palette_png
 from lix_core.bags.masks import Finder, export_masks, import_masks, mapping_by_name
 from lix_core.bags.regions import compressed, decompressed, polygon_region, region_of, run_lengths
 from lix_core.cli.label import label
@@ -242,7 +242,7 @@ def test_what_is_exported_comes_back_the_same(extraction, tmp_path, form, labels
     found = stored(extraction)
     assert found.keys() == masks.keys() and all(np.array_equal(found[name], masks[name]) for name in masks)
     assert report.imported == list(masks) and not report.left_out and not report.notes
-    assert read_label_set(extraction.root / "masks" / "labels.json") == labels
+    assert LabelSet.load(extraction.root / "masks" / "labels.json") == labels
     counts = sum(np.bincount(np.minimum(mask, len(labels)).ravel(), minlength=len(labels) + 1) for mask in masks.values())
     assert report.pixels.tolist() == counts.tolist()
     for frame in extraction.frames:

@@ -34,7 +34,7 @@ from lix_core.bags.sensors import BagFrame, FrameReader, open_frames
 from lix_core.camera import Camera
 from lix_core.errors import DataError, LabelError, LixError, SourceError
 from lix_core.files import expanded, make_folder, save, save_image
-from lix_core.labels import LabelSet
+from lix_core.labels import LABELS_FILE, LabelSet
 from lix_core.workers import begin_work
 
 FORMAT = 1
@@ -119,7 +119,7 @@ class Extraction:
 
     def label_set(self, kind: str, bag: str) -> LabelSet:
         """What the ids of labels of a kind mean. Raises DataError where nobody says."""
-        path = self.root / (bag if kind == "bag" else kind) / "labels.json"
+        path = self.root / (bag if kind == "bag" else kind) / LABELS_FILE
         if not path.exists():
             raise DataError(
                 f'{path} is missing: it says what the ids mean, as {{"name": ..., "labels": [{{"id": 0, "name": ..., "color": ...}}]}}'
@@ -368,7 +368,7 @@ def prepare(
         (folder / kind).mkdir(exist_ok=True)
     save(folder / "camera.json", json.dumps(calibration(index), indent=1).encode())
     if index.labels is not None:
-        save(folder / "labels.json", json.dumps(index.labels.to_dict(), indent=1).encode())
+        index.labels.save(folder / LABELS_FILE)
     return work
 
 

@@ -28,11 +28,10 @@ import numpy as np
 from lix_core.bags.regions import compressed, decompressed, polygon_region, region_of, run_lengths
 from lix_core.errors import DataError, LabelError, SourceError, first_line
 from lix_core.files import expanded, make_folder, save
-from lix_core.labels import UNLABELLED, LabelSet
+from lix_core.labels import LABELS_FILE, UNLABELLED, LabelSet
 from lix_core.pixels import decoded
 
 FORMATS = ("png", "cvat", "coco")
-LABELS_FILE = "labels.json"
 BACKGROUND = "background"
 """CVAT's name of what nobody annotated."""
 CLASS_MASKS = "SegmentationClass/"
@@ -42,21 +41,6 @@ MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 BLACK = (0, 0, 0)
 MANY = 5
 """So many cases of one kind are named, the others counted."""
-
-
-def read_label_set(path: Path) -> LabelSet:
-    """The label set in a JSON file, as `LabelSet.to_dict` has it. Raises LabelError."""
-    try:
-        return LabelSet.from_dict(json.loads(path.read_text()))
-    except OSError as error:
-        raise LabelError(f"cannot read label set {path}: {error.strerror}") from None
-    except (ValueError, TypeError) as error:
-        raise LabelError(f"{path} is not a label set: {first_line(error)}") from None
-
-
-def write_label_set(path: Path, labels: LabelSet) -> None:
-    """Raises SourceError."""
-    save(path, (json.dumps(labels.to_dict(), indent=1) + "\n").encode())
 
 
 def distinct_colours(labels: LabelSet, reserved: Collection[tuple[int, int, int]] = ()) -> np.ndarray:
@@ -220,7 +204,7 @@ class PngMasks:
         self._files, self.notes = files, []
         written = [name for name in files.names if PurePosixPath(name).name == LABELS_FILE]
         beside = files.path.parent / LABELS_FILE  # of an export, whose masks are in a folder of their own
-        self.labels = labels_in(files, written[0]) if written else read_label_set(beside) if beside.is_file() else None
+        self.labels = labels_in(files, written[0]) if written else LabelSet.load(beside) if beside.is_file() else None
         labels = self.labels or fallback
         if labels is None:
             raise LabelError(f"{files.path} has no {LABELS_FILE}, so that its ids have no names; give the label set")
@@ -331,8 +315,8 @@ def coco_region(segmentation: Any, shape: tuple[int, int]) -> np.ndarray:
 
 def labels_in(files: Files, name: str) -> LabelSet:
     try:
-        return LabelSet.from_dict(json.loads(files.read(name)))
-    except (ValueError, TypeError) as error:
+        return LabelSet.from_json(files.read(name))
+    except (LabelError, DataError) as error:
         raise LabelError(f"{name} of {files.path} is not a label set: {first_line(error)}") from None
 
 

@@ -394,8 +394,8 @@ def read_labels(bag: Bag, topic: str, remarks: list[str]) -> LabelSet | None:
     """The label set that a topic tells as JSON."""
     first = bag.first(topic)
     try:
-        return LabelSet.from_dict(json.loads(bag.decode(first[2], TEXT_TYPE).data)) if first else None
-    except (LabelError, SourceError, json.JSONDecodeError) as error:
+        return LabelSet.from_json(bag.decode(first[2], TEXT_TYPE).data) if first else None
+    except (LabelError, SourceError) as error:
         remarks.append(f"{topic} does not say what the ids mean: {error}")
         return None
 

@@ -15,20 +15,17 @@ from lix_core.bags.extract import ExtractedFrame, Extraction
 from lix_core.bags.formats import (
     BACKGROUND,
     FORMATS,
-    LABELS_FILE,
     MANY,
     MASK_SUFFIXES,
     WRITERS,
     MaskSource,
     open_masks,
-    read_label_set,
     stem_of,
-    write_label_set,
 )
 from lix_core.bags.teacher import Teacher, calibrations_of, image_of
 from lix_core.errors import DataError, LabelError, SourceError
 from lix_core.files import make_folder, read_mask, save
-from lix_core.labels import UNLABELLED, Label, LabelMapping, LabelSet
+from lix_core.labels import LABELS_FILE, UNLABELLED, Label, LabelMapping, LabelSet
 from lix_core.runtime.bundle import Bundle, find_bundle
 
 # ---- names of classes
@@ -142,7 +139,7 @@ def import_masks(
         LabelError: nothing says what the ids mean, or the masks imported before are in another label set.
     """
     folder = extraction.root / "masks"
-    before = read_label_set(folder / LABELS_FILE) if (folder / LABELS_FILE).exists() else None
+    before = LabelSet.load(folder / LABELS_FILE) if (folder / LABELS_FILE).exists() else None
     if before and labels and before.names != labels.names:
         raise LabelError(
             f"{folder} has masks in label set {before.name!r} ({', '.join(before.names)}), not {labels.name!r}; "
@@ -169,7 +166,7 @@ def import_masks(
             taken[frame.name] = name
             make_folder(folder / frame.bag)
             if not report.imported:
-                write_label_set(folder / LABELS_FILE, target)
+                target.save(folder / LABELS_FILE)
             save(folder / frame.bag / f"{frame.stamp}.png", cv2.imencode(".png", mask)[1].tobytes())
             report.imported.append(frame.name)
             report.notes += [f"{name}: {complaint}"] if complaint else []
@@ -200,7 +197,7 @@ def check_new(mask: np.ndarray, before: Path | None) -> None:
 def labels_of_bags(extraction: Extraction) -> LabelSet | None:
     """The label set of the bags' label topics, where they have one and the same."""
     paths = [extraction.root / bag["name"] / LABELS_FILE for bag in extraction.bags]
-    found = {read_label_set(path) for path in paths if path.exists()}
+    found = {LabelSet.load(path) for path in paths if path.exists()}
     return found.pop() if len(found) == 1 else None
 
 
@@ -254,7 +251,7 @@ def export_masks(
     make_folder(out)
     if any(out.iterdir()):
         raise SourceError(f"{out} is not empty, and masks that people made there would be lost; export into a new folder")
-    write_label_set(out / LABELS_FILE, labels)
+    labels.save(out / LABELS_FILE)
     writer = WRITERS[form](out, labels)
     for frame in frames:
         image = image_of(frame)
@@ -292,7 +289,7 @@ def ready_masks(extraction: Extraction, start: str, labels: LabelSet | None, mod
         source, mask_of = label_set_of(extraction, start), lambda frame, image: stored_mask(extraction, frame, start)
     else:
         before = extraction.root / "masks" / LABELS_FILE
-        source = read_label_set(before) if before.exists() else Bundle.load(find_bundle(model)).manifest.labels
+        source = LabelSet.load(before) if before.exists() else Bundle.load(find_bundle(model)).manifest.labels
         return labels or source, lambda frame, image: None
     if labels is None or labels.names == source.names:
         return labels or source, mask_of

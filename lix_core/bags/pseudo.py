@@ -30,14 +30,13 @@ import numpy as np
 
 from lix_core import __version__, viz
 from lix_core.bags.extract import ExtractedFrame, Extraction
-from lix_core.bags.formats import LABELS_FILE, write_label_set
 from lix_core.bags.masks import did_you_mean, plain, spread
 from lix_core.bags.teacher import Teacher, calibrations_of, depth_of, image_of
 from lix_core.camera import Camera
 from lix_core.errors import DataError, LabelError, SourceError
 from lix_core.files import make_folder, read_mask, save, save_image
 from lix_core.geometry.ground import Ground, fit_ground
-from lix_core.labels import UNLABELLED, Label, LabelMapping, LabelSet
+from lix_core.labels import LABELS_FILE, UNLABELLED, Label, LabelMapping, LabelSet
 from lix_core.options import option
 from lix_core.runtime.backends import DEFAULT_BACKEND
 from lix_core.runtime.bundle import Bundle, find_bundle
@@ -182,7 +181,7 @@ def make_pseudo_labels(
         thresholds = thresholds_of(sure, settings)
         for frame in extraction.frames:  # old masks, whose ids the new label set may not mean
             (folder / f"{frame.name}.png").unlink(missing_ok=True)
-        write_label_set(folder / LABELS_FILE, to.target)
+        to.target.save(folder / LABELS_FILE)
         done = []
         for frame, result in team.each("decide", taught, on_step, thresholds):
             if isinstance(result, str):

@@ -100,12 +100,12 @@ def keep_held_out(extraction: Any, share: float, block: float) -> None:
 
 def label_set(text: str) -> Any:
     """The label set that an option names: a JSON file's, or a model's; None for none. Raises LabelError, BundleError."""
-    from lix_core.bags.formats import read_label_set
+    from lix_core.labels import LabelSet
     from lix_core.runtime.bundle import Bundle, find_bundle
 
     if not text:
         return None
-    return read_label_set(Path(text).expanduser()) if text.endswith(".json") else Bundle.load(find_bundle(text)).manifest.labels
+    return LabelSet.load(Path(text).expanduser()) if text.endswith(".json") else Bundle.load(find_bundle(text)).manifest.labels
 
 
 def import_from(extraction: Any, path: Path, labels: str, form: str, replace: bool) -> None:

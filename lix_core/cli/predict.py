@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import io
-import json
 import sys
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ from lix_core import viz
 from lix_core.cli.progress import progress_bar
 from lix_core.errors import ImageError, SourceError
 from lix_core.files import expanded, make_folder, save, save_image
-from lix_core.labels import LabelMapping
+from lix_core.labels import LABELS_FILE, LabelMapping
 from lix_core.pixels import to_rgb
 from lix_core.runtime.backends import DEFAULT_BACKEND, BackendOptions
 from lix_core.runtime.segmenter import Segmentation, Segmenter
@@ -64,7 +63,7 @@ def predict(
     if output in (Output.mask, Output.npz):
         # Ids say nothing without their names.
         labels = mapping.target if mapping else segmenter.labels
-        save(out / "labels.json", (json.dumps(labels.to_dict(), indent=1) + "\n").encode())
+        labels.save(out / LABELS_FILE)
     unreadable: list[str] = []
     busy = 0.0
     with progress_bar() as progress:
