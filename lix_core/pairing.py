@@ -12,7 +12,9 @@ import numpy as np
 from lix_core.errors import GeometryError
 
 T = TypeVar("T")
-JUMP_NS = 1_000_000_000
+NS = 1_000_000_000
+"""Nanoseconds of a second."""
+JUMP_NS = NS
 """A stamp this much older than the newest of its stream comes from a clock that was set back (a bag that starts again), not late."""
 RECENT, REMEMBERED = 10, 100
 """Stamps of a stream whose shortest interval tells how soon the next may come, and how many are remembered: a second of 100 Hz, so that
@@ -22,7 +24,6 @@ WAITING = 60
 one."""
 WINDOW, ENOUGH = 100, 10
 """Items of a stream over which shares and typical differences are taken, and how few say nothing of shares."""
-NANOSECONDS = 1e9
 NOBODY, OPEN = -1, -2
 """In the place of a partner: there will be none; it is not decided yet."""
 
@@ -132,10 +133,8 @@ class Pairer(Generic[T]):
                 f"slop must be 0 or more, rooms 1 or more, offsets and rooms of {list(streams)}; got {slop}, {rooms}, {offsets}"
             )
         self.slop, self.paired = slop, 0
-        self._slop = round(slop * NANOSECONDS)
-        self.streams = {
-            name: Stream[T](round(offsets.get(name, 0.0) * NANOSECONDS), 2 * self._slop, rooms.get(name, WAITING)) for name in streams
-        }
+        self._slop = round(slop * NS)
+        self.streams = {name: Stream[T](round(offsets.get(name, 0.0) * NS), 2 * self._slop, rooms.get(name, WAITING)) for name in streams}
         self._first, *self._others = self.streams.values()
 
     def add(self, stream: str, stamp: int, item: T) -> list[tuple[T, ...]]:
@@ -163,7 +162,7 @@ class Pairer(Generic[T]):
     def difference(self, stream: str) -> float | None:
         """How much later the nearest stamp of `stream` typically is than one of the first stream, after its offset: median [s]."""
         differences = self.streams[stream].differences
-        return float(np.median(differences)) / NANOSECONDS if differences else None
+        return float(np.median(differences)) / NS if differences else None
 
     def _decide(self) -> list[tuple[T, ...]]:
         sets = []

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from lix_core.bags.index import AUTO, GEOMETRIES, NO_GEOMETRY, NS, BagIndex, FramePlan, Options, Stream, nearest, offset_of, pairs_of
+from lix_core.bags.index import AUTO, GEOMETRIES, NO_GEOMETRY, BagIndex, FramePlan, Options, Stream, nearest, offset_of, pairs_of
 from lix_core.bags.sensors import open_frames
 from lix_core.errors import SourceError
+from lix_core.pairing import NS
 
 GAP = 2.5
 """An interval of so many usual ones is a gap: more than one message is missing."""

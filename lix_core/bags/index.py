@@ -26,6 +26,7 @@ from lix_core.geometry.lidar import check_rigid
 from lix_core.geometry.poses import matrix_from_pose
 from lix_core.geometry.stereo import pair_geometry
 from lix_core.labels import LabelSet
+from lix_core.pairing import NS
 
 GEOMETRIES = {"depth": "depth", "stereo": "right_image", "lidar": "points"}
 """What depth is made of -> the role whose messages must be paired with the images for it. In the order of `auto`: the dense ones first."""
@@ -40,7 +41,6 @@ MARGIN_S = 1.0
 """Read more than the wanted stretch of time: a partner may be recorded later than its image."""
 LOOKED_AT = 200
 """Messages that are searched for an image that can be decoded, or for a calibration of its size."""
-NS = 1_000_000_000
 MessageKey = tuple[int, int]
 """A message among those of its topic: when it was recorded, and the stamp in its header [ns]. Neither tells it from others by itself: the
 time of recording may stand still (simulated), stamps may be missing."""

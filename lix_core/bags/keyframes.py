@@ -17,13 +17,12 @@ import numpy as np
 
 from lix_core.errors import DataError
 from lix_core.options import option
+from lix_core.pairing import JUMP_NS, NS
 
 THUMBNAIL = (32, 24)
 """Width and height at which views are compared."""
 LEAST_CONTRAST = 4.0
 """Standard deviation of gray values below which a view counts as having no contrast: noise in the dark is no change of view."""
-JUMP_NS = 1_000_000_000
-"""A message this much older than the newest of its topic comes from a clock that was set back, not late."""
 ALWAYS = 2**63
 """A stamp that is later than all."""
 OPINIONS = ("uncertainty", "disagreement")
@@ -54,7 +53,7 @@ class KeyframeSettings:
 
 
 def nanoseconds(seconds: float) -> int:
-    return round(seconds * 1e9)
+    return round(seconds * NS)
 
 
 def view_of(gray: np.ndarray) -> np.ndarray:

@@ -18,14 +18,13 @@ from lix_core.bags.space import OwnBag, delete_bag, free_space, own_bags
 from lix_core.bags.writer import COMPRESSIONS, STORAGES, BagExists, BagWriter, RosbagsWriter, Topic, known_types, storage_writer
 from lix_core.errors import DataError, SourceError, explain
 from lix_core.files import make_folder
+from lix_core.pairing import JUMP_NS, NS
 
 OpenWriter = Callable[[Path, str, str], BagWriter]
 """Opens a bag: its folder, its storage, its compression. Raises BagExists where there is something already."""
 Report = Callable[[str, str], None]
 """Is told what happens: "info", "warning" or "error", and a sentence. Called in the recording's thread."""
-JUMP_NS = 1_000_000_000
-"""A stamp this much older than the newest comes from a clock that was set back."""
-LEAP_NS = 600_000_000_000
+LEAP_NS = 600 * NS
 """A stamp this much further on than time has passed comes from a clock that was set forward, as NTP does where a computer booted without
 one; not from a simulation that runs fast."""
 RATE_WINDOW = 5.0
@@ -326,13 +325,13 @@ class Recording:
         """Write a message; False where there is no bag for it."""
         if topic.latched:
             self._remember(topic, bytes(item.data))
-        if item.stamp < self._newest - JUMP_NS - round(1e9 * self.settings.late):
-            back = (self._newest - item.stamp) / 1e9
+        if item.stamp < self._newest - JUMP_NS - round(NS * self.settings.late):
+            back = (self._newest - item.stamp) / NS
             self._report("warning", f"the clock went back by {back:.1f} s; what comes is recorded as it is, in the same bag")
             self._newest = item.stamp
-        leap = item.stamp - self._newest - round(1e9 * (self._clock() - self._newest_at))
+        leap = item.stamp - self._newest - round(NS * (self._clock() - self._newest_at))
         if self._newest and leap > LEAP_NS:
-            self._report("warning", f"the clock went forward by {leap / 1e9:.0f} s; a new bag is begun, for one would play that long")
+            self._report("warning", f"the clock went forward by {leap / NS:.0f} s; a new bag is begun, for one would play that long")
             self._end()
             self._stem, self._number = "", 0  # its name is of the time that it is now
         if item.stamp >= self._newest:

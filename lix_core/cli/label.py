@@ -89,7 +89,8 @@ def label(
 
 def keep_held_out(extraction: Any, share: float, block: float) -> None:
     """Leave out the frames that a retraining trains on. Raises DataError, SourceError where none is left."""
-    from lix_core.data.bag import NS, check_blocks, split_places
+    from lix_core.data.bag import check_blocks, split_places
+    from lix_core.pairing import NS
 
     check_blocks(share, block)
     places = split_places([(frame.bag, frame.stamp) for frame in extraction.frames], "val", share, round(block * NS))

@@ -21,13 +21,13 @@ from lix_core.errors import DataError, ImageError, LixError
 from lix_core.files import read_mask
 from lix_core.geometry.encodings import encode
 from lix_core.labels import STREET, UNLABELLED, Label, LabelMapping, LabelSet
+from lix_core.pairing import NS
 from lix_core.pixels import read_compressed, to_rgb
 
 SPLITS = ("train", "val", "all")
 NO_LABELS, BEST = "none", "best"
 GUARD = 0.1
 """Training stays this share of a block away from held-out blocks: what is seen a moment before is no new scene."""
-NS = 1_000_000_000
 Key = tuple[str, int]
 """A frame: its bag and its stamp [ns]."""
 Parts = tuple[np.ndarray, "np.ndarray | None", "np.ndarray | None"]
