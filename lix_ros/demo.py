@@ -32,7 +32,8 @@ from lix_core.cli.progress import progress_bar
 from lix_core.errors import LixError, first_line
 from lix_core.files import make_folder, save, save_image
 from lix_core.labels import LabelSet
-from lix_core.runtime.bundle import find_bundle
+from lix_core.runtime.backends import BACKEND_HELP, DEFAULT_BACKEND
+from lix_core.runtime.bundle import DEFAULT_MODEL, find_bundle
 from lix_core.runtime.sources import open_source
 from lix_ros import messages, qos
 from lix_ros.paths import sample_clip, transport_environment
@@ -243,8 +244,8 @@ def demo(
     out: Path = typer.Option(Path("out/demo"), "--out", "-o", help="Folder for overlay.mp4, sheet.png, summary.json and the logs."),
     topic: str = typer.Option("", help="Image topic of a bag that has several."),
     rate: float = typer.Option(0.0, min=0.0, help="Frames per second [Hz]; 0 keeps the source's own (10 for folders)."),
-    model: str = typer.Option("street", help="Model name or path of a bundle."),
-    backend: str = typer.Option("onnxruntime", help="onnxruntime, openvino, torch or auto."),
+    model: str = typer.Option(DEFAULT_MODEL, help="Model name or path of a bundle."),
+    backend: str = typer.Option(DEFAULT_BACKEND, help=BACKEND_HELP),
 ) -> None:
     """Segment a clip over real ROS 2 topics: a replay node, the segmentation node, and a recording of what comes out."""
     source = open_source(input or sample_clip(), topic)

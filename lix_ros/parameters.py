@@ -19,7 +19,8 @@ from lix_core.errors import LixError
 from lix_core.geometry import normals
 from lix_core.geometry.stereo import StereoOptions
 from lix_core.options import nearest
-from lix_core.runtime.backends import MAX_THREADS, PRECISIONS, REGISTRY
+from lix_core.runtime.backends import DEFAULT_BACKEND, MAX_THREADS, PRECISIONS, REGISTRY
+from lix_core.runtime.bundle import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from rclpy.node import Node
@@ -75,13 +76,13 @@ class SegmentationParameters:
     """The `segmentation` node."""
 
     model: str = parameter(
-        "street",
+        DEFAULT_MODEL,
         "Model bundle: a name that `lix models` lists, or a path. Set live, the node swaps models between two frames; "
         "a bad bundle is refused and the old one goes on.",
         live=True,
     )
     backend: str = parameter(
-        "onnxruntime",
+        DEFAULT_BACKEND,
         "Inference backend; `lix doctor` times those that are installed. `torch` uses CUDA; `auto` takes openvino, onnxruntime "
         "or torch, the first that is installed.",
         choices=("auto", *REGISTRY),

@@ -17,7 +17,8 @@ from lix_core.cli.typed import typed
 from lix_core.errors import DataError, SourceError, TrainingError
 from lix_core.files import make_place, read_mask, save
 from lix_core.metrics import ConfusionMatrix
-from lix_core.runtime.backends import DEFAULT_BACKEND, BackendOptions
+from lix_core.runtime.backends import BACKEND_HELP, DEFAULT_BACKEND, BackendOptions
+from lix_core.runtime.bundle import DEFAULT_MODEL
 from lix_core.runtime.segmenter import Segmenter
 from lix_core.runtime.sources import open_source
 
@@ -33,8 +34,8 @@ def evaluate(
     labels: Optional[Path] = typer.Argument(
         None, help="Folder of 8-bit label PNGs `<stem>.png`; ids beyond the model's classes are ignored."
     ),
-    model: str = typer.Option("street", help="Model name or path of a bundle."),
-    backend: str = typer.Option(DEFAULT_BACKEND, help="onnxruntime, openvino, torch or auto."),
+    model: str = typer.Option(DEFAULT_MODEL, help="Model name or path of a bundle."),
+    backend: str = typer.Option(DEFAULT_BACKEND, help=BACKEND_HELP),
     precision: str = typer.Option("auto", help="auto, f32, bf16 or f16."),
     max_pixels: int = typer.Option(0, min=0, help="Largest image given to the network [pixels]; 0 keeps the model's own."),
     json_file: Optional[Path] = typer.Option(None, "--json", help="Also write the figures to this file."),

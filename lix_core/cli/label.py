@@ -15,7 +15,8 @@ from rich.text import Text
 from lix_core.cli.progress import progress_bar
 from lix_core.cli.typed import typed
 from lix_core.errors import SourceError
-from lix_core.runtime.backends import DEFAULT_BACKEND
+from lix_core.runtime.backends import BACKEND_HELP, DEFAULT_BACKEND
+from lix_core.runtime.bundle import DEFAULT_MODEL
 
 MAKING = ("remap", "flip", "scales", "confidence", "share", "floor", "geometry", "flat", "standing", "rows", "jobs")
 OF = {
@@ -48,8 +49,8 @@ def label(
     labels: str = typer.Option(
         "", help="With --masks or --export: the label set: a labels.json, or the name or path of a model that has it."
     ),
-    model: str = typer.Option("street", help="Teacher (RGB + X) or student: a model's name or the path of a bundle."),
-    backend: str = typer.Option(DEFAULT_BACKEND, help="onnxruntime, openvino, torch or auto."),
+    model: str = typer.Option(DEFAULT_MODEL, help="Teacher (RGB + X) or student: a model's name or the path of a bundle."),
+    backend: str = typer.Option(DEFAULT_BACKEND, help=BACKEND_HELP),
     remap: Optional[Path] = typer.Option(None, help="With --pseudo: YAML file that renames and merges the model's classes."),
     flip: bool = typer.Option(True, help="With --pseudo: average with the mirrored image."),
     scales: str = typer.Option("0.75 1 1.25", help="With --pseudo: average over these scales of what the network sees."),

@@ -18,7 +18,8 @@ from lix_core.errors import ImageError, SourceError
 from lix_core.files import expanded, make_folder, save, save_image
 from lix_core.labels import LABELS_FILE, LabelMapping
 from lix_core.pixels import to_rgb
-from lix_core.runtime.backends import DEFAULT_BACKEND, BackendOptions
+from lix_core.runtime.backends import BACKEND_HELP, DEFAULT_BACKEND, BackendOptions
+from lix_core.runtime.bundle import DEFAULT_MODEL
 from lix_core.runtime.segmenter import Segmentation, Segmenter
 from lix_core.runtime.sources import ImageSource, open_source
 
@@ -41,8 +42,8 @@ def predict(
         help="mask: 8-bit ids, 255 unlabelled (PNG); color: class colours (PNG); overlay: colours over the image "
         "(JPEG); npz: arrays `mask` and `confidence`.",
     ),
-    model: str = typer.Option("street", help="Model name (see `lix models`) or path of a bundle."),
-    backend: str = typer.Option(DEFAULT_BACKEND, help="onnxruntime, openvino, torch or auto."),
+    model: str = typer.Option(DEFAULT_MODEL, help="Model name (see `lix models`) or path of a bundle."),
+    backend: str = typer.Option(DEFAULT_BACKEND, help=BACKEND_HELP),
     threads: int = typer.Option(0, help="CPU threads, up to 256; 0 uses every core."),
     precision: str = typer.Option("auto", help="auto, f32, bf16 or f16."),
     max_pixels: int = typer.Option(0, min=0, help="Largest image given to the network [pixels]; 0 keeps the model's own."),

@@ -31,6 +31,7 @@ from lix_core.labels import LabelSet
 FORMAT, FORMAT_WITH_X = 1, 2
 """A model of RGB alone is written as format 1 as ever; with X it is format 2, which a lix from before there was X refuses by its number."""
 SUFFIX = ".lix"
+DEFAULT_MODEL = "street"
 GRAPH, CARD, MANIFEST = "model.onnx", "CARD.md", "manifest.json"
 SHIPPED = Path(__file__).resolve().parents[1] / "bundles"
 PATH_VARIABLE = "LIX_MODEL_PATH"

@@ -14,7 +14,7 @@ from lix_core.errors import BackendError, BundleError, ImageError, first_line
 from lix_core.labels import UNLABELLED, LabelMapping, LabelSet
 from lix_core.pixels import TO_RGB, as_uint8
 from lix_core.runtime.backends import DEFAULT_BACKEND, BackendOptions, load_backend
-from lix_core.runtime.bundle import Bundle, Fit, XSpec, find_bundle
+from lix_core.runtime.bundle import DEFAULT_MODEL, Bundle, Fit, XSpec, find_bundle
 
 PADDING = 127
 """Grey level of the letterbox; close to every ImageNet mean, so that the network sees next to nothing there."""
@@ -100,7 +100,7 @@ class Segmenter:
 
     def __init__(
         self,
-        model: Bundle | str | Path = "street",
+        model: Bundle | str | Path = DEFAULT_MODEL,
         backend: str = DEFAULT_BACKEND,
         options: BackendOptions = BackendOptions(),
         max_pixels: int = 0,

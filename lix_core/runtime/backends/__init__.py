@@ -24,6 +24,7 @@ INSTALL_HINT = {
     "torch": "pip install torch torchvision onnx onnx2torch",
 }
 DEFAULT_BACKEND = "onnxruntime"
+BACKEND_HELP = "onnxruntime, openvino, torch or auto."
 NOTHING: Mapping[str, np.ndarray] = MappingProxyType({})
 MAX_THREADS = 256
 PRECISIONS = ("auto", "f32", "bf16", "f16")
