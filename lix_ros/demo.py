@@ -28,10 +28,10 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
 from lix_core import viz
-from lix_core.cli.progress import progress_bar
 from lix_core.errors import LixError, first_line
 from lix_core.files import make_folder, save, save_image
 from lix_core.labels import LabelSet
+from lix_core.progress import progress_bar
 from lix_core.runtime.backends import BACKEND_HELP, DEFAULT_BACKEND
 from lix_core.runtime.bundle import DEFAULT_MODEL, find_bundle
 from lix_core.runtime.sources import open_source

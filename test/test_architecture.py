@@ -23,7 +23,7 @@ TORCH_BACKEND = "lix_core.runtime.backends.torch_backend"
 RUNTIME = [
     name
     for name in MODULES
-    if name in {f"lix_core.{part}" for part in ("labels", "camera", "pixels", "pairing", "errors", "metrics", "viz")}
+    if name in {f"lix_core.{part}" for part in ("labels", "camera", "pixels", "pairing", "errors", "metrics", "viz", "progress", "command")}
     or name.startswith(("lix_core.runtime", "lix_core.geometry", "lix_core.cli", "lix_core.bags"))
     and name != TORCH_BACKEND
     and not name.startswith("lix_core.geometry.batch")
@@ -141,6 +141,11 @@ def test_no_inference_library_is_loaded_before_it_is_chosen(name):
 @pytest.mark.parametrize("name", [name for name in MODULES if name.startswith(("lix_core.models", "lix_core.data", "lix_core.distill"))])
 def test_networks_and_data_know_nothing_of_the_runtime(name):
     assert not {module for module in loaded_with(name) if module.startswith("lix_core.runtime")}
+
+
+def test_nothing_outside_the_command_line_imports_it_but_the_command_that_ros_adds():
+    users = {name for name in MODULES if any(module.startswith("lix_core.cli") for module in imports_anywhere(name))}
+    assert {name for name in users if not name.startswith("lix_core.cli")} == {"lix_ros.doctor"}
 
 
 def in_a_fresh_interpreter(code: str) -> str:

@@ -11,8 +11,8 @@ from typing import Optional
 import typer
 
 from lix_core.cli.label import label
-from lix_core.cli.progress import progress_bar
 from lix_core.errors import SourceError
+from lix_core.progress import progress_bar
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Bags: what is in them, and their frames to learn from.")
 BAGS = typer.Argument(..., help="Bags (folders, .mcap, .db3 or .bag files), or folders of bags.")

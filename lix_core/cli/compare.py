@@ -8,9 +8,9 @@ from typing import Optional
 import typer
 from rich.console import Console
 
-from lix_core.cli.progress import progress_bar
 from lix_core.cli.train import score_table
 from lix_core.files import make_picture_folder
+from lix_core.progress import progress_bar
 
 
 def compare(

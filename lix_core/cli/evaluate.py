@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lix_core.cli.progress import progress_bar
 from lix_core.cli.typed import typed
 from lix_core.errors import DataError, SourceError, TrainingError
 from lix_core.files import make_place, read_mask, save
 from lix_core.metrics import ConfusionMatrix
+from lix_core.progress import progress_bar
 from lix_core.runtime.backends import BACKEND_HELP, DEFAULT_BACKEND, BackendOptions
 from lix_core.runtime.bundle import DEFAULT_MODEL
 from lix_core.runtime.segmenter import Segmenter

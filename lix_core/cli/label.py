@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lix_core.cli.progress import progress_bar
 from lix_core.cli.typed import typed
 from lix_core.errors import SourceError
+from lix_core.progress import progress_bar
 from lix_core.runtime.backends import BACKEND_HELP, DEFAULT_BACKEND
 from lix_core.runtime.bundle import DEFAULT_MODEL
 

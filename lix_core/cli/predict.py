@@ -13,11 +13,11 @@ import numpy as np
 import typer
 
 from lix_core import viz
-from lix_core.cli.progress import progress_bar
 from lix_core.errors import ImageError, SourceError
 from lix_core.files import expanded, make_folder, save, save_image
 from lix_core.labels import LABELS_FILE, LabelMapping
 from lix_core.pixels import to_rgb
+from lix_core.progress import progress_bar
 from lix_core.runtime.backends import BACKEND_HELP, DEFAULT_BACKEND, BackendOptions
 from lix_core.runtime.bundle import DEFAULT_MODEL
 from lix_core.runtime.segmenter import Segmentation, Segmenter

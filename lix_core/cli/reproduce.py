@@ -16,10 +16,10 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table as Grid
 
-from lix_core.cli.progress import progress_bar
 from lix_core.errors import TrainingError
 from lix_core.files import make_folder
 from lix_core.options import nearest
+from lix_core.progress import progress_bar
 
 OUT = typer.Option(Path("results"), "--out", "-o", help="Folder of <table>.json, .md and .png; a table that is there is gone on with.")
 WORK = typer.Option(Path("out/runs"), help="Folder for the runs while they last.")

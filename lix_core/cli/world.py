@@ -8,8 +8,8 @@ from pathlib import Path
 
 import typer
 
-from lix_core.cli.progress import progress_bar
 from lix_core.files import make_picture_folder, save_image
+from lix_core.progress import progress_bar
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="A small simulated street that knows the truth: render or preview it.")
 SIZE = typer.Option("640x192", help="Width x height of the cameras [pixels]; the horizontal field of view stays.")

@@ -19,10 +19,10 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lix_core.cli.progress import progress_bar
 from lix_core.errors import TrainingError
 from lix_core.files import save
 from lix_core.metrics import ConfusionMatrix
+from lix_core.progress import progress_bar
 from lix_core.training.module import Learner
 
 

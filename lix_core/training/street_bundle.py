@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from lix_core.cli.main import told
+    from lix_core.command import told
 
     with told():
         main()
