@@ -11,7 +11,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from lix_core.bags.space import OwnBag, delete_bag, free_space, own_bags
@@ -27,8 +27,6 @@ Report = Callable[[str, str], None]
 LEAP_NS = 600 * NS
 """A stamp this much further on than time has passed comes from a clock that was set forward, as NTP does where a computer booted without
 one; not from a simulation that runs fast."""
-RATE_WINDOW = 5.0
-"""Time over which rates are taken [s]."""
 TOLD_AGAIN = 5.0
 """Time between two reports of lost messages at least [s]."""
 LATCHED_BYTES, LATCHED_MOST = 1_000_000, 100
@@ -81,22 +79,11 @@ class RecordingSettings:
         return min((size for size in sizes if size), default=0)
 
 
-@dataclass
-class TopicStatistics:
-    """Of one topic. messages, bytes: written. lost: came, but could not be recorded. rate: at which messages come [Hz]."""
-
-    topic: Topic
-    messages: int = 0
-    bytes: int = 0
-    lost: int = 0
-    rate: float = 0.0
-    arrivals: deque[float] = field(default_factory=deque, repr=False)
-
-
 @dataclass(frozen=True)
 class RecordingStatistics:
     """state: "waiting" for a first message, "recording", "paused", "stopped" by the disk, for the `reason` given, or "closed".
-    bag: that is being written. bags: how many were begun. size: of the bag, disk_free [bytes]; queued: waits for the disk [bytes]."""
+    bag: that is being written. bags: how many were begun. size: of the bag, disk_free [bytes]. messages, bytes: written. lost: came, but
+    could not be recorded. queued: waits for the disk [bytes]."""
 
     state: str
     reason: str
@@ -108,7 +95,6 @@ class RecordingStatistics:
     lost: int
     queued: int
     disk_free: int
-    topics: dict[str, TopicStatistics]
 
 
 @dataclass(frozen=True)
@@ -145,12 +131,11 @@ class Recording:
         self._open_writer, self._clock, self._tell, self._wall_clock = open_writer, clock, report, wall_clock
         self._changed = threading.Condition()
         # What both sides touch, under the condition's lock:
-        self._topics: dict[str, TopicStatistics] = {}
+        self._topics: dict[str, Topic] = {}
         self._queue: deque[Item | None] = deque()
-        self._queued = 0
+        self._queued = self._messages = self._bytes = self._lost = 0
         self._paused = self._closing = False
         self._unreported: Counter[str] = Counter()
-        self._began = clock()
         # What only the thread touches, others read:
         self._writer: BagWriter | None = None
         self._bag: Path | None = None
@@ -161,9 +146,9 @@ class Recording:
         self._others = 0
         """Bytes of the other bags of this prefix."""
         self._safe = 0
-        """Messages in the bag that a flush has made safe; the others, and their bytes, by topic:"""
+        """Messages in the bag that a flush has made safe; the others by topic, and their bytes:"""
         self._unsafe: Counter[str] = Counter()
-        self._unsafe_bytes: Counter[str] = Counter()
+        self._unsafe_bytes = 0
         self._latched: dict[str, deque[bytes]] = {}
         self._newest, self._newest_at = 0, 0.0
         self._trouble = ""
@@ -175,27 +160,19 @@ class Recording:
         """Record a topic; again, where its publishers have changed: the next bag then notes what they offer. Raises DataError."""
         with self._changed:
             known = self._topics.get(topic.name)
-            if known and known.topic.type != topic.type:
-                raise DataError(f"{topic.name} is recorded as {known.topic.type} and cannot become {topic.type}; begin a new recording")
-            if known:
-                known.topic = topic
-            else:
-                self._topics[topic.name] = TopicStatistics(topic)
+            if known and known.type != topic.type:
+                raise DataError(f"{topic.name} is recorded as {known.type} and cannot become {topic.type}; begin a new recording")
+            self._topics[topic.name] = topic
 
     def write(self, topic: str, stamp_ns: int, data: bytes | memoryview) -> bool:
         """Hand a message over, recorded at stamp_ns [ns]. False where it is not recorded: paused, closed, or the queue is full.
 
         Latched messages are recorded during a pause too: they tell what others mean. Raises DataError for a topic that was not added.
         """
-        now = self._clock()
         with self._changed:
             if topic not in self._topics:
                 raise DataError(f"topic {topic} was not added to the recording; it has {sorted(self._topics)}")
-            statistics = self._topics[topic]
-            statistics.arrivals.append(now)
-            while statistics.arrivals[0] < now - RATE_WINDOW:
-                statistics.arrivals.popleft()
-            if self._closing or (self._paused and not statistics.topic.latched):
+            if self._closing or (self._paused and not self._topics[topic].latched):
                 return False
             if self._queued + len(data) > self.settings.queue:
                 self._lose(topic, 1)
@@ -231,14 +208,8 @@ class Recording:
 
     @property
     def statistics(self) -> RecordingStatistics:
-        now = self._clock()
-        span = max(min(RATE_WINDOW, now - self._began), 1e-3)
         with self._changed:
-            topics = {
-                name: replace(s, rate=sum(arrival >= now - RATE_WINDOW for arrival in s.arrivals) / span, arrivals=deque())
-                for name, s in self._topics.items()
-            }
-            queued = self._queued
+            messages, size, lost, queued = self._messages, self._bytes, self._lost, self._queued
         writer, trouble = self._writer, self._trouble
         state = "paused" if self._paused else "stopped" if trouble else "recording" if writer else "waiting"
         return RecordingStatistics(
@@ -247,17 +218,16 @@ class Recording:
             bag=self._bag,
             bags=self._bags,
             size=writer.size if writer else 0,
-            messages=sum(s.messages for s in topics.values()),
-            bytes=sum(s.bytes for s in topics.values()),
-            lost=sum(s.lost for s in topics.values()),
+            messages=messages,
+            bytes=size,
+            lost=lost,
             queued=queued,
             disk_free=free_space(self.folder),
-            topics=topics,
         )
 
     def _lose(self, topic: str, count: int) -> None:
         """Note messages that are lost; the lock is held."""
-        self._topics[topic].lost += count
+        self._lost += count
         self._unreported[topic] += count
 
     # From here on, all is done by the thread.
@@ -290,7 +260,7 @@ class Recording:
             self._end()
             return
         with self._changed:
-            topic = self._topics[item.topic].topic
+            topic = self._topics[item.topic]
         try:
             recorded = self._record(topic, item)
         except Exception as error:  # of whatever library writes; the recording outlives it
@@ -312,7 +282,7 @@ class Recording:
                 self._writer.flush()
                 self._safe += self._unsafe.total()
                 self._unsafe.clear()
-                self._unsafe_bytes.clear()
+                self._unsafe_bytes = 0
                 if trouble := self._lack_of_room():
                     self._end()
                     self._stop(trouble)
@@ -341,7 +311,7 @@ class Recording:
         if self._writer is None:
             with self._changed:
                 # Stamp 0 is before the first /clock; a bag that began then would play for half a century.
-                waits = topic.latched and (not item.stamp or not all(s.topic.latched for s in self._topics.values()))
+                waits = topic.latched and (not item.stamp or not all(t.latched for t in self._topics.values()))
             if waits:
                 return True  # the next bag begins with it
             if not self._begin(item.stamp):
@@ -356,10 +326,10 @@ class Recording:
         self._writer.add(topic)
         self._writer.write(topic.name, stamp, data)
         self._unsafe[topic.name] += 1
-        self._unsafe_bytes[topic.name] += len(data)
+        self._unsafe_bytes += len(data)
         with self._changed:
-            self._topics[topic.name].messages += 1
-            self._topics[topic.name].bytes += len(data)
+            self._messages += 1
+            self._bytes += len(data)
 
     def _remember(self, topic: Topic, data: bytes) -> None:
         """Keep a latched message for the bags to come: as many as its publishers would repeat, and a few more of small ones."""
@@ -388,7 +358,7 @@ class Recording:
         self._bags += 1
         self._bag_began, self._safe = self._clock(), 0
         with self._changed:
-            topics = [s.topic for s in self._topics.values()]
+            topics = list(self._topics.values())
         for topic in topics:
             self._writer.add(topic)
         for topic in topics:
@@ -427,7 +397,7 @@ class Recording:
                 self._report("error", explain(error))
         messages = self._safe + self._unsafe.total()
         self._unsafe.clear()
-        self._unsafe_bytes.clear()
+        self._unsafe_bytes = 0
         if messages:
             self._report("info", f"ended {bag}: {messages} messages")
         else:
@@ -443,12 +413,12 @@ class Recording:
     def _give_up_unsafe(self) -> None:
         """What was written since the last flush is not in the bag."""
         with self._changed:
+            self._messages -= self._unsafe.total()
+            self._bytes -= self._unsafe_bytes
             for topic, count in self._unsafe.items():
-                self._topics[topic].messages -= count
-                self._topics[topic].bytes -= self._unsafe_bytes[topic]
                 self._lose(topic, count)
         self._unsafe.clear()
-        self._unsafe_bytes.clear()
+        self._unsafe_bytes = 0
 
     def _stop(self, trouble: str) -> None:
         """Record nothing for a while. Said once, however often it is tried again."""
