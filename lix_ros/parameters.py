@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
+from lix_core.bags.keyframes import KeyframeSettings
+from lix_core.bags.recording import RecordingSettings
 from lix_core.bags.writer import COMPRESSIONS, STORAGES
 from lix_core.errors import LixError
 from lix_core.geometry import normals
@@ -47,6 +49,8 @@ LOGGED = {
     "tf_static": "/tf_static",
 }
 """Inputs of the logger -> their topics, before remapping."""
+UNBOUNDED = 2**53
+"""For whole numbers that may be as large as one likes: up to here, doubles hold them all."""
 
 
 class ParameterError(LixError):
@@ -330,7 +334,7 @@ class LoggerParameters:
     """The `logger` node. In bytes and seconds; 0 switches a limit or a reason off unless said otherwise."""
 
     folder: str = parameter("recordings", "Folder of the bags; relative to where the node was started. `~` is understood.")
-    prefix: str = parameter("lix", "With which the names of the bags begin: <prefix>_<date>_<time>.")
+    prefix: str = parameter(RecordingSettings.prefix, "With which the names of the bags begin: <prefix>_<date>_<time>.")
     mode: str = parameter(
         "keyframes",
         "What is recorded: `everything`; `rate`: an image every 1/rate seconds with what belongs to it; `keyframes`: images worth learning "
@@ -350,46 +354,59 @@ class LoggerParameters:
     )
     rate: float = parameter(1.0, "Mode `rate`: images per second [Hz].", range=(0.001, 1000.0))
     uncertainty: float = parameter(
-        0.3,
+        KeyframeSettings.uncertainty,
         "Keyframes: share of pixels of which the student is not sure, at which an image is kept; 0: off. Needs `confidence`.",
         range=(0.0, 1.0),
     )
     least_confidence: float = parameter(0.6, "A pixel is not sure where the student's confidence is lower.", range=(0.0, 1.0))
     disagreement: float = parameter(
-        0.0,
+        KeyframeSettings.disagreement,
         "Keyframes: share of pixels on which student and teacher differ, at which an image is kept; 0: off (the default). Needs "
         "`disagreement`.",
         range=(0.0, 1.0),
     )
     view: float = parameter(
-        0.5,
+        KeyframeSettings.view,
         "Keyframes: an image is kept that differs this much from the last one kept; two unlike scenes differ by about 1.1. 0: off.",
         range=(0.0, 10.0),
     )
     interval: float = parameter(
-        10.0, "Keyframes: an image is kept at the latest this long after the last one [s]; 0: off.", range=(0.0, 86400.0)
+        KeyframeSettings.interval,
+        "Keyframes: an image is kept at the latest this long after the last one [s]; 0: off.",
+        range=(0.0, 86400.0),
     )
-    least_interval: float = parameter(0.5, "Keyframes: and none sooner than this after it, but for triggers [s].", range=(0.0, 3600.0))
-    before: float = parameter(2.0, "What ~/trigger keeps of the time before it [s].", range=(0.0, 120.0))
-    after: float = parameter(3.0, "What ~/trigger keeps of the time after it [s].", range=(0.0, 3600.0))
-    buffer: int = parameter(256_000_000, "Most that is held for triggers and partners [bytes].", range=(1, 64_000_000_000))
-    slop: float = parameter(0.05, "Largest difference between the stamps of an image and of what belongs to it [s].", range=(0.0, 10.0))
+    least_interval: float = parameter(
+        KeyframeSettings.least, "Keyframes: and none sooner than this after it, but for triggers [s].", range=(0.0, 3600.0)
+    )
+    before: float = parameter(KeyframeSettings.before, "What ~/trigger keeps of the time before it [s].", range=(0.0, 120.0))
+    after: float = parameter(KeyframeSettings.after, "What ~/trigger keeps of the time after it [s].", range=(0.0, 3600.0))
+    buffer: int = parameter(KeyframeSettings.buffer, "Most that is held for triggers and partners [bytes].", range=(1, 64_000_000_000))
+    slop: float = parameter(
+        KeyframeSettings.tolerance, "Largest difference between the stamps of an image and of what belongs to it [s].", range=(0.0, 10.0)
+    )
     patience: float = parameter(
-        0.5, "How long an image waits for the student's word on it and for what belongs to it [s].", range=(0.0, 60.0)
+        KeyframeSettings.patience, "How long an image waits for the student's word on it and for what belongs to it [s].", range=(0.0, 60.0)
     )
-    storage: str = parameter("mcap", "Format of the bags.", choices=STORAGES)
-    compression: str = parameter("none", "zstd makes bags smaller and costs CPU; images as JPEG gain nothing by it.", choices=COMPRESSIONS)
-    split_size: int = parameter(4_000_000_000, "A bag of this size is ended and the next begun [bytes]; 0: no limit.", range=(0, 2**53))
-    split_duration: float = parameter(0.0, "The same by its duration [s]; 0: no limit.", range=(0.0, 864000.0))
+    storage: str = parameter(RecordingSettings.storage, "Format of the bags.", choices=STORAGES)
+    compression: str = parameter(
+        RecordingSettings.compression, "zstd makes bags smaller and costs CPU; images as JPEG gain nothing by it.", choices=COMPRESSIONS
+    )
+    split_size: int = parameter(
+        RecordingSettings.split_size, "A bag of this size is ended and the next begun [bytes]; 0: no limit.", range=(0, UNBOUNDED)
+    )
+    split_duration: float = parameter(RecordingSettings.split_duration, "The same by its duration [s]; 0: no limit.", range=(0.0, 864000.0))
     disk_floor: int = parameter(
-        2_000_000_000, "Recording stops, and says so, before less than this is free on the disk [bytes].", range=(0, 2**53)
+        RecordingSettings.floor, "Recording stops, and says so, before less than this is free on the disk [bytes].", range=(0, UNBOUNDED)
     )
-    quota: int = parameter(0, "What all bags of this prefix may take together [bytes]; 0: no limit.", range=(0, 2**53))
+    quota: int = parameter(
+        RecordingSettings.quota, "What all bags of this prefix may take together [bytes]; 0: no limit.", range=(0, UNBOUNDED)
+    )
     delete_oldest: bool = parameter(
-        False, "At the quota, the oldest bags of this prefix are deleted; otherwise recording stops there. Needs a `quota`."
+        RecordingSettings.delete_oldest,
+        "At the quota, the oldest bags of this prefix are deleted; otherwise recording stops there. Needs a `quota`.",
     )
     queue: int = parameter(
-        256_000_000,
+        RecordingSettings.queue,
         "Most that may wait for the disk, beside the `buffer`; beyond, messages are lost, counted and told [bytes].",
         range=(1, 64_000_000_000),
     )
@@ -536,7 +553,8 @@ def _described(spec: Spec) -> str:
     if spec.sizes:
         text += f" Holds {' or '.join(map(str, spec.sizes))} numbers."
     if spec.range:
-        text += f" Range {spec.range[0]:.15g} to {spec.range[1]:.15g}."
+        least, most = spec.range
+        text += f" Range {least:.15g} upwards." if most == UNBOUNDED else f" Range {least:.15g} to {most:.15g}."
     return text
 
 
