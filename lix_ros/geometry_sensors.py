@@ -19,7 +19,7 @@ from lix_core.errors import GeometryError
 from lix_core.geometry.completion import Completion, complete
 from lix_core.geometry.lidar import cloud_fault, project_cloud
 from lix_core.geometry.poses import matrix_from_pose
-from lix_core.geometry.stereo import StereoMatcher, StereoOptions, disparity_to_depth, pair_fault, pair_geometry
+from lix_core.geometry.stereo import UNRECTIFIED, StereoMatcher, StereoOptions, disparity_to_depth, pair_fault, pair_geometry
 from lix_core.pixels import as_uint8, to_rgb
 from lix_ros import messages
 from lix_ros.parameters import GeometryParameters
@@ -156,7 +156,7 @@ class StereoPair:
             return
         self._checks, self._next_check = self._checks + 1, now + CHECK_PERIOD_S
         found = pair_fault(left, right, infinity)
-        self.fault, self._warning = ("", found) if found.startswith("not rectified") else (found, "")
+        self.fault, self._warning = ("", found) if found.startswith(UNRECTIFIED) else (found, "")
         if self.fault:
             raise GeometryError(self.fault)
 

@@ -20,7 +20,7 @@ from lix_core.errors import GeometryError, ImageError, LixError, SourceError
 from lix_core.geometry.clouds import read_cloud
 from lix_core.geometry.completion import complete
 from lix_core.geometry.lidar import cloud_fault, project_cloud
-from lix_core.geometry.stereo import StereoMatcher, StereoOptions, disparity_to_depth, pair_fault, pair_geometry
+from lix_core.geometry.stereo import UNRECTIFIED, StereoMatcher, StereoOptions, disparity_to_depth, pair_fault, pair_geometry
 from lix_core.labels import UNLABELLED
 from lix_core.pixels import decoded, read_compressed_depth, read_depth, to_rgb
 
@@ -29,8 +29,6 @@ DEPTH_UNIT = 256.0
 JPEG = b"\xff\xd8"
 LOOKED_AT = 3
 """Frames that are made before all others, to see what can be made of a bag."""
-UNRECTIFIED = "not rectified"
-"""Begins the fault of a pair that gives depth all the same."""
 Messages = dict[tuple[str, MessageKey], tuple[str, bytes]]
 """Topic and key of messages -> their types and raw bytes."""
 

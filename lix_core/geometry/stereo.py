@@ -60,6 +60,8 @@ MANY_FEATURES, CHANCE_SHARE = 400, 0.03
 and more with their own right image, and by 2.5 % at most with another street's."""
 SWAPPED_SHARE = 0.9
 """Share of the matches that must lie farther right in the right image."""
+UNRECTIFIED = "not rectified"
+"""So begins what `pair_fault` says of a pair that gives depth all the same."""
 
 
 @dataclass(frozen=True)
@@ -293,7 +295,7 @@ def pair_fault(left: np.ndarray, right: np.ndarray, infinity: float = 0.0, row_t
         faults.append("left and right are swapped")
     off = float(np.median(np.abs(rows))) / scale
     if off > row_tolerance:
-        faults.append(f"not rectified: rows differ by {off:.1f} px; rectify with the pair's calibration, or calibrate anew")
+        faults.append(f"{UNRECTIFIED}: rows differ by {off:.1f} px; rectify with the pair's calibration, or calibrate anew")
     return "; ".join(faults)
 
 
