@@ -30,7 +30,6 @@ LATCHED = Qos(durability="transient_local", depth=1)
 TEXT = "std_msgs/msg/String"
 IMAGE = "sensor_msgs/msg/Image"
 S = 1_000_000_000
-MAGIC = b"\x89MCAP0\r\n"
 
 
 def text(words: str) -> bytes:

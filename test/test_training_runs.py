@@ -588,7 +588,6 @@ def test_a_student_is_no_teacher(student, tmp_path):
 
 
 BLIND = {"dataset": "tiny", "root": ".", "options": {"blind": True}}
-OTHER_LABELS = {"dataset": "tiny", "root": ".", "options": {"names": ["ground", "wall", "water"]}}
 
 
 @pytest.mark.parametrize(

@@ -42,9 +42,13 @@ VKITTI2 = LabelSet(
 UNDEFINED = ("Undefined", (0, 0, 0))
 """What colors.txt and some pictures may have besides; ignored."""
 
-SPLITS = {"train": ("Scene01", "Scene18", "Scene20"), "val": ("Scene06",), "test": ("Scene02",)}
+SPLITS = {
+    "train": ("Scene01", "Scene18", "Scene20"),
+    "val": ("Scene06",),
+    "test": ("Scene02",),
+    "all": ("Scene01", "Scene02", "Scene06", "Scene18", "Scene20"),
+}
 """This project's split, as there is no official one: whole drives, so that no street is in two splits (1623, 270 and 233 frames)."""
-SPLITS = {**SPLITS, "all": ("Scene01", "Scene02", "Scene06", "Scene18", "Scene20")}
 VARIATIONS = (
     "clone",
     "15-deg-left",

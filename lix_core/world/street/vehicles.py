@@ -168,7 +168,7 @@ def _loft(body: Body) -> dict[str, list[Shape]]:
             tall = span[2, 2] - span[0, 2] > 0.6 and row == 3
             pieces["glass" if tall else "paint"].append(quads(span if tail else span[[1, 0, 3, 2]]))
         cap = np.array([ring[4], ring[5], left[4]])[None]
-        pieces["paint"].append(Shape(cap if not tail else cap, cap[..., 1:]) if tail else Shape(cap[:, ::-1], cap[:, ::-1, 1:]))
+        pieces["paint"].append(Shape(cap, cap[..., 1:]) if tail else Shape(cap[:, ::-1], cap[:, ::-1, 1:]))
     return pieces
 
 
