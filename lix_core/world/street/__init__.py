@@ -6,7 +6,7 @@ What carries which label of `lix_core.labels.STREET` (the grouping of CamVid's 3
 - pole: lamp posts, posts of signs and traffic lights, bollards. - sign: faces of signs, heads of traffic lights.
 - road: carriageways with their markings and parking bays. - pavement: kerbs, footways, paved yards and garden paths.
 - tree: all that grows: trees, hedges, bushes, lawns, fields and hills. - fence: fences and railings of wood and iron.
-- car: cars, vans, lorries, buses. - pedestrian: people on foot, with bags and prams. - cyclist: rider and bicycle.
+- car: cars, vans, lorries, buses. - pedestrian: people on foot, with bags. - cyclist: rider and bicycle.
 """
 
 from __future__ import annotations

@@ -135,7 +135,7 @@ class Row:
         rng, z = self.rng, 0.05
         backdrop = tuple(float(v) for v in rng.choice(((196, 190, 176), (170, 172, 172), (188, 168, 140), (150, 160, 168))))
         pictures = [vehicle_picture(str(rng.choice(("hatchback", "saloon", "estate", "suv", "van"))), paint_for(rng), backdrop)]
-        pictures += [pedestrian_picture(str(rng.choice(OUTFITS[:5])), int(rng.integers(1, POSES)), backdrop) for _ in range(2)]
+        pictures += [pedestrian_picture(str(rng.choice(OUTFITS)), int(rng.integers(1, POSES)), backdrop) for _ in range(2)]
         at = 0.25
         for i in rng.permutation(len(pictures)):
             wide, high = pictures[i].size_m

@@ -11,7 +11,7 @@ import numpy as np
 from lix_core.world import textures
 from lix_core.world.street.shapes import Shape, Stage, ball, boxes, join, quad, tube
 
-OUTFITS = ("trousers", "coat", "skirt", "jacket", "child", "pram")
+OUTFITS = ("trousers", "coat", "skirt", "jacket", "child")
 POSES = 6
 
 
@@ -62,8 +62,6 @@ def pedestrian(outfit: str, pose: int) -> Mapping[str, Shape]:
         lift = min(lift, float(pieces["shoes"][-1].triangles[..., 2].min()))
         arm = -side * swing * 0.9
         start = shoulder + [0, side * 0.1 * h, -0.03 * h]
-        if outfit == "pram":
-            arm = 0.75
         limb, hand = _limb(start, (arm, arm + 0.35), (0.165 * h, 0.15 * h), (0.031 * h, 0.029 * h, 0.022 * h), out=side * 0.1)
         pieces["top"].append(limb)
         pieces["skin"].append(ball(hand + [0, 0, -0.02 * h], 0.024 * h, 0))
@@ -84,20 +82,7 @@ def pedestrian(outfit: str, pose: int) -> Mapping[str, Shape]:
         pieces[name] += shapes
     if outfit == "jacket":
         pieces["bag"] = [boxes(shoulder + [-0.19 * h, -0.085 * h, -0.24 * h], shoulder + [-0.05 * h, 0.085 * h, -0.01 * h])]
-    if outfit == "pram":
-        pieces["bag"] = _pram(lift)
     return MappingProxyType({name: join(*shapes).moved(z=-lift) for name, shapes in pieces.items() if shapes})
-
-
-def _pram(floor: float) -> list[Shape]:
-    """A pram ahead of the walker, on the floor at z = floor."""
-    shapes = [boxes((0.55, -0.22, 0.5), (1.25, 0.22, 0.8)), ball((1.0, 0.0, 0.8), (0.28, 0.22, 0.22), 1)]
-    shapes.append(tube([(0.42, 0.0, 0.95), (0.62, 0.0, 0.75)], 0.02, 5))
-    for x in (0.65, 1.15):
-        for y in (-0.24, 0.24):
-            shapes.append(tube([(x, y - 0.02, 0.14), (x, y + 0.02, 0.14)], 0.14, 10))
-            shapes.append(tube([(x, y, 0.14), (0.9, 0.9 * y, 0.55)], 0.015, 4))
-    return [s.moved(z=floor) for s in shapes]
 
 
 def _hoop(x: float, radius: float) -> Shape:
