@@ -1,4 +1,4 @@
-"""Worker processes that end when they should."""
+"""Worker processes: how many there is room for, and that they end when they should."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ import signal
 import threading
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def begin_work(*pipes: Connection) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import time
 from pathlib import Path
 from typing import Optional
 
@@ -12,7 +10,8 @@ import typer
 
 from lix_core.cli.label import label
 from lix_core.errors import SourceError
-from lix_core.progress import progress_bar
+from lix_core.progress import FrameCount, progress_bar
+from lix_core.workers import cores
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Bags: what is in them, and their frames to learn from.")
 BAGS = typer.Argument(..., help="Bags (folders, .mcap, .db3 or .bag files), or folders of bags.")
@@ -149,20 +148,13 @@ def extract(
     options = options_of(**{name: value for name, value in locals().items() if name not in ("bags", "out", "jobs")})
     from lix_core.bags.extract import extract as run
 
-    started = time.perf_counter()
     with progress_bar() as progress:
-        task = progress.add_task("extracting", total=None, note="")
-        made = 0
+        made = FrameCount(progress, "extracting")
 
         def on_start(frames: int, done: int) -> None:
-            progress.update(task, total=frames, completed=done)
+            made.update(total=frames, completed=done)
 
-        def on_frame() -> None:
-            nonlocal made
-            made += 1
-            progress.update(task, advance=1, note=f"{made / (time.perf_counter() - started):.1f} frames/s")
-
-        outcomes = run(found_bags(bags), out, options, jobs or len(os.sched_getaffinity(0)), on_start, on_frame)
+        outcomes = run(found_bags(bags), out, options, jobs or cores(), on_start, made.count)
     for outcome in outcomes:
         frames = outcome.done + outcome.before
         print(f"{outcome.name}: {frames} frames ({outcome.done} new), {outcome.with_depth} with depth, {outcome.with_labels} with labels")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from lix_core.errors import LixError
 from lix_core.runtime.backends import DEFAULT_BACKEND, INSTALL_HINT, available_backends
 from lix_core.runtime.bundle import list_bundles
 from lix_core.runtime.segmenter import Segmenter
+from lix_core.workers import cores
 
 OK, ABSENT, FAULT = "ok", "absent", "fault"
 STYLE = {OK: "green", ABSENT: "yellow", FAULT: "red"}
@@ -53,8 +53,7 @@ def doctor() -> None:
 
 
 def all_checks() -> Iterator[Check]:
-    cores = len(os.sched_getaffinity(0))
-    yield Check("lix", OK, f"{__version__} on Python {platform.python_version()}, {platform.machine()}, {cores} cores")
+    yield Check("lix", OK, f"{__version__} on Python {platform.python_version()}, {platform.machine()}, {cores()} cores")
     yield from backend_checks()
     yield gpu_check()
     yield world_check()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
 from pathlib import Path
 from typing import Any, Optional
 
@@ -14,9 +12,10 @@ from rich.text import Text
 
 from lix_core.cli.typed import typed
 from lix_core.errors import SourceError
-from lix_core.progress import progress_bar
+from lix_core.progress import FrameCount, progress_bar
 from lix_core.runtime.backends import BACKEND_HELP, DEFAULT_BACKEND
 from lix_core.runtime.bundle import DEFAULT_MODEL
+from lix_core.workers import cores
 
 MAKING = ("remap", "flip", "scales", "confidence", "share", "floor", "geometry", "flat", "standing", "rows", "jobs")
 OF = {
@@ -167,20 +166,17 @@ def make_pseudo(extraction: Any, settings: Any, model: str, backend: str, remap:
     from lix_core.labels import LabelMapping
 
     mapping = (lambda source: LabelMapping.load(source, remap)) if remap else None
-    started, done, half = time.perf_counter(), 0, len(extraction.frames)
+    half = len(extraction.frames)
     with progress_bar() as progress:
-        task = progress.add_task("teaching", total=None, note="")
+        made = FrameCount(progress, "teaching")
 
         def on_step() -> None:
-            nonlocal done
-            done += 1
-            what = "teaching" if done <= half else "checking"
-            progress.update(task, advance=1, description=what, note=f"{done / (time.perf_counter() - started):.1f} frames/s")
+            made.count(description="teaching" if made.done < half else "checking")
 
         def on_start(steps: int) -> None:
             nonlocal half
             half = steps // 2
-            progress.update(task, total=steps)
+            made.update(total=steps)
 
         report = make_pseudo_labels(
             extraction,
@@ -188,7 +184,7 @@ def make_pseudo(extraction: Any, settings: Any, model: str, backend: str, remap:
             settings,
             mapping,
             backend,
-            jobs or len(os.sched_getaffinity(0)),
+            jobs or cores(),
             rows,
             on_start,
             on_step,

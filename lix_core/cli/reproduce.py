@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from dataclasses import replace
@@ -20,6 +19,7 @@ from lix_core.errors import TrainingError
 from lix_core.files import make_folder
 from lix_core.options import nearest
 from lix_core.progress import progress_bar
+from lix_core.workers import cores
 
 OUT = typer.Option(Path("results"), "--out", "-o", help="Folder of <table>.json, .md and .png; a table that is there is gone on with.")
 WORK = typer.Option(Path("out/runs"), help="Folder for the runs while they last.")
@@ -105,7 +105,7 @@ def render_world(root: Path, progress: Progress) -> None:
         folder = WorldFolder.create(root / split, drive, frames)
         left = sum(map(len, folder.missing().values()))
         task = progress.add_task(f"rendering {split}", total=frames, completed=frames - left, note="")
-        render(folder, drive, len(os.sched_getaffinity(0)), lambda task=task: progress.update(task, advance=1))
+        render(folder, drive, cores(), lambda task=task: progress.update(task, advance=1))
 
 
 def run(

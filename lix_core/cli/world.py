@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import time
 from pathlib import Path
 
 import typer
 
 from lix_core.files import make_picture_folder, save_image
-from lix_core.progress import progress_bar
+from lix_core.progress import FrameCount, progress_bar
+from lix_core.workers import cores
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="A small simulated street that knows the truth: render or preview it.")
 SIZE = typer.Option("640x192", help="Width x height of the cameras [pixels]; the horizontal field of view stays.")
@@ -41,18 +40,10 @@ def render(
         drive.scene_of(0)  # what cannot be built is told before the folder is made
     folder = WorldFolder.create(out, drive, frames)
     left = sum(map(len, folder.missing().values()))
-    started, done = time.perf_counter(), 0
     with progress_bar() as progress:
-        task = progress.add_task("rendering", total=frames, completed=frames - left, note="")
-
-        def on_frame() -> None:
-            nonlocal done
-            done += 1
-            progress.update(task, advance=1, note=f"{done / (time.perf_counter() - started):.1f} frames/s")
-
-        farm.render(folder, drive, jobs or len(os.sched_getaffinity(0)), on_frame)
-    seconds = time.perf_counter() - started
-    speed = f"{done} rendered, {done / seconds:.1f} frames/s" if done else "all were there"
+        rendered = FrameCount(progress, "rendering", total=frames, completed=frames - left)
+        farm.render(folder, drive, jobs or cores(), rendered.count)
+    speed = f"{rendered.done} rendered, {rendered.rate:.1f} frames/s" if rendered.done else "all were there"
     print(f"{frames} frames of {folder.scenes} streets in {out} ({speed})")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Mapping, Sequence
 
 import numpy as np
@@ -10,6 +9,7 @@ import onnxruntime
 
 from lix_core.errors import BackendError
 from lix_core.runtime.backends import NOTHING, BackendOptions
+from lix_core.workers import cores
 
 
 class OnnxRuntimeBackend:
@@ -19,7 +19,7 @@ class OnnxRuntimeBackend:
         if options.precision not in ("auto", "f32"):
             raise BackendError(f"onnxruntime runs in f32 only, not {options.precision}; try backend openvino")
         settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = options.threads or len(os.sched_getaffinity(0))
+        settings.intra_op_num_threads = options.threads or cores()
         settings.log_severity_level = 3
         # Threads that wait for the next frame must not take the cores from the camera driver and the other nodes.
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from typing import Mapping, Sequence
 
 import numpy as np
@@ -11,6 +10,7 @@ import openvino
 
 from lix_core.errors import BackendError
 from lix_core.runtime.backends import NOTHING, BackendOptions
+from lix_core.workers import cores
 
 
 class OpenVinoBackend:
@@ -21,7 +21,7 @@ class OpenVinoBackend:
         capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if options.precision in ("bf16", "f16") and {"bf16": "BF16", "f16": "FP16"}[options.precision] not in capabilities:
             raise BackendError(f"this CPU has no {options.precision}; OpenVINO finds {', '.join(capabilities)}")
-        threads = options.threads or len(os.sched_getaffinity(0))
+        threads = options.threads or cores()
         settings: dict[str, object] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads}
         if options.precision != "auto":
             settings["INFERENCE_PRECISION_HINT"] = options.precision

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Callable, Mapping, Sequence
 
 import numpy as np
@@ -16,6 +15,7 @@ from onnx2torch.utils.common import OnnxMapping, OperationConverterResult
 from torch import Tensor, nn
 
 from lix_core.runtime.backends import NOTHING, BackendOptions
+from lix_core.workers import cores
 
 DTYPE = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
@@ -84,7 +84,7 @@ class TorchBackend:
 
     def __init__(self, graph: bytes, options: BackendOptions):
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        threads = options.threads or len(os.sched_getaffinity(0))
+        threads = options.threads or cores()
         torch.set_num_threads(threads)
         precision = "f32" if options.precision == "auto" else options.precision
         model = fold_weight_casts(onnx.load_from_string(graph))
