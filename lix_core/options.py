@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import field
+from dataclasses import field, fields
 from typing import Any
+
+from lix_core.errors import LixError
 
 
 def option(default: Any, meaning: str, least: float | None = None, most: float | None = None, size: int = 0) -> Any:
@@ -14,6 +16,15 @@ def option(default: Any, meaning: str, least: float | None = None, most: float |
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def check_ranges(settings: Any, of: str, error: type[LixError]) -> None:
+    """Raises the error where a value of a dataclass, whose options are `of` something, is out of its option's range."""
+    for f in fields(settings):
+        least, most, value = f.metadata["least"], f.metadata["most"], getattr(settings, f.name)
+        # Written so that NaN is in no range.
+        if (least is not None and not value >= least) or (most is not None and not value <= most):
+            raise error(f"{f.name} of {of} must be {least} {'or more' if most is None else f'to {most}'}, got {value}")
 
 
 def nearest(word: object, known: Iterable[object], path: str = "") -> str:

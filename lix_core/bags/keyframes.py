@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from lix_core.errors import DataError
-from lix_core.options import option
+from lix_core.options import check_ranges, option
 from lix_core.pairing import JUMP_NS, NS
 
 THUMBNAIL = (32, 24)
@@ -46,10 +46,7 @@ class KeyframeSettings:
     patience: float = option(0.5, "how long an image waits for its uncertainty and its partners [s]", 0.0)
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            limits = self.__dataclass_fields__[name].metadata
-            if not limits["least"] <= value <= (float("inf") if limits["most"] is None else limits["most"]):
-                raise DataError(f"{name} is {value}, but must be from {limits['least']} to {limits['most'] or 'any size'}")
+        check_ranges(self, "keyframes", DataError)
 
 
 def nanoseconds(seconds: float) -> int:

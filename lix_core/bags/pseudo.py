@@ -37,7 +37,7 @@ from lix_core.errors import DataError, LabelError, SourceError
 from lix_core.files import make_folder, read_mask, save, save_image
 from lix_core.geometry.ground import Ground, fit_ground
 from lix_core.labels import LABELS_FILE, UNLABELLED, Label, LabelMapping, LabelSet
-from lix_core.options import option
+from lix_core.options import check_ranges, option
 from lix_core.runtime.backends import DEFAULT_BACKEND
 from lix_core.runtime.bundle import Bundle, find_bundle
 from lix_core.workers import begin_work
@@ -90,10 +90,7 @@ class PseudoSettings:
     def __post_init__(self) -> None:
         for name in ("scales", "flat", "standing"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name, spec in type(self).__dataclass_fields__.items():
-            least, most, value = spec.metadata["least"], spec.metadata["most"], getattr(self, name)
-            if (least is not None and not value >= least) or (most is not None and not value <= most):
-                raise LabelError(f"{name} of pseudo-labels must be {least} {'or more' if most is None else f'to {most}'}, got {value}")
+        check_ranges(self, "pseudo-labels", LabelError)
         if not self.scales or not all(0.1 <= scale <= 4 for scale in self.scales):
             raise LabelError(f"scales of pseudo-labels must be one or more numbers of 0.1 to 4, got {list(self.scales)}")
 
