@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from rosbags.rosbag1 import Writer as Ros1Writer
-from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.rosbag2 import Reader, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
 STORAGES = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}
@@ -16,6 +16,12 @@ STORE = get_typestore(Stores.ROS2_JAZZY)
 ROS1_STORE = get_typestore(Stores.ROS1_NOETIC)
 MS = 1_000_000
 """Nanoseconds."""
+
+
+def contents(bag: Path) -> list[tuple[str, int, bytes]]:
+    """All that is in a bag, as rosbags reads it."""
+    with Reader(bag) as reader:
+        return [(c.topic, stamp, bytes(raw)) for c, stamp, raw in reader.messages(reader.connections)]
 
 
 def _type(name: str) -> type:

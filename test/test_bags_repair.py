@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, Reader, Writer
 
-from bags import MS, STORAGES, STORE, text_message, write_bag
+from bags import MS, STORAGES, STORE, contents, text_message, write_bag
 from lix_core.bags.reader import Bag, whole_of
 from lix_core.bags.repair import repair
 from lix_core.bags.writer import NO_HASH, Qos, RosbagsWriter, Topic
@@ -24,11 +24,6 @@ TEXT = "std_msgs/msg/String"
 
 def raw(number: int, size: int = 300) -> bytes:
     return b"\0\1\0\0" + number.to_bytes(4, "little") + bytes([number % 251]) * size
-
-
-def contents(bag: Path) -> list[tuple[str, int, bytes]]:
-    with Reader(bag) as reader:
-        return [(c.topic, stamp, bytes(data)) for c, stamp, data in reader.messages(reader.connections)]
 
 
 def killed_bag(folder: Path, count: int = 40, storage: str = "mcap", compression: str = "none", is_closed: bool = False) -> Path:

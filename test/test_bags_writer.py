@@ -17,6 +17,7 @@ import pytest
 import yaml
 from rosbags.rosbag2 import Reader
 
+from bags import contents
 from lix_core.bags import writer as writing
 from lix_core.bags.reader import Bag
 from lix_core.bags.recording import Recording, RecordingSettings
@@ -36,12 +37,6 @@ def text(words: str) -> bytes:
     """std_msgs/String as CDR, laid out by hand."""
     data = words.encode() + b"\0"
     return b"\0\1\0\0" + len(data).to_bytes(4, "little") + data
-
-
-def contents(bag: Path) -> list[tuple[str, int, bytes]]:
-    """All that is in a bag, as rosbags reads it."""
-    with Reader(bag) as reader:
-        return [(c.topic, stamp, bytes(raw)) for c, stamp, raw in reader.messages(reader.connections)]
 
 
 def wait_until(condition, what: str, seconds: float = 10.0) -> None:

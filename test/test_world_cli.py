@@ -25,6 +25,7 @@ from lix_core.world.drive import Drive
 from lix_core.world.folder import FILES, WorldFolder
 from lix_core.world.source import rig_of
 from lix_core.world.weather import WEATHERS
+from trees import contents
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = "64x48"
@@ -42,10 +43,6 @@ def environment() -> dict[str, str]:
 
 def world(*arguments: object, **options: object) -> subprocess.CompletedProcess:
     return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=240, env=environment(), **options)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def marks(folder: Path) -> int:

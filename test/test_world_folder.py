@@ -15,7 +15,7 @@ from lix_core.errors import DataError, SourceError
 from lix_core.labels import STREET
 from lix_core.world.drive import CAR_FROM_OPTICAL, Drive, Rig, WorldFrame
 from lix_core.world.folder import FILES, WorldFolder
-from trees import png_of_size
+from trees import contents, png_of_size
 
 RIG = Rig(Camera.pinhole(48, 36, 30.0))
 H, W = RIG.camera.shape
@@ -140,10 +140,6 @@ def test_the_same_frames_are_the_same_bytes(tmp_path: Path) -> None:
     written(tmp_path / "a")
     written(tmp_path / "b")
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 @pytest.mark.parametrize("name", FILES)

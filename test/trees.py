@@ -27,6 +27,11 @@ def write_image(path: Path, pixels: np.ndarray) -> None:
     assert cv2.imwrite(str(path), np.ascontiguousarray(pixels[..., ::-1] if pixels.ndim == 3 else pixels))
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Of all files below a folder."""
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
 def png_of_size(width: int, height: int) -> bytes:
     """A PNG that claims to be of that size, with no pixels to show for it."""
 
