@@ -44,10 +44,13 @@ def run(make_node: Callable[[], RunnableNode], threads: int = 3) -> int:
         rclpy.init(args=sys.argv, signal_handler_options=SignalHandlerOptions.NO)
         node = make_node()
     except Exception as error:  # rclpy has many for arguments that it cannot take; users need their words, not their stack
+        node = None
         rclpy.logging.get_logger("lix").fatal(f"cannot start: {explain(error)}")
+    if node is None:
+        gc.collect()  # what the node had made already goes while its context is there, not in whatever order Python ends
         rclpy.try_shutdown()
         return 2
-    # What is there by now stays, and looking for garbage in it would stop frames for 30 ms and more, on a busy computer 300.
+    # What is there by now stays, and looking for garbage in it would stop frames.
     gc.freeze()
     executor = MultiThreadedExecutor(threads) if threads > 1 else SingleThreadedExecutor()
     executor.add_node(node)

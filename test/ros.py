@@ -96,6 +96,7 @@ class Peer:
 
     def __init__(self) -> None:
         self.node = Node(f"test_peer_{time.monotonic_ns()}")
+        self._clients: dict[str, Any] = {}
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self.node)
         self._thread = threading.Thread(target=self._spin, daemon=True)
@@ -132,8 +133,12 @@ class Peer:
 
     def call(self, kind: type, name: str, request: Any, tries: int = 1) -> Any:
         """The answer of a service. tries: DDS may lose an answer to a client that the service has just met; what may be asked twice is."""
-        client = self.node.create_client(kind, name)
+        if new := name not in self._clients:
+            self._clients[name] = self.node.create_client(kind, name)
+        client = self._clients[name]
         assert client.wait_for_service(timeout_sec=TIMEOUT_S), f"no service {name}"
+        if new:
+            time.sleep(0.2)  # the service gets to know of the client a little later
         for last in (False,) * (tries - 1) + (True,):
             future = client.call_async(request)
             with nullcontext() if last else suppress(AssertionError):

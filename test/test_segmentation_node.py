@@ -258,7 +258,7 @@ def test_frames_go_on_while_a_model_is_loaded(start: Any, peer: Peer) -> None:
     masks, diagnostics = peer.listen(Image, f"{NODE}/mask"), peer.diagnostics("segmentation")
     camera = peer.publisher(Image, "/image")
     exchange(camera, masks, image_message(PICTURE, "rgb8"))
-    sent, swapped = [stamp_ns(m) for m in masks], threading.Event()
+    sent, swapped = [stamp_ns(masks[0])], threading.Event()
 
     def swap() -> None:
         assert peer.set_parameter(NODE, "model", str(other)).successful
@@ -273,7 +273,7 @@ def test_frames_go_on_while_a_model_is_loaded(start: Any, peer: Peer) -> None:
         if len(sent) == 5:
             setting.start()
     setting.join()
-    assert [stamp_ns(m) for m in masks] == sent
+    assert list(dict.fromkeys(stamp_ns(m) for m in masks)) == sent  # the first may have been sent, and answered, more than once
     assert len(sent) > 6  # frames went through while the model was loaded
     wait_for(lambda: diagnostics.value("model") == str(other), lambda: str(diagnostics.latest))
 
@@ -513,9 +513,9 @@ def test_a_lifecycle_manager_may_drive_the_node(start: Any, peer: Peer) -> None:
     def transition(which: int) -> int:
         request = ChangeState.Request(transition=Transition(id=which))
         assert peer.call(ChangeState, f"{NODE}/change_state", request).success
-        return peer.call(GetState, f"{NODE}/get_state", GetState.Request()).current_state.id
+        return peer.call(GetState, f"{NODE}/get_state", GetState.Request(), tries=3).current_state.id
 
-    assert peer.call(GetState, f"{NODE}/get_state", GetState.Request()).current_state.id == State.PRIMARY_STATE_UNCONFIGURED
+    assert peer.call(GetState, f"{NODE}/get_state", GetState.Request(), tries=3).current_state.id == State.PRIMARY_STATE_UNCONFIGURED
     assert transition(Transition.TRANSITION_CONFIGURE) == State.PRIMARY_STATE_INACTIVE
     assert transition(Transition.TRANSITION_ACTIVATE) == State.PRIMARY_STATE_ACTIVE
     camera = peer.publisher(Image, "/image")
