@@ -149,13 +149,12 @@ def run(
 def show(result: dict, table, page: Path) -> None:
     from lix_core.training.results import against
 
-    key = "miou" if any("miou" in row for row in result["rows"].values()) else "iou"
     grid = Grid("row", escape(result["protocol"]["metric"]), "± over seeds", "against control [points]", "seeds")
     for name, row in result["rows"].items():
-        found = row[key]
+        found = row[table.key]
         mean, std = ("-" if found[part] is None else f"{found[part]:.4f}" for part in ("mean", "std"))
         control = result["rows"].get(table.control_of(name))
-        grid.add_row(escape(name), mean, std, against(row, control, key), str(len(found["per_seed"])))
+        grid.add_row(escape(name), mean, std, against(row, control, table.key), str(len(found["per_seed"])))
     Console().print(grid)
     print(page)
 

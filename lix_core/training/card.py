@@ -24,7 +24,7 @@ def model_card(manifest: Manifest, notes: str = "") -> str:
         manifest.description,
         _terms(manifest),
         "## Data\n\nAll that went into the weights:",
-        _table(("use", "name", "licence", "source"), [[d[k] for k in ("use", "name", "licence", "source")] for d in manifest.data]),
+        markdown_table(("use", "name", "licence", "source"), [[d[k] for k in ("use", "name", "licence", "source")] for d in manifest.data]),
         *_lineage(manifest.training),
         "## Quality",
         *(_quality(manifest) or ["Nothing was measured."]),
@@ -36,7 +36,8 @@ def model_card(manifest: Manifest, notes: str = "") -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table in Markdown; a bar in a cell, which would end it, becomes a slash."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(' '.join(str(cell).replace('|', '/').split()) for cell in line)} |" for line in lines)
 
@@ -83,7 +84,8 @@ def _quality(manifest: Manifest) -> list[str]:
         means = ", ".join(f"{text} {_number(score[key])}" for key, text in MEANS.items())
         sections.append(
             f"On {name}, the network in PyTorch in float32, images at {scale}, one confusion matrix over all pixels: "
-            f"{means}.{flattered}\n\n" + _table(("class", "IoU"), [(label, _number(value)) for label, value in score["iou"].items()])
+            f"{means}.{flattered}\n\n"
+            + markdown_table(("class", "IoU"), [(label, _number(value)) for label, value in score["iou"].items()])
         )
     return sections
 

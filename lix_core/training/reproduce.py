@@ -24,7 +24,7 @@ from lix_core.training.config import FREE
 from lix_core.training.cpu import keep_freed_memory
 from lix_core.training.results import Record, score_of
 from lix_core.training.table import Cell, Table, cells
-from lix_core.workers import begin_work
+from lix_core.workers import begin_work, cores
 
 
 def reproduce(
@@ -165,7 +165,7 @@ def run_cell(cell: Cell, work: Path, jobs: int, teacher: Path | None = None) -> 
     from lix_core.training.run import fit
 
     if jobs > 1:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // jobs))
+        torch.set_num_threads(max(1, cores() // jobs))
     start = folder(work, cell.start) if cell.start else None
     teacher = folder(work, cell.teacher) if cell.teacher else teacher
     result = fit(cell.config, folder(work, cell), teacher, start=start, wait=True)  # for another process that makes the same

@@ -19,6 +19,7 @@ import numpy as np
 from lix_core.errors import DataError
 from lix_core.files import locked, save
 from lix_core.metrics import ConfusionMatrix, rounded
+from lix_core.training.card import markdown_table
 from lix_core.training.config import override
 from lix_core.training.report import gains
 from lix_core.training.table import Cell, Table
@@ -57,7 +58,8 @@ class Record:
         self.write({cell.entry: result})
 
     def write(self, new: Mapping[str, dict[str, Any]] | None = None) -> None:
-        """Write both files, each whole or not at all, with new runs and with those that others have put there, or made anew, since."""
+        """Write the JSON file, the picture and the page, each whole or not at all, with new runs and with those that others have put there,
+        or made anew, since."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with locked(self.path.parent):
             self.runs = {**self.runs, **self._read(), **(new or {})}
@@ -89,7 +91,7 @@ def score_of(counts: Sequence[Sequence[int]], names: Sequence[str], metric: str)
 
 def row_of(runs: Mapping[str, Mapping[str, Any]], table: Table, name: str) -> dict[str, Any] | None:
     """One row: a figure for each seed, from the confusion matrices of all folds together. None before a seed is whole."""
-    key = "miou" if table.metric == "miou" else "iou"
+    key = table.key
     seeds, per_seed, per_fold, per_group, classes = [], [], [], {}, {}
     for seed in table.seeds:
         found = [runs.get(f"{name}/fold{fold}/seed{seed}") for fold in table.folds]
@@ -153,16 +155,17 @@ def summary(table: Table, runs: Mapping[str, Mapping[str, Any]], overrides: Sequ
 
 def page(table: Table, data: Mapping[str, Any]) -> str:
     """The table as Markdown; differences to the control are paired, seed by seed."""
-    key = "miou" if table.metric == "miou" else "iou"
+    key = table.key
     rows, protocol = data["rows"], data["protocol"]
     folds = ["folds ahead"] if len(table.folds) > 1 else []
     extra = [*table.shown] or sorted({g for row in rows.values() for g in row.get("groups", {})})
-    lines = [f"# {table.title}", "", *heading("row", protocol["metric"], "against control", *folds, "seeds", *extra)]
+    head, body = ["row", protocol["metric"], "against control", *folds, "seeds", *extra], []
     for name, row in rows.items():
         control = rows.get(table.control_of(name))
         apart = [row.get("shown", row.get("groups", {})).get(group) for group in extra]
         compared = [against(row, control, key), *[folds_ahead(row, control) for _ in folds]]
-        lines.append(line(name, plus_minus(row[key]), *compared, str(len(row["seeds"])), *map(plus_minus, apart)))
+        body.append([name, plus_minus(row[key]), *compared, len(row["seeds"]), *map(plus_minus, apart)])
+    lines = [f"# {table.title}", "", markdown_table(head, body)]
     hours, devices = protocol["hours"], ", ".join(protocol["devices"])
     if gains_of(table, data):
         lines += ["", f"![Differences to the control, row by row]({table.name}.png)"]
@@ -179,27 +182,18 @@ def page(table: Table, data: Mapping[str, Any]) -> str:
     if table.notes:
         lines += ["", table.notes.strip()]
     if table.metric == "miou" and (names := list(dict.fromkeys(name for row in rows.values() for name in row.get("classes", {})))):
-        lines += ["", "## IoU of each class, mean over the seeds of the row", "", *heading("row", *names)]
-        for name, row in rows.items():
-            means = [row.get("classes", {}).get(class_name, {}).get("mean") for class_name in names]
-            lines.append(line(name, *("-" if mean is None else f"{mean:.3f}" for mean in means)))
+        means = {name: [row.get("classes", {}).get(class_name, {}).get("mean") for class_name in names] for name, row in rows.items()}
+        shown = [[name, *("-" if mean is None else f"{mean:.3f}" for mean in values)] for name, values in means.items()]
+        lines += ["", "## IoU of each class, mean over the seeds of the row", "", markdown_table(["row", *names], shown)]
     return "\n".join(lines) + "\n"
 
 
 def gains_of(table: Table, data: Mapping[str, Any]) -> dict[str, tuple[list[float], list[float]]]:
     """Of each row but teachers, which are far above, its differences to the control [points]: those of seeds, and those of folds."""
-    key = "miou" if table.metric == "miou" else "iou"
+    key = table.key
     rows = {name: (row, data["rows"].get(table.control_of(name))) for name, row in data["rows"].items() if name not in table.teachers}
     found = {name: (differences(*pair, key), fold_differences(*pair)) for name, pair in rows.items()}
     return {name: points for name, points in found.items() if points[0]}
-
-
-def line(*cells_: str) -> str:
-    return f"| {' | '.join(cells_)} |"
-
-
-def heading(*names: str) -> list[str]:
-    return [line(*names), line(*["---"] * len(names))]
 
 
 def plus_minus(found: Mapping[str, Any] | None) -> str:

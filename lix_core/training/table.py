@@ -74,6 +74,11 @@ class Table:
     whole: "Table | None" = None
     """Of a part of a table, the table: a result file is always of all of it."""
 
+    @property
+    def key(self) -> str:
+        """Of the score in the rows of its result file."""
+        return "miou" if self.metric == "miou" else "iou"
+
     @classmethod
     def load(cls, name: str) -> "Table":
         """A table by its name. Raises TrainingError where there is none, or where its file does not hold one."""
