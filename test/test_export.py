@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,63 +12,29 @@ torch = pytest.importorskip("torch", reason="the extra `train` is not installed"
 pytest.importorskip("timm", reason="the extra `train` is not installed")
 onnx = pytest.importorskip("onnx", reason="the extra `train` is not installed")
 
+import hypothesis  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+from timm.layers import Conv2dSame  # noqa: E402
 from torch import nn  # noqa: E402
 
 import bundles  # noqa: E402
 from lix_core import export  # noqa: E402
 from lix_core.errors import LixError  # noqa: E402
-from lix_core.export import OUTPUTS, agreement, export_network, store_as_float16  # noqa: E402
+from lix_core.export import OUTPUTS, StaticSame, agreement, export_network, store_as_float16, with_static_padding  # noqa: E402
 from lix_core.labels import STREET  # noqa: E402
 from lix_core.models import networks  # noqa: E402
-from lix_core.models.decoders import DECODERS, Decoder, upsample  # noqa: E402
-from lix_core.models.encoders import Pyramid  # noqa: E402
+from lix_core.models.decoders import DECODERS  # noqa: E402
+from lix_core.models.encoders import build_encoder  # noqa: E402
 from lix_core.models.fusion import FUSIONS  # noqa: E402
 from lix_core.models.networks import Student, Teacher  # noqa: E402
 from lix_core.runtime.backends import BackendOptions, available_backends, load_backend  # noqa: E402
 from lix_core.runtime.bundle import Bundle, InputSpec, Manifest, SizePolicy, XSpec  # noqa: E402
 from lix_core.runtime.segmenter import Segmenter  # noqa: E402
+from small_networks import Stages, use_small_parts  # noqa: E402
 
 BACKENDS = [name for name, lacking in available_backends().items() if not lacking]
 F32 = BackendOptions(threads=1, precision="f32")
-
-
-class Stages(nn.Module):
-    """An encoder of few convolutions: exporting takes time in proportion to the layers, and any encoder will do."""
-
-    mean, std = (120.0, 115.0, 100.0), (60.0, 58.0, 57.0)
-
-    def __init__(self, in_channels: int):
-        super().__init__()
-        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, 2, 1) for i, o in ((in_channels, 8), (8, 12), (12, 16)))
-        self.feature_info = SimpleNamespace(channels=lambda: [8, 12, 16], reduction=lambda: [2, 4, 8])
-
-    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        stages = []
-        for conv in self.convs:
-            x = conv(x).relu()
-            stages.append(x)
-        return stages
-
-
-class Thin(Decoder):
-    """A decoder of one convolution beside the head, for the same reason. It looks at all stages."""
-
-    def __init__(self, pyramid: Pyramid, num_classes: int):
-        super().__init__()
-        self.factors = [stride // pyramid.strides[0] for stride in pyramid.strides]
-        self.channels, self.output_stride = 6, pyramid.strides[0]
-        self.mix = nn.Conv2d(sum(pyramid.channels), self.channels, 1)
-        self.dropout, self.head = nn.Dropout2d(0.1), nn.Conv2d(self.channels, num_classes, 1)
-
-    def features(self, stages: list[torch.Tensor]) -> torch.Tensor:
-        return self.mix(torch.cat([upsample(stage, factor) for stage, factor in zip(stages, self.factors)], 1)).relu()
-
-
-def use_small_parts(patch: pytest.MonkeyPatch) -> None:
-    """`build_encoder` gives `Stages` whatever the name, and there is a decoder `thin`."""
-    patch.setattr(networks, "build_encoder", lambda name, weights="auto", in_channels=3: Stages(in_channels))
-    patch.setitem(DECODERS, "thin", Thin)
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +83,38 @@ def check_mask_and_confidence(mask: np.ndarray, confidence: np.ndarray, logits: 
     np.testing.assert_array_equal(mask[0][clear], full.argmax(0)[clear])
     assert clear.mean() > 0.95
     np.testing.assert_allclose(confidence, torch.from_numpy(logits).softmax(1).amax(1).numpy(), atol=1e-5)
+
+
+# Convolutions whose padding depends on the size of what they see, as TensorFlow's, which the encoder that ships has.
+
+
+@torch.inference_mode()
+@hypothesis.settings(max_examples=25)
+@hypothesis.given(
+    kernel=st.sampled_from([1, 2, 3, 5, 7]),
+    stride=st.sampled_from([1, 2, 4]),
+    dilation=st.sampled_from([1, 2]),
+    size=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    bias=st.booleans(),
+    depthwise=st.booleans(),
+)
+def test_static_padding_equals_tensorflows_same_padding_on_multiples_of_the_stride(kernel, stride, dilation, size, bias, depthwise):
+    conv = Conv2dSame(4, 8, kernel, stride=stride, dilation=dilation, groups=4 if depthwise else 1, bias=bias)
+    image = torch.randn(1, 4, 32 * size[0], 32 * size[1])
+    assert torch.allclose(StaticSame(conv)(image), conv(image), atol=1e-5)
+
+
+@torch.inference_mode()
+def test_a_network_with_static_padding_computes_the_same():
+    torch.manual_seed(0)
+    network = build_encoder("tf_efficientnet_lite0", "none").eval()
+    image = torch.randn(1, 3, 64, 96)
+    expected = network(image)
+    dynamic = sum(isinstance(m, Conv2dSame) for m in network.modules())
+    with_static_padding(network)
+    assert dynamic > 0 and not any(isinstance(m, Conv2dSame) for m in network.modules())
+    assert sum(isinstance(m, StaticSame) for m in network.modules()) == dynamic
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(network(image), expected, strict=True))
 
 
 # The student that ships.

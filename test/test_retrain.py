@@ -49,6 +49,7 @@ from lix_core.training.retrain import (
 )
 from lix_core.training.run import fit, load_network
 from recorded import PERIOD, START, Recorded, camera_info, image, text, write
+from small_networks import use_small_parts
 from tiny_street import TINY, TinyStreet
 
 CAMERA = Camera(96, 64, (60.0, 0, 48, 0, 60.0, 32, 0, 0, 1))
@@ -73,7 +74,7 @@ def old_config(kind: str, steps: int) -> object:
         "model": {"kind": kind, "encoder": "mobilenetv3_small_050", "weights": "none"},
         "optim": {"steps": steps, "steps_per_epoch": steps, "warmup": 2, "lr": 1e-2, "encoder_lr": 1.0, "ema": 0.5},
         "trainer": {"accelerator": "cpu", "sheet_frames": 0},
-        "distill": {"method": "none"},
+        "distill": {"method": "none", "lix": {"features": ["stage3", "decoder"]}},
     }
     return from_dict(tree)
 
@@ -103,7 +104,8 @@ def write_drive(path: Path, frames: int = 40, labels: bool = True, night: bool =
 def old(tmp_path_factory):
     """Folders of a teacher and a student of the tiny street by day, and a bag of it by night."""
     root = tmp_path_factory.mktemp("retrain")
-    with tiny_street.known():
+    with tiny_street.known(), pytest.MonkeyPatch.context() as patch:
+        use_small_parts(patch)
         for kind in ("teacher", "student"):
             fit(old_config(kind, 30), root / kind, quiet=True)
         write_drive(root / "night")
