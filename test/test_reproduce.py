@@ -402,7 +402,7 @@ def test_a_table_file_with_a_slip_is_named_and_the_others_are_listed(tmp_path, m
     listed = CliRunner().invoke(app, ["reproduce"]).output.splitlines()
     assert len(listed) == 8 and listed[-1].split() == ["whole", "T"]
     refused = CliRunner().invoke(app, ["reproduce", "whole", "--data", "tyny=x"])
-    assert "--data tyny: the table needs tiny (did you mean tiny" in str(refused.exception)
+    assert "--data tyny: needed is tiny (did you mean tiny" in str(refused.exception)
 
 
 def test_what_another_process_made_meanwhile_is_not_made_again(tmp_path, monkeypatch):

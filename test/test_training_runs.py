@@ -877,6 +877,27 @@ def test_train_distill_and_evaluate_by_command(teacher, tmp_path):
     assert "moved for the data set tiny" in str(done.exception)  # it is looked for there
 
 
+def test_the_command_says_where_data_sets_are(tmp_path):
+    tree = to_dict(tiny_config({"optim.steps": 1}))
+    sources = [*tree["data"]["sources"], tree["data"]["val"], tree["data"]["test"]]
+    for source in filter(None, sources):
+        source["root"] = ""
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tree))
+    for given, words in [
+        ((), "where is the data set tiny? Name its folder (--data tiny=FOLDER"),
+        (("--data", "tiny"), "--data is written NAME=FOLDER"),
+        (("--data", "tyny=."), "--data tyny: needed is tiny (did you mean tiny?)"),
+        (("--data", f"tiny={tmp_path}/nowhere"), "nowhere for the data set tiny"),
+    ]:
+        done = lix("train", "student", tmp_path / "tiny.yaml", *given, "--out", tmp_path / "run")
+        assert words in str(done.exception), (given, done.exception)
+        assert not (tmp_path / "run" / "config.yaml").exists()
+    done = lix("train", "student", tmp_path / "tiny.yaml", "--data", f"tiny={tmp_path}", "--out", tmp_path / "run")
+    assert done.exit_code == 0, done.output
+    data = RunResult.load(tmp_path / "run").config["data"]
+    assert {source["root"] for source in (*data["sources"], data["val"], data["test"]) if source} == {str(tmp_path)}
+
+
 def test_wrong_commands_say_what_is_right(tmp_path):
     for arguments, words in [
         (("train", "techer", "world_lix", "--out", tmp_path), "teacher or student"),

@@ -15,9 +15,9 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table as Grid
 
+from lix_core.cli.places import DATA, places_of
 from lix_core.errors import TrainingError
 from lix_core.files import make_folder
-from lix_core.options import nearest
 from lix_core.progress import progress_bar
 from lix_core.workers import cores
 
@@ -26,7 +26,6 @@ WORK = typer.Option(Path("out/runs"), help="Folder for the runs while they last.
 SEEDS = typer.Option("", help="Only these seeds, as 0,1,2; empty: those of the table.")
 JOBS = typer.Option(1, min=1, help="Runs at the same time, each with its share of the cores.")
 KEEP = typer.Option(False, "--keep", help="Keep the folders of the runs: checkpoints, curves, sheets.")
-DATA = typer.Option([], "--data", help="Where a data set is, as NAME=FOLDER; may be repeated.")
 
 
 def reproduce(
@@ -42,6 +41,7 @@ def reproduce(
     keep: bool = KEEP,
 ) -> None:
     """Run a table of methods, or go on with it, and write it as JSON and Markdown."""
+    from lix_core.data.registry import DATASETS
     from lix_core.training.table import Table, table_names
 
     if table is None:
@@ -53,7 +53,7 @@ def reproduce(
             print(f"{name:24} {title}")
         return
     chosen = Table.load(table).narrowed(words(rows), numbers(seeds, "--seeds"), numbers(folds, "--folds"))
-    places, streets = roots(data, chosen.datasets), None
+    places, streets = places_of(data, chosen.datasets, DATASETS), None  # a row that is left out may need others
     if "world" not in places and "world" in chosen.datasets:
         streets = work.parent / "table_world"
         places["world"] = str(streets)
@@ -168,15 +168,3 @@ def numbers(text: str, option: str) -> list[int]:
         return [int(word) for word in words(text)]
     except ValueError:
         raise TrainingError(f"{option} takes whole numbers separated by commas, such as 0,1,2; got {text!r}") from None
-
-
-def roots(pairs: list[str], datasets: set[str]) -> dict[str, str]:
-    from lix_core.data.registry import DATASETS
-
-    found = dict(pair.partition("=")[::2] for pair in pairs)
-    for name, path in found.items():
-        if not path:
-            raise TrainingError(f"--data is written NAME=FOLDER, for example --data camvid=~/data/camvid; got {name!r}")
-        if name not in datasets and name not in DATASETS:  # of which a row may have its own
-            raise TrainingError(f"--data {name}: the table needs {', '.join(sorted(datasets))}{nearest(name, datasets)}")
-    return found

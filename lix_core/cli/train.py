@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lix_core.cli.places import DATA, places_of
 from lix_core.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def train(
     kind: str = typer.Argument(..., help="teacher (RGB and X) or student (RGB alone, from the labels alone)."),
     config: str = CONFIG,
     overrides: Optional[list[str]] = OVERRIDES,
+    data: list[str] = DATA,
     out: Path = OUT,
     start: Optional[Path] = START,
     resume: bool = RESUME,
@@ -38,26 +40,33 @@ def train(
     if kind not in ("teacher", "student"):
         raise TrainingError(f"lix train takes teacher or student, got {kind!r}")
     fixed = [f"model.kind={kind}", *(["distill.method=none"] if kind == "student" else [])]
-    run(config, [*(overrides or []), *fixed], out, None, start, resume)
+    run(config, [*(overrides or []), *fixed], data, out, None, start, resume)
 
 
 def distill(
     config: str = CONFIG,
     overrides: Optional[list[str]] = OVERRIDES,
+    data: list[str] = DATA,
     teacher: Path = typer.Option(..., help="Run folder of the teacher, made by `lix train teacher`."),
     out: Path = OUT,
     start: Optional[Path] = START,
     resume: bool = RESUME,
 ) -> None:
     """Train a student under a teacher, by the method that the configuration names in distill.method."""
-    run(config, [*(overrides or []), "model.kind=student"], out, teacher, start, resume)
+    run(config, [*(overrides or []), "model.kind=student"], data, out, teacher, start, resume)
 
 
-def run(config: str, overrides: list[str], out: Path, teacher: Optional[Path], start: Optional[Path], resume: bool) -> None:
+def run(
+    config: str, overrides: list[str], data: list[str], out: Path, teacher: Optional[Path], start: Optional[Path], resume: bool
+) -> None:
     from lix_core.training.config import load_config
     from lix_core.training.cpu import keep_freed_memory
 
     chosen = load_config(config, overrides)
+    sources = chosen.data.all_sources
+    places = places_of(data, {source.dataset for source in sources})
+    for source in sources:
+        source.root = places.get(source.dataset, source.root)
     if teacher and chosen.distill.method == "none":
         raise TrainingError(
             f"distill.method is none: {teacher} would teach nothing. Name a method, as distill.method=lix, or use lix train"

@@ -44,6 +44,10 @@ def open_dataset(name: str, root: str | Path, split: str, x: str = "", **options
     for option in options:
         if option not in known:
             raise DataError(f"the data set {name} has no option {option!r}; it has {', '.join(known) or 'none'}")
+    if not str(root):
+        raise DataError(
+            f"where is the data set {name}? Name its folder (--data {name}=FOLDER, or root of the source); it is had from {dataset.source}"
+        )
     if not expanded(root).is_dir():
         raise DataError(
             f"there is no folder {expanded(root).absolute()} for the data set {name}: name where it is (root of the source, or --data), "

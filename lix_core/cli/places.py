@@ -1,0 +1,26 @@
+"""Where data sets are, as a user says it: `--data NAME=FOLDER`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import typer
+
+from lix_core.errors import TrainingError
+from lix_core.options import nearest
+
+DATA = typer.Option([], "--data", help="Where a data set is, as NAME=FOLDER; may be repeated.")
+
+
+def places_of(pairs: Iterable[str], needed: Iterable[str], also: Iterable[str] = ()) -> dict[str, str]:
+    """Name of a data set -> its folder. needed: data sets that there is use for. also: others that do no harm.
+
+    Raises TrainingError on words that are no NAME=FOLDER, and on a data set that nothing needs.
+    """
+    found = dict(pair.partition("=")[::2] for pair in pairs)
+    for name, path in found.items():
+        if not path:
+            raise TrainingError(f"--data is written NAME=FOLDER, for example --data camvid=~/data/camvid; got {name!r}")
+        if name not in {*needed, *also}:
+            raise TrainingError(f"--data {name}: needed is {', '.join(sorted(needed))}{nearest(name, needed)}")
+    return found
