@@ -23,7 +23,7 @@ TORCH_BACKEND = "lix_core.runtime.backends.torch_backend"
 RUNTIME = [
     name
     for name in MODULES
-    if name in {f"lix_core.{part}" for part in ("labels", "camera", "pixels", "pairing", "errors", "metrics", "viz", "progress", "command")}
+    if name in {f"lix_core.{part}" for part in ("labels", "camera", "pixels", "pairing", "errors", "metrics", "viz", "progress")}
     or name.startswith(("lix_core.runtime", "lix_core.geometry", "lix_core.cli", "lix_core.bags"))
     and name != TORCH_BACKEND
     and not name.startswith("lix_core.geometry.batch")

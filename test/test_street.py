@@ -25,7 +25,7 @@ def test_street_is_small_and_tells_its_classes_licences_and_scores(bundle: Bundl
     assert manifest.labels == STREET
     assert "non-commercial" in manifest.licence
     assert all({"name", "licence", "source"} <= d.keys() for d in manifest.data)
-    score = manifest.metrics["CamVid val"]
+    score = manifest.metrics["camvid val"]
     assert score["miou"] == pytest.approx(np.mean(list(score["iou"].values())), abs=1e-3)
     assert set(score["iou"]) == set(STREET.names)
     for word in ("Licence", "Known weaknesses", *STREET.names):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import sys
-from importlib.metadata import entry_points
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, entry_points, requires
 
 import typer
+from rich.console import Console
 
 from lix_core import __version__
 from lix_core.cli import bag, compare, doctor, evaluate, export, models, predict, reproduce, retrain, train, world
-from lix_core.command import told
 from lix_core.errors import LixError
 from lix_core.files import expanded
 
@@ -68,6 +70,40 @@ def at_home(argument: str) -> str:
     """An argument with the `~` of its path resolved: no shell does that in quotes or after `--out=`."""
     option, path = re.fullmatch(r"(--[\w-]+=|-o)?(.*)", argument, re.DOTALL).groups("")
     return f"{option}{expanded(path)}" if path.startswith("~/") else argument
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Ends the process with one line and status 2 for an error of lix or a package that is missing, with 130 for Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except LixError as error:
+        refuse(str(error))
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        if not (extra := extra_with(module)):
+            raise
+        refuse(
+            f"this needs {module}, which the extra `{extra}` brings: pip install -c constraints.txt -e '.[{extra}]' in the sources of lix"
+        )
+
+
+def extra_with(module: str) -> str:
+    """The extra of lix that brings a module, "" where none does. Their distributions are called as their modules are."""
+    try:
+        lines = requires("lix") or []
+    except PackageNotFoundError:  # run from the sources, not installed
+        return ""
+    pairs = (re.fullmatch(r"([\w.-]+).*extra == ['\"](\w+)['\"]", line) for line in lines)
+    extras = {pair[2] for pair in pairs if pair and pair[1] == module} - {"test", "dev"}
+    return min(extras, default="")
+
+
+def refuse(reason: str) -> None:
+    Console(stderr=True).print(f"lix: {reason}", style="red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(2)
 
 
 def main() -> None:
