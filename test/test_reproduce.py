@@ -534,6 +534,24 @@ def test_variations_of_further_seeds_join_those_that_are_there(tmp_path, monkeyp
     assert json.loads((tmp_path / "ablation.json").read_text()) == data
 
 
+@pytest.mark.parametrize("root", ["", "/elsewhere"])
+def test_variations_are_told_where_data_sets_are(tmp_path, monkeypatch, root):
+    seen = set()
+
+    def run_cell(cell, *_):
+        seen.update(source.root for source in cell.config.data.all_sources)
+        return run([[4, 0], [0, 4]])
+
+    monkeypatch.setattr(module, "run_cell", run_cell)
+    tree = copy.deepcopy(BASE)
+    tree["data"]["sources"][0]["root"] = tree["data"]["test"]["root"] = root
+    (tmp_path / "c.yaml").write_text(json.dumps(tree | {"distill": {"method": "none"}}))
+    typed = ["ablate", tmp_path / "c.yaml", "optim.lr=0.1,0.2", "--seeds", "0", "--out", tmp_path, "--work", tmp_path / "work"]
+    done = CliRunner().invoke(app, [str(word) for word in (*typed, "--data", f"tiny={tmp_path}")])
+    assert done.exit_code == 0, done.output
+    assert seen == {str(tmp_path)}
+
+
 def test_variations_make_one_row_for_each_value(tmp_path):
     config = tmp_path / "c.yaml"
     config.write_text(json.dumps({**BASE, "distill": {"method": "kd"}}))

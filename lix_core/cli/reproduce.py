@@ -65,6 +65,7 @@ def ablate(
     variations: list[str] = typer.Argument(
         ..., help="key=value,value,...: one row for each value; key=value with one value is for all rows."
     ),
+    data: list[str] = DATA,
     teacher: Optional[Path] = typer.Option(None, help="Folder of the teacher's run."),
     name: str = typer.Option("ablation", help="Name of the table."),
     metric: str = typer.Option("miou", help="`miou`, or a class whose IoU counts."),
@@ -76,7 +77,7 @@ def ablate(
 ) -> None:
     """Compare values of options: the configuration as it is, and each value of each option alone, over several seeds."""
     from lix_core.training.results import title_and_seeds
-    from lix_core.training.table import Table, table_names
+    from lix_core.training.table import Table, sources_of, table_names
 
     if Path(name).name != name:
         raise TrainingError(f"--name is that of a table and of its files in --out, without folders; got {name!r}")
@@ -90,7 +91,10 @@ def ablate(
     taught = ["--teacher", str(teacher)] if teacher else []
     whole = ["lix", "ablate", config, *variations, *taught, "--name", name, "--metric", metric, "--seeds", ",".join(map(str, chosen.seeds))]
     chosen = replace(chosen, command=shlex.join(whole)).narrowed(seeds=some)
-    run(chosen, out, work, {}, [], jobs, keep, teacher)
+    places = places_of(data, chosen.datasets)
+    for source in sources_of(chosen.base["data"]):
+        source["root"] = places.get(source["dataset"], source["root"])
+    run(chosen, out, work, places, [], jobs, keep, teacher)
 
 
 def render_world(root: Path, progress: Progress) -> None:

@@ -336,10 +336,9 @@ def root_of(dataset: str, roots: Mapping[str, str]) -> str:
     try:
         return roots[dataset]
     except KeyError:
-        words = (
-            f"the data set {dataset} is needed: say where it is, for a table with --data {dataset}=FOLDER, otherwise as root of its source"
-        )
-        raise DataError(words) from None
+        raise DataError(
+            f"the data set {dataset} is needed: say where it is with --data {dataset}=FOLDER, or as root of its source"
+        ) from None
 
 
 def values_of(text: str) -> list[str]:
