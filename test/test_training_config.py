@@ -85,6 +85,7 @@ def test_bases_in_a_circle_are_refused(tmp_path):
         ("optim.lr=.nan", "optim.lr must be finite, got nan"),
         ("distill.lix.logit=.inf", "distill.lix.logit must be finite, got inf"),
         ("data.crop.0.1=5", "data.crop.0 is 32, and has no 1"),
+        ("data.crop.0.a.b=1", "data.crop.0 is 32, and has no a"),
         ("data.flip=2", "data.flip must be 0 to 1, got 2"),
         ("data.crop=[32]", r"data.crop must be 2 numbers, got \[32\]"),
         ("data.crop=[0, 32]", r"data.crop must be at least 1, got \[0, 32\]"),
@@ -151,6 +152,7 @@ def test_the_value_of_an_override_is_yaml():
     for change in ("a.b=[1, x]", "a.c='1'", "d="):
         override(tree, change)
     assert tree == {"a": {"b": [1, "x"], "c": "1"}, "d": None}
+    assert from_dict({"data": {"x": None}}).data.x == "" and from_dict({"data": {"val": None}}).data.val is None
 
 
 def test_the_reference_in_the_docs_is_that_of_the_dataclasses():

@@ -15,12 +15,14 @@ DATA = typer.Option([], "--data", help="Where a data set is, as NAME=FOLDER; may
 def places_of(pairs: Iterable[str], needed: Iterable[str], also: Iterable[str] = ()) -> dict[str, str]:
     """Name of a data set -> its folder. needed: data sets that there is use for. also: others that do no harm.
 
-    Raises TrainingError on words that are no NAME=FOLDER, and on a data set that nothing needs.
+    Raises TrainingError on words that are no NAME=FOLDER, on a data set that nothing needs, and on two folders of one.
     """
-    found = dict(pair.partition("=")[::2] for pair in pairs)
-    for name, path in found.items():
+    found: dict[str, str] = {}
+    for name, path in (pair.partition("=")[::2] for pair in pairs):
         if not path:
             raise TrainingError(f"--data is written NAME=FOLDER, for example --data camvid=~/data/camvid; got {name!r}")
         if name not in {*needed, *also}:
             raise TrainingError(f"--data {name}: needed is {', '.join(sorted(needed))}{nearest(name, needed)}")
+        if found.setdefault(name, path) != path:
+            raise TrainingError(f"--data {name} is given twice, {found[name]} and {path}: name one folder")
     return found

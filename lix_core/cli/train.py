@@ -39,8 +39,8 @@ def train(
     """Train a teacher, or a student without one: the control of every distillation."""
     if kind not in ("teacher", "student"):
         raise TrainingError(f"lix train takes teacher or student, got {kind!r}")
-    fixed = [f"model.kind={kind}", *(["distill.method=none"] if kind == "student" else [])]
-    run(config, [*(overrides or []), *fixed], data, out, None, start, resume)
+    fixed = {"model.kind": kind, **({"distill.method": "none"} if kind == "student" else {})}
+    run(config, decided(overrides or [], fixed, f"lix train {kind}"), data, out, None, start, resume)
 
 
 def distill(
@@ -53,7 +53,17 @@ def distill(
     resume: bool = RESUME,
 ) -> None:
     """Train a student under a teacher, by the method that the configuration names in distill.method."""
-    run(config, [*(overrides or []), "model.kind=student"], data, out, teacher, start, resume)
+    run(config, decided(overrides or [], {"model.kind": "student"}, "lix distill"), data, out, teacher, start, resume)
+
+
+def decided(overrides: list[str], fixed: dict[str, str], command: str) -> list[str]:
+    """Overrides and what a command decides itself. Raises TrainingError where one asks for something else."""
+    for change in overrides:
+        key, _, value = (part.strip() for part in change.partition("="))
+        if fixed.get(key, value) != value:
+            instead = "; lix distill is for students with a teacher" if key == "distill.method" else ""
+            raise TrainingError(f"{change}: {command} decides {key} itself, as {fixed[key]}{instead}")
+    return [*overrides, *(f"{key}={value}" for key, value in fixed.items())]
 
 
 def run(

@@ -233,13 +233,13 @@ def override(tree: dict[str, Any], change: str) -> None:
     node: Any = tree
     for number, key in enumerate(parents):
         if isinstance(node, list):
-            node = node[_place(node, key, ".".join(parents[:number]))]
+            node, where = node[_place(node, key, ".".join(parents[:number]))], parents[: number + 1]
+            if not isinstance(node, (dict, list)):
+                raise TrainingError(f"{'.'.join(where)} is {node!r}, and has no {[*parents, last][number + 1]}")
             continue
         if not isinstance(node.get(key), (dict, list)):
             node[key] = {}
         node = node[key]
-    if not isinstance(node, (dict, list)):
-        raise TrainingError(f"{'.'.join(parents)} is {node!r}, and has no {last}")
     node[_place(node, last, ".".join(parents)) if isinstance(node, list) else last] = value
 
 
@@ -269,6 +269,8 @@ def _convert(wanted: Any, value: Any, path: str) -> Any:
         return items if origin is list else tuple(items)
     if origin is dict and isinstance(value, dict):
         return dict(value)
+    if wanted is str and value is None:  # nothing after the `=` or the colon
+        return ""
     if wanted is Any or isinstance(value, origin or wanted) and not (wanted is int and isinstance(value, bool)):
         return value
     if wanted is float and not isinstance(value, bool):
