@@ -98,7 +98,7 @@ def test_the_page_pairs_rows_with_the_control_seed_by_seed():
     runs["kd/fold0/seed0"] = run([[1, 0], [0, 1]])
     text = page(pair, summary(pair, runs, ["optim.steps=2"]))
     assert "| kd | 1.000 | +50.0 | 1 |" in text and "| control | 0.750 ± 0.354 | - | 2 |" in text
-    assert "`lix reproduce tiny optim.steps=2`" in text and "3 runs, 0.03 hours on cpu" in text
+    assert "`lix reproduce tiny --data tiny=FOLDER optim.steps=2`" in text and "3 runs, 0.03 hours on cpu" in text
     assert "no seed has whole yet: `teacher`." in text
     runs["kd/fold0/seed1"] = runs.pop("kd/fold0/seed0")  # of the other seed alone
     assert "| kd | 1.000 | +0.0 | 1 |" in page(pair, summary(pair, runs, []))
@@ -131,7 +131,11 @@ def test_the_terminal_shows_what_rows_are_set_against(monkeypatch, capsys):
     counts = {"few": [[1, 1], [0, 1]], "kd": [[1, 0], [0, 1]], "teacher": [[1, 0], [0, 1]]}
     show(summary(own, {f"{name}/fold0/seed0": run(each) for name, each in counts.items()}, []), own, Path("results/tiny.md"))
     lines = [[word.strip() for word in each.split("│")[1:-1]] for each in capsys.readouterr().out.splitlines() if "│" in each]
-    assert lines == [["few", "0.5000", "-", "-", "1"], ["kd", "1.0000", "-", "+50.0", "1"], ["teacher", "1.0000", "-", "-", "1"]]
+    assert lines == [
+        ["few", "0.5000", "-", "-", "1"],
+        ["kd", "1.0000", "-", "+50.0 against few", "1"],
+        ["teacher", "1.0000", "-", "-", "1"],
+    ]
 
 
 def test_the_picture_of_a_table_has_what_its_rows_gain_and_is_there_once_one_is(tmp_path):
@@ -163,6 +167,19 @@ def test_a_teacher_that_is_scored_on_other_frames_is_not_set_against_the_control
     for changes, difference in (([], "+0.0"), (["data.test={dataset: tiny, split: val}"], "-")):
         one = table(seeds=[0], teachers={"teacher": changes})
         assert f"| teacher | 1.000 | {difference} | 1 |" in page(one, summary(one, runs, []))
+
+
+def test_a_result_tells_whose_weights_a_row_begins_with_and_what_it_is_set_against(tmp_path):
+    plain = {"set": ["distill.method=none"]}
+    rows = {"control": plain, "first": plain, "kd": {"set": ["distill.method=kd"]}, "then": {**plain, "start": "kd", "control": "first"}}
+    one = table(seeds=[0], rows=rows)
+    runs = {f"{name}/fold0/seed0": run([[4, 0], [0, 4]]) for name in rows}
+    data = summary(one, runs, [])
+    told = {"control": {}, "first": {}, "kd": {"teacher": "teacher"}, "then": {"start": "kd", "control": "first"}}
+    assert data["protocol"]["rows"] == {name: {"set": rows[name]["set"], **others} for name, others in told.items()}
+    text = page(one, data)
+    assert "| then | 1.000 | +0.0 against first | 1 |" in text and "| kd | 1.000 | +0.0 | 1 |" in text
+    assert list(gains_of(one, data)) == ["first", "kd", "then\nagainst first"]
 
 
 def test_folds_and_seeds_are_filled_in_as_numbers():
@@ -327,7 +344,10 @@ def test_other_options_and_other_processes_leave_each_others_runs_in_the_file(tm
     plain = reproduce(table(seeds=[0]), tmp_path, tmp_path / "work", ROOTS)
     tried = reproduce(table(seeds=[0]), tmp_path, tmp_path / "work", ROOTS, ["optim.steps=1"])
     assert len(tried["runs"]) == 6 and tried["protocol"]["runs"] == 3 and set(plain["runs"]) < set(tried["runs"])
-    assert tried["protocol"]["base"]["optim"]["steps"] == 1 and tried["protocol"]["command"] == "lix reproduce tiny optim.steps=1"
+    assert (
+        tried["protocol"]["base"]["optim"]["steps"] == 1
+        and tried["protocol"]["command"] == "lix reproduce tiny --data tiny=FOLDER optim.steps=1"
+    )
     again = reproduce(table(seeds=[0]), tmp_path, tmp_path / "work", ROOTS)
     assert again["rows"] == plain["rows"] and len(again["runs"]) == 6
     # Two records that were opened before the other had anything.
@@ -530,7 +550,10 @@ def test_variations_of_further_seeds_join_those_that_are_there(tmp_path, monkeyp
     assert [row["seeds"] for row in data["rows"].values()] == [[0, 1, 2]] * 3 and data["protocol"]["command"].endswith("--seeds 0,1,2")
     assert "of other settings" not in (tmp_path / "ablation.md").read_text()
     done = CliRunner().invoke(app, [str(word) for word in [*typed, "optim.steps=9"]])
-    assert f"ablation.json is of 'Variations of {config}', whose page this would replace" in str(done.exception)
+    title = f"Variations of optim.lr in {config}"
+    assert f"ablation.json is of '{title}', whose page this would replace" in str(done.exception)
+    done = CliRunner().invoke(app, [str(word) for word in typed[:2] + ["optim.clip=1,2"] + typed[3:]])
+    assert f"ablation.json is of '{title}', whose page this would replace" in str(done.exception)
     assert json.loads((tmp_path / "ablation.json").read_text()) == data
 
 
@@ -564,3 +587,9 @@ def test_variations_make_one_row_for_each_value(tmp_path):
     assert tau == [4.0, 1.0, 2.0] and made.base["optim"]["lr"] == 0.1
     with pytest.raises(TrainingError, match="nothing varies"):
         Table.of_variations("a", str(config), ["optim.lr=0.1"], "miou", [0])
+    for variations, words in (
+        (["optim.lr=0.1,0.2,0.1"], "optim.lr=0.1 is given twice"),
+        (["distill.method=none", "distill.kd.tau=1,2"], "distill.kd.tau changes nothing where distill.method is none"),
+    ):
+        with pytest.raises(TrainingError, match=words):
+            Table.of_variations("a", str(config), variations, "miou", [0])

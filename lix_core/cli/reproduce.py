@@ -158,7 +158,7 @@ def show(result: dict, table, page: Path) -> None:
         found = row[table.key]
         mean, std = ("-" if found[part] is None else f"{found[part]:.4f}" for part in ("mean", "std"))
         control = result["rows"].get(table.control_of(name))
-        grid.add_row(escape(name), mean, std, against(row, control, table.key), str(len(found["per_seed"])))
+        grid.add_row(escape(name), mean, std, against(row, control, table.key, table.other_control(name)), str(len(found["per_seed"])))
     Console().print(grid)
     print(page)
 

@@ -22,7 +22,7 @@ from lix_core.metrics import ConfusionMatrix, rounded
 from lix_core.training.card import markdown_table
 from lix_core.training.config import override
 from lix_core.training.report import gains
-from lix_core.training.table import Cell, Table
+from lix_core.training.table import CONTROL, Cell, Row, Table
 
 
 class Record:
@@ -138,7 +138,7 @@ def summary(table: Table, runs: Mapping[str, Mapping[str, Any]], overrides: Sequ
         override(base, change)
     base.get("data", {}).pop("workers", None)
     protocol = {
-        "command": " ".join([table.command or f"lix reproduce {table.name}", *map(shlex.quote, overrides)]),
+        "command": " ".join([table.command or table.typed(), *map(shlex.quote, overrides)]),
         "metric": "mIoU" if table.metric == "miou" else f"IoU of {table.metric}",
         "folds": list(table.folds),
         "seeds": list(table.seeds),
@@ -147,10 +147,17 @@ def summary(table: Table, runs: Mapping[str, Mapping[str, Any]], overrides: Sequ
         "devices": sorted({run["device"] for run in runs.values()}),
         "git_revisions": sorted({run["git_revision"] for run in runs.values()}),
         "base": base,
-        "rows": {row.name: {"set": list(row.overrides), "teacher": row.teacher} for row in table.rows},
+        "rows": {row.name: told_of(row, table) for row in table.rows},
         "teachers": {name: list(changes) for name, changes in table.teachers.items()},
     }
     return {"title": table.title, "rows": rows, "protocol": protocol, "runs": dict(sorted(runs.items()))}
+
+
+def told_of(row: Row, table: Table) -> dict[str, Any]:
+    """What makes a row: its options and, where it has them, who teaches it, whose weights it begins with, and another control than most."""
+    taught, control = row.teacher if table.distills(row) else "", table.control_of(row.name)
+    others = {"teacher": taught, "start": row.start, "control": control if control not in (CONTROL, row.name) else ""}
+    return {"set": list(row.overrides), **{key: name for key, name in others.items() if name}}
 
 
 def page(table: Table, data: Mapping[str, Any]) -> str:
@@ -163,7 +170,7 @@ def page(table: Table, data: Mapping[str, Any]) -> str:
     for name, row in rows.items():
         control = rows.get(table.control_of(name))
         apart = [row.get("shown", row.get("groups", {})).get(group) for group in extra]
-        compared = [against(row, control, key), *[folds_ahead(row, control) for _ in folds]]
+        compared = [against(row, control, key, table.other_control(name)), *[folds_ahead(row, control) for _ in folds]]
         body.append([name, plus_minus(row[key]), *compared, len(row["seeds"]), *map(plus_minus, apart)])
     lines = [f"# {table.title}", "", markdown_table(head, body)]
     hours, devices = protocol["hours"], ", ".join(protocol["devices"])
@@ -189,11 +196,13 @@ def page(table: Table, data: Mapping[str, Any]) -> str:
 
 
 def gains_of(table: Table, data: Mapping[str, Any]) -> dict[str, tuple[list[float], list[float]]]:
-    """Of each row but teachers, which are far above, its differences to the control [points]: those of seeds, and those of folds."""
+    """Of each row but teachers, which are far above, its differences to the control [points]: those of seeds, and those of folds. The names
+    tell of another control."""
     key = table.key
     rows = {name: (row, data["rows"].get(table.control_of(name))) for name, row in data["rows"].items() if name not in table.teachers}
     found = {name: (differences(*pair, key), fold_differences(*pair)) for name, pair in rows.items()}
-    return {name: points for name, points in found.items() if points[0]}
+    others = {name: f"\nagainst {control}" if (control := table.other_control(name)) else "" for name in found}
+    return {name + others[name]: points for name, points in found.items() if points[0]}
 
 
 def plus_minus(found: Mapping[str, Any] | None) -> str:
@@ -202,13 +211,14 @@ def plus_minus(found: Mapping[str, Any] | None) -> str:
     return f"{found['mean']:.3f}" + (f" ± {found['std']:.3f}" if found["std"] is not None else "")
 
 
-def against(row: Mapping[str, Any], control: Mapping[str, Any] | None, key: str) -> str:
-    """Differences to the control on the seeds that both have [points]: their mean and, of several, each in brackets."""
+def against(row: Mapping[str, Any], control: Mapping[str, Any] | None, key: str, name: str = "") -> str:
+    """Differences to the control on the seeds that both have [points]: their mean and, of several, each in brackets. name: of the control,
+    where it shall be told."""
     points = differences(row, control, key)
     if not points:
         return "-"
     each = f" ({', '.join(f'{value:+.1f}' for value in points)})" if len(points) > 1 else ""
-    return f"{float(np.mean(points)):+.1f}{each}"
+    return f"{float(np.mean(points)):+.1f}{each}" + (f" against {name}" if name else "")
 
 
 def folds_ahead(row: Mapping[str, Any], control: Mapping[str, Any] | None) -> str:

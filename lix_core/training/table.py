@@ -142,7 +142,14 @@ class Table:
         rows = [Row(f"{key}={value}", (f"{key}={value}",), "") for key, values in split if len(values) > 1 for value in values]
         if not rows:
             raise TrainingError(f"nothing varies in {' '.join(variations)}: give an option several values, as distill.lix.tau=1,2,4")
-        title = f"Variations of {config}" + (f" with {' '.join(fixed)}" if fixed else "")
+        varied = [key for key, values in split if len(values) > 1]
+        names = [row.name for row in rows]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise TrainingError(f"{twice[0]} is given twice: one row for each value")
+        idle = [key for key in varied if key.startswith("distill.") and key != "distill.method" and base["distill"]["method"] == "none"]
+        if idle:
+            raise TrainingError(f"{idle[0]} changes nothing where distill.method is none: name a method, as distill.method=lix")
+        title = f"Variations of {', '.join(varied)} in {config}" + (f" with {' '.join(fixed)}" if fixed else "")
         return cls(name, title, metric, base, {}, (Row(CONTROL, (), ""), *rows), seeds=tuple(seeds) or (0, 1, 2))
 
     @property
@@ -151,6 +158,10 @@ class Table:
         parts = [*self.teachers.values(), *(row.overrides for row in self.rows)]
         places = {"fold": self.folds[0], "seed": self.seeds[0]}
         return {source.dataset for changes in parts for source in from_dict(filled(self.tree(changes), places)).data.all_sources}
+
+    def typed(self) -> str:
+        """The command that makes it: the simulated street need not be there."""
+        return " ".join(["lix reproduce", self.name, *(f"--data {name}=FOLDER" for name in sorted(self.datasets - {"world"}))])
 
     def tree(self, changes: Sequence[str]) -> dict[str, Any]:
         """Its base with some options changed. Raises TrainingError."""
@@ -187,6 +198,11 @@ class Table:
         own = {row.name: row.control for row in self.rows}
         own |= {teacher: "" for teacher, changes in self.teachers.items() if any(change.startswith("data.test") for change in changes)}
         return own.get(name, CONTROL)
+
+    def other_control(self, name: str) -> str:
+        """The row that a row is set against, where a reader would take it for another one: where it is not called a control."""
+        control = self.control_of(name)
+        return control if control != name and not control.startswith(CONTROL) else ""
 
     def distills(self, row: Row) -> bool:
         """Whether a row learns from its teacher."""
