@@ -234,6 +234,11 @@ def test_old_data_keep_their_share_of_every_batch_and_the_schedule_is_the_tasks(
     assert tuned(task, line_of(config), NEW_FRAMES, None, 7, "student").data.val is None
     alone = tuned(replace(task, share=1.0), line_of(config), NEW_FRAMES, VAL_FRAMES, 7, "student")
     assert [s.dataset for s in alone.data.sources] == ["bag"]
+    blind = old_config("student", 30)  # trained from labels alone: its new teacher sees X
+    blind.data.x = ""
+    assert [tuned(task, line_of(blind), NEW_FRAMES, None, 7, "student", x).data.x for x in ("", "depth")] == ["", "depth"]
+    with pytest.raises(TrainingError, match="name=week1: by their names"):
+        task_of(old, tmp_path, overrides=("name=week1",))
 
 
 @pytest.mark.parametrize(("steps", "epoch", "warmup"), [(9, 9, 0), (15, 15, 1), (80, 30, 2)])

@@ -98,6 +98,8 @@ class Retraining:
         if not 0 < self.held_out < 1:
             raise TrainingError(f"held_out is a share between 0 and 1, got {self.held_out}")
         check_blocks(self.held_out, self.block)
+        if named := [change for change in self.overrides if change.partition("=")[0].strip() == "name"]:
+            raise TrainingError(f"{named[0]}: by their names the next retraining tells these runs from the first ones; leave it out")
 
 
 @dataclass
@@ -169,7 +171,7 @@ def retrain(
         config = tuned(task, lines["teacher"], new, val, task.teacher_steps, "teacher")
         teacher = Path(fit(config, task.out / "teacher", quiet=quiet, start=task.teacher).folder)
     watch("student")
-    config = tuned(task, lines["student"], new, val, task.student_steps, "student")
+    config = tuned(task, lines["student"], new, val, task.student_steps, "student", lines["teacher"].record.x_kind)
     student = fit(config, task.out / "student", teacher, quiet=quiet, start=task.student)
     watch("comparison")
     behind = dict.fromkeys((*task.behind, task.teacher, task.student, teacher))
@@ -394,9 +396,9 @@ def bundle_of(run: Path, path: Path, behind: Sequence[Path]) -> Bundle:
     return Bundle.load(path)
 
 
-def tuned(task: Retraining, old: Lineage, new: Source, val: Source | None, steps: int, name: str) -> Config:
+def tuned(task: Retraining, old: Lineage, new: Source, val: Source | None, steps: int, name: str, x: str = "") -> Config:
     """The configuration of an old run, for `steps` on its data and on new frames, which have their share of every batch. val: what
-    chooses the checkpoint, if anything does.
+    chooses the checkpoint, if anything does. x: what its teacher sees, where the old run knew of no X.
     """
     config, first = overridden(old.record.config, unscored(task.overrides)), first_of(old).optim
     config.name, data, optim = f"{RETRAINED}{name}", config.data, config.optim
@@ -406,6 +408,7 @@ def tuned(task: Retraining, old: Lineage, new: Source, val: Source | None, steps
         places = min(places, batch - 1)
     if not places:
         raise TrainingError(f"a batch of {batch} has no room for new frames beside old ones; set data.batch=2 or more, or share to 1")
+    data.x = data.x or x
     sources = [dataclasses.replace(source, per_batch=0) for source in data.sources] if places < batch else []
     data.sources = [*sources, dataclasses.replace(new, per_batch=places)]
     data.val, data.test = val, None
