@@ -505,19 +505,26 @@ def test_frames_without_depth_go_unchecked_and_that_is_said(tmp_path, bundle):
     assert np.array_equal(pseudo_labels(extraction)[f"drive/{STAMPS[0]}"], scene()["labels"])
 
 
-@pytest.mark.parametrize("x_dropout", [0, 0.3])
-def test_a_teacher_that_never_was_without_x_labels_no_image_alone(tmp_path, x_dropout):
-    model = camera_bundle(labels=SCENE, x=XSpec("inverse_depth", 1), training={"config": {"data": {"x_dropout": x_dropout}}})
+@pytest.mark.parametrize(
+    "training, able",
+    [
+        ({"config": {"data": {"x_dropout": 0}}}, False),
+        ({"config": {"data": {"x_dropout": 0.3}}}, True),
+        ({"config": {"data": {"x_dropout": 0}}, "needs_x": False}, True),  # some of its data had none
+    ],
+)
+def test_a_teacher_that_never_was_without_x_labels_no_image_alone(tmp_path, training, able):
+    model = camera_bundle(labels=SCENE, x=XSpec("inverse_depth", 1), training=training)
     path, frames = model.save(tmp_path / "x.lix"), {STAMPS[0]: {"image": scene()["image"]}, STAMPS[1]: scene()}
     extraction = write_extraction(tmp_path / "ext", {"drive": frames})
     make_pseudo_labels(extraction, camera_bundle(labels=SCENE).save(tmp_path / "rgb.lix"), SURE)  # leaves a label for both
     report = make_pseudo_labels(extraction, path, SURE)
     labelled = [extraction.label_path(frame, "pseudo") is not None for frame in extraction.frames]
-    assert labelled == [bool(x_dropout), True] and report.frames == sum(labelled) and not report.left_out
-    told = "for them the teacher goes by the image alone" if x_dropout else "they get no labels, for .* never was without inverse_depth"
+    assert labelled == [able, True] and report.frames == sum(labelled) and not report.left_out
+    told = "for them the teacher goes by the image alone" if able else "they get no labels, for .* never was without inverse_depth"
     assert re.search(f"^1 of 2 frames have no depth: {told}", report.notes[0])
     alone = write_extraction(tmp_path / "alone", {"drive": {STAMPS[0]: frames[STAMPS[0]]}})
-    if not x_dropout:
+    if not able:
         with pytest.raises(DataError, match="can be labelled: .* never was without inverse_depth"):
             make_pseudo_labels(alone, path, SURE)
 

@@ -136,7 +136,10 @@ def test_a_share_of_labels_is_told(keep, name):
         (["CC0-1.0", "MIT"], "made from data under CC0-1.0; MIT"),
         (["CC0-1.0", "CC BY-NC-SA 3.0"], "made from data under CC BY-NC-SA 3.0 (1): for non-commercial use"),
         (["some terms: Non-Commercial research"], "made from data under some terms: Non-Commercial research (0): for non-commercial use"),
-        (["noncommercial", "unknown"], "made from data under noncommercial (0): for non-commercial use"),
+        (
+            ["noncommercial", "unknown"],
+            "unknown: made from 1, whose licence is not known; and from data under noncommercial (0), for non-commercial use",
+        ),
         (["MIT", "unknown; images under others"], "unknown: made from 1, whose licence is not known"),
         (["licence of Vancouver, synchronised"], "made from data under licence of Vancouver, synchronised"),
     ],

@@ -32,7 +32,7 @@ from lix_core.cli.main import app
 from lix_core.data.registry import open_dataset
 from lix_core.distill.config import DistillConfig, LIXConfig
 from lix_core.distill.objective import build_distiller
-from lix_core.errors import SourceError, TrainingError
+from lix_core.errors import DataError, SourceError, TrainingError
 from lix_core.labels import Label, LabelSet
 from lix_core.training import report
 from lix_core.training import run as run_module
@@ -400,8 +400,9 @@ def test_a_mistake_that_was_told_does_not_keep_the_folder(tmp_path):
             fit(wrong, tmp_path, quiet=True)
     assert fit(right, tmp_path, quiet=True).steps == 1
     (tmp_path / "config.yaml").write_text("{")
-    with pytest.raises(TrainingError, match="holds a run whose config.yaml cannot be read .*; name another folder, or train anew"):
-        fit(right, tmp_path, quiet=True)
+    for resume in (True, False):
+        with pytest.raises(TrainingError, match="config.yaml is there, and no run wrote it"):
+            fit(right, tmp_path, resume=resume, quiet=True)
     (tmp_path / "config.yaml").write_text(to_yaml(right))
     (tmp_path / "result.json").unlink()
     (tmp_path / "checkpoints" / "last.ckpt").write_bytes(b"broken")
@@ -425,12 +426,13 @@ def test_without_resuming_a_run_is_trained_anew_and_other_files_stay(tmp_path):
     kept = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for config, options, words in (
         (tiny_config(crop=[32, 50]), {}, "multiples of 32"),
+        (tiny_config(scale=[2.0, 0.5]), {}, "scale"),
         (tiny_config({"trainer.accelerator": "gppu"}), {}, "cannot be had here"),
         (tiny_config({"trainer.devices": 3}), {}, "data.batch is 2, for 3 processes"),
         (tiny_config(), {"start": tmp_path}, "cannot be the folder of a run and its start"),
         (tiny_config({"model.kind": "student"}), {"teacher": tmp_path}, "cannot be the folder of a run and its teacher"),
     ):
-        with pytest.raises(TrainingError, match=words):
+        with pytest.raises((TrainingError, DataError), match=words):
             fit(config, tmp_path, resume=False, quiet=True, **options)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == kept
 
@@ -451,6 +453,17 @@ def test_what_no_run_left_is_neither_removed_nor_replaced(tmp_path):
         with pytest.raises(TrainingError, match="other/config.yaml is there, and no run wrote it"):
             fit(tiny_config(), config.parent, resume=resume, quiet=True)
     assert config.read_text().startswith("# mine")
+    (config.parent / "checkpoints").mkdir()
+    mine = [config, *(config.parent / "checkpoints" / name for name in ("last.ckpt", "epoch=9.ckpt"))]  # of another program that trains
+    for path in mine[1:]:
+        path.write_text("mine")
+    for path, words in ((config, "config.yaml is there, and no run wrote it"), (None, "has files as of a run, and no config.yaml")):
+        for resume in (True, False):
+            with pytest.raises(TrainingError, match=words):
+                fit(tiny_config(), config.parent, resume=resume, quiet=True)
+        assert all(path.read_text().lstrip("# ").startswith("mine") for path in mine if path.exists())
+        config.unlink(missing_ok=True)
+    shutil.rmtree(config.parent / "checkpoints")
     config.write_text(to_yaml(tiny_config({"optim.steps": 4})))  # of a run that was stopped before its first epoch ended
     assert fit(tiny_config({"optim.steps": 1}), config.parent, quiet=True).steps == 1
 
@@ -600,6 +613,7 @@ BLIND = {"dataset": "tiny", "root": ".", "options": {"blind": True}}
         ),
         ({}, {"x": "normals"}, "sees X 'depth', this data gives 'normals': set data.x=depth"),
         ({}, {"sources": [BLIND]}, "sees X 'depth', no frames of tiny train have any: add a data set that has"),
+        ({}, {"sources": [{"dataset": "tiny", "root": ".", "options": {"names": ["ground"]}}], "val": None}, "has one class, ground"),
         ({}, {"crop": [32, 32], "batch": 1}, "one view of 32x32 pixels, one cell at stride 32, over which batch normalisation"),
         ({}, {"crop": [32, 50]}, "data.crop is 32x50: both must be multiples of 32"),
         ({"distill.class_weights": True}, {}, "takes the weights of L_H, which has none: set loss.class_weight_power above 0"),
@@ -609,6 +623,23 @@ BLIND = {"dataset": "tiny", "root": ".", "options": {"blind": True}}
 def test_a_teacher_and_data_that_do_not_fit_are_refused(teacher, tmp_path, changes, data, words):
     with pytest.raises(TrainingError, match=words):
         fit(tiny_config({"model.kind": "student", **changes}, **data), tmp_path, teacher, quiet=True)
+
+
+def test_a_teacher_that_can_do_without_x_teaches_on_frames_without(tmp_path, monkeypatch):
+    monkeypatch.setattr(Run, "_check_teacher", lambda *_: None)  # after three steps it has little to say
+    fit(tiny_config({"optim.steps": 3}, x_dropout=0.5), tmp_path / "dropped", quiet=True)
+    mixed = [{"dataset": "tiny", "root": "."}, BLIND]
+    fit(tiny_config({"optim.steps": 3}, sources=mixed, val=BLIND), tmp_path / "mixed", quiet=True)
+    assert [load_network(tmp_path / run)[1].needs_x for run in ("dropped", "mixed")] == [False, False]
+    for teacher in ("dropped", "mixed"):
+        run = Run(tiny_config({"model.kind": "student"}, sources=[BLIND], val=None), tmp_path / "student", tmp_path / teacher)
+        run.data.trainer = run.learner.trainer = SimpleNamespace(global_rank=0, world_size=1, global_step=0)
+        batch = next(iter(run.data.train_dataloader()))
+        assert not batch.known.any() and not batch.x.any() and batch.x.shape[1] == 1
+        said = run.learner.network.outputs(run.learner.network.normalise(batch.image))
+        assert run.learner._lesson(said, batch)["kd"] > 0
+        with pytest.raises(TrainingError, match="this data gives '': set data.x=depth"):  # which was forgotten
+            Run(tiny_config({"model.kind": "student"}, x=""), tmp_path / "student", tmp_path / teacher)
 
 
 def test_the_revision_of_a_run_is_that_of_the_sources(tmp_path, monkeypatch):
@@ -626,6 +657,11 @@ def test_the_revision_of_a_run_is_that_of_the_sources(tmp_path, monkeypatch):
     assert run_module.git_revision() == commit
     sources.write_text("2")
     assert run_module.git_revision() == f"{commit}-dirty"
+    installed = tmp_path / ".venv" / "lix_core" / "training" / "run.py"  # in a repository that it is no part of
+    installed.parent.mkdir(parents=True)
+    installed.write_text("1")
+    monkeypatch.setattr(run_module, "__file__", str(installed))
+    assert run_module.git_revision() == "unknown"
 
 
 def test_a_run_that_starts_from_another_has_its_weights_and_names_it(student, tmp_path):
@@ -635,6 +671,8 @@ def test_a_run_that_starts_from_another_has_its_weights_and_names_it(student, tm
     assert record.start == hashlib.sha256((student / "checkpoints" / "best.ckpt").read_bytes()).hexdigest() and not record.teacher
     for (name, before), after in zip(first.named_parameters(), tuned.parameters()):
         assert torch.equal(before, after), name
+    other = dataclasses.replace(still, model=dataclasses.replace(still.model, fusion="late", x_encoder="resnet18"))  # a student has neither
+    assert fit(other, tmp_path / "other", start=student, quiet=True).steps == 6
     (tmp_path / "tuned" / "result.json").unlink()  # as if it had been stopped: it does not go on as a run of its own
     with pytest.raises(TrainingError, match="was begun with the weights of another run; name that one"):
         fit(still, tmp_path / "tuned", quiet=True)
@@ -650,6 +688,18 @@ def test_a_student_that_starts_from_a_teacher_is_that_teacher_without_x(teacher,
             assert torch.equal(theirs, ours), key
     with pytest.raises(TrainingError, match="its kind is 'student', here it is 'teacher'"):  # which has no encoder of X
         fit(tiny_config(), tmp_path / "other", start=student, quiet=True)
+
+
+def test_weights_that_are_replaced_at_once_are_not_fetched(student, tmp_path, monkeypatch):
+    asked, build = [], run_module.build_network
+    monkeypatch.setattr(run_module, "build_network", lambda *given, weights: asked.append(weights) or build(*given, weights="none"))
+    config = tiny_config({"model.kind": "student", "model.weights": "timm", "distill.method": "none", "optim.steps": 1})
+    Run(config, tmp_path, None)
+    Run(config, tmp_path, None, start=student)
+    fit(tiny_config({"model.kind": "student", "distill.method": "none", "optim.steps": 1}), tmp_path / "begun", quiet=True)
+    Run(config, tmp_path / "begun", None)
+    fetched, loaded = None, "none"
+    assert asked == [fetched, "none", loaded, fetched, loaded, "none"]
 
 
 def test_a_run_cannot_start_from_another_network(teacher, tmp_path):
@@ -873,6 +923,9 @@ def test_train_distill_and_evaluate_by_command(teacher, tmp_path):
     assert score["images"] == 3 and score["miou"] == RunResult.load(tmp_path / "kd").val["miou"]
     done = lix("distill", config, "distill.method=none", "--teacher", teacher, "--out", tmp_path / "none")
     assert "distill.method is none" in str(done.exception) and not (tmp_path / "none").exists()
+    for kind, change in (("student", "distill.method=kd"), ("teacher", "model.kind=student")):
+        done = lix("train", kind, config, change, "--out", tmp_path / "none")
+        assert f"{change}: lix train {kind} decides" in str(done.exception) and not (tmp_path / "none").exists()
     done = lix("evaluate", "--run", tmp_path / "kd", "--data", tmp_path / "moved")
     assert "moved for the data set tiny" in str(done.exception)  # it is looked for there
 
@@ -886,6 +939,7 @@ def test_the_command_says_where_data_sets_are(tmp_path):
     for given, words in [
         ((), "where is the data set tiny? Name its folder (--data tiny=FOLDER"),
         (("--data", "tiny"), "--data is written NAME=FOLDER"),
+        (("--data", "tiny=a", "--data", "tiny=b"), "--data tiny is given twice, a and b"),
         (("--data", "tyny=."), "--data tyny: needed is tiny (did you mean tiny?)"),
         (("--data", f"tiny={tmp_path}/nowhere"), "nowhere for the data set tiny"),
     ]:

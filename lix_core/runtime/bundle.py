@@ -168,10 +168,14 @@ class Manifest:
 
     @property
     def needs_x(self) -> str:
-        """Why images alone will not do: the network was never without X in training (`data.x_dropout` 0 in its record). Empty: they do."""
+        """Why images alone will not do: the network was never without X in training, as its record says. Empty: they do.
+
+        Older records do not say it; of them it holds where `data.x_dropout` is 0.
+        """
         config = self.training.get("config")
         data = config.get("data") if isinstance(config, dict) else None
-        if self.x is None or not isinstance(data, dict) or data.get("x_dropout") != 0:
+        dropout = data.get("x_dropout") if isinstance(data, dict) else None
+        if self.x is None or not self.training.get("needs_x", dropout == 0):
             return ""
         return f"{self.name} is a teacher that never was without {self.x.kind}: what it says of images alone means nothing"
 

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from lix_core.data.registry import difference, open_dataset
 from lix_core.data.sample import Batch, Sample, collate
 from lix_core.data.transforms import SampleTransform, eval_transform, train_transform
-from lix_core.errors import DataError, TrainingError
+from lix_core.errors import DataError, LixError, TrainingError
 from lix_core.labels import UNLABELLED, LabelSet
 from lix_core.training.config import DataConfig, Source
 
@@ -217,10 +217,11 @@ def one_thread(_: int) -> None:
 class TrainingData(pl.LightningDataModule):
     """The data of a run, opened and found to fit together.
 
-    Attributes: frames (one `Frames` per source), val and test (`Frames` or None), labels, x_kind, x_channels.
+    Attributes: frames (one `Frames` per source), val and test (`Frames` or None), labels, x_kind, x_channels, always_x (whether every
+    source has X).
 
     Raises:
-        TrainingError: no source, label sets that differ, quotas that do not add up, or a view off the crop's terms.
+        TrainingError: no source, a single class, label sets that differ, quotas that do not add up, or views that cannot be made.
         DataError: what the data sets find.
     """
 
@@ -234,6 +235,11 @@ class TrainingData(pl.LightningDataModule):
         self.test = Frames(config.test, config.x) if config.test else None
         first = self.frames[0].dataset
         self.labels: LabelSet = first.labels
+        if len(self.labels) < 2:
+            raise TrainingError(
+                f"{config.sources[0].dataset} has one class, {', '.join(self.labels.names)}, and all else is unlabelled: whatever a "
+                "network says would be right. Name at least two classes"
+            )
         self.x_kind: str = first.x_kind
         self.x_channels: int = first.x_channels
         others = [*zip(config.sources[1:], self.frames[1:]), *((s, f) for s, f in ((config.val, self.val), (config.test, self.test)) if s)]
@@ -245,6 +251,8 @@ class TrainingData(pl.LightningDataModule):
                 raise TrainingError(f"{source.dataset} has X {frames.dataset.x_kind!r}, {config.sources[0].dataset} {self.x_kind!r}")
             if not self.x_kind and frames in self.frames:  # X of frames that are scored teaches nothing
                 self.x_kind, self.x_channels = frames.dataset.x_kind, frames.dataset.x_channels
+        self.always_x = all(frames.dataset.x_kind for frames in self.frames)
+        self.transform = training_transform(config)
         self.mixture = Mixture([len(f) for f in self.frames], [s.per_batch for s in config.sources], config.batch, seed)
 
     def train_dataloader(self) -> DataLoader:
@@ -258,7 +266,7 @@ class TrainingData(pl.LightningDataModule):
             trainer.world_size,
         )
         return DataLoader(
-            Views(self.frames, training_transform(config), self.seed, config.cutmix),
+            Views(self.frames, self.transform, self.seed, config.cutmix),
             batch_sampler=batches,
             collate_fn=partial(collate, x_channels=self.x_channels),
             num_workers=config.workers,
@@ -318,6 +326,15 @@ def scoring_batches(
         collate_fn=list,
         worker_init_fn=one_thread,
     )
-    for samples in loader:
-        for shape in dict.fromkeys(s.image.shape for s in samples):
-            yield collate([s for s in samples if s.image.shape == shape], x_channels)
+    try:
+        for samples in loader:
+            for shape in dict.fromkeys(s.image.shape for s in samples):
+                yield collate([s for s in samples if s.image.shape == shape], x_channels)
+    except LixError as error:
+        raise type(error)(own_words(error)) from None
+
+
+def own_words(error: LixError) -> str:
+    """What an error said before it crossed a process: a DataLoader puts a traceback around it."""
+    text = str(error)
+    return text.strip().splitlines()[-1].partition(": ")[2] if "Original Traceback" in text else text

@@ -178,12 +178,13 @@ def licence_of(data: Sequence[dict[str, str]]) -> str:
     names: dict[str, list[str]] = {}
     for entry in data:
         names.setdefault(entry["licence"], []).append(entry["name"])
+    unknown = [name for licence, n in names.items() if licence.startswith("unknown") for name in n]
     restricted = [f"{licence} ({', '.join(dict.fromkeys(n))})" for licence, n in names.items() if NON_COMMERCIAL.search(licence)]
+    if unknown:
+        besides = f"; and from data under {'; '.join(restricted)}, for non-commercial use" if restricted else ""
+        return f"unknown: made from {', '.join(dict.fromkeys(unknown))}, whose licence is not known{besides}"
     if restricted:
         return f"made from data under {'; '.join(restricted)}: for non-commercial use"
-    unknown = [name for licence, n in names.items() if licence.startswith("unknown") for name in n]
-    if unknown:
-        return f"unknown: made from {', '.join(dict.fromkeys(unknown))}, whose licence is not known"
     return f"made from data under {'; '.join(names)}"
 
 
@@ -205,6 +206,7 @@ def training_of(line: Lineage) -> dict[str, Any]:
         "git_revision": record.git_revision,
         "torch": record.torch,
         "x": record.x_kind,
+        "needs_x": record.needs_x,
         "config": config,
     }
     for key, _, other in line.behind:

@@ -36,7 +36,7 @@ from lix_core.models.networks import Network
 from lix_core.training import report
 from lix_core.training.callbacks import Board, Checkpoints, Journal, MovingAverage, Progress, WholeFiles
 from lix_core.training.config import FREE, Config, differences, from_dict, to_dict, to_yaml
-from lix_core.training.data import AtSize, Frames, TrainingData, seed_of
+from lix_core.training.data import AtSize, Frames, TrainingData, own_words, seed_of
 from lix_core.training.losses import HardLoss, class_weights
 from lix_core.training.module import Learner, build_network
 from lix_core.training.scoring import chance, evaluate
@@ -67,6 +67,13 @@ class Record:
     """The confusion matrix on the validation frames; None where they were not scored at that step."""
     start: str = ""
     """SHA-256 of the checkpoint whose weights were the first ones of this run; empty without one."""
+    always_x: bool = True
+    """Whether every source of training frames had X."""
+
+    @property
+    def needs_x(self) -> bool:
+        """Whether the network never was without X in training, so that without it it does not know what it says."""
+        return self.config.model.kind == "teacher" and self.config.data.x_dropout == 0 and self.always_x
 
     def to_dict(self) -> dict[str, Any]:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -184,13 +191,8 @@ def frames_of(run: str | Path, record: Record, split: str, root: str | Path, x: 
 
 def check_x(run: str | Path, record: Record, frames: Frames) -> None:
     """Raises TrainingError where frames lack the X that a run's network needs."""
-    if needs_x(record.config) and not frames.dataset.x_kind:
+    if record.needs_x and not frames.dataset.x_kind:
         raise TrainingError(f"{frames.source.root} has no X, and {run} is of a teacher that never was without {record.x_kind}")
-
-
-def needs_x(config: Config) -> bool:
-    """Whether a network is never without X in training, so that without it it does not know what it says."""
-    return config.model.kind == "teacher" and config.data.x_dropout == 0
 
 
 def fit(
@@ -253,13 +255,13 @@ LEFT_OVER_S = 15.0
 
 def train_in(out: Path, config: Config, teacher: Path | None, resume: bool, quiet: bool, start: Path | None, lead: bool) -> RunResult:
     """`fit` in a folder that no other run uses. lead: whether this is the process that writes."""
+    if lead or resume:
+        refuse_foreign_config(out)
     if resume and holds_run(out):
         refuse_another_run(config, out)
         if (out / "result.json").exists():
             refuse_other_weights(out, teacher, start)
             return RunResult.load(out)
-    if lead:
-        refuse_foreign_config(out)
     silence()
     try:
         run = Run(config, out, teacher, resume, start)
@@ -274,7 +276,7 @@ def train_in(out: Path, config: Config, teacher: Path | None, resume: bool, quie
 
 
 ANEW = "train anew (--no-resume of lix train and lix distill)"
-FILES = ("checkpoints/*.ckpt", "checkpoints/.*.part", "tensorboard/events.out.tfevents.*", "tensorboard/hparams.yaml")
+FILES = ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "checkpoints/.*.part", "tensorboard/events.out.*", "tensorboard/hparams.yaml")
 """What a run leaves in its folders; patterns."""
 
 
@@ -296,24 +298,26 @@ def clear(out: Path) -> None:
 
 
 def refuse_foreign_config(out: Path) -> None:
-    """A TrainingError where the config.yaml of the folder is no run's: it would be overwritten."""
-    path = out / "config.yaml"
-    if holds_run(out) or not path.exists():
+    """A TrainingError where the config.yaml of the folder is no run's, or is missing beside what seems to be a run: that is somebody
+    else's, and would be overwritten, or taken for a run.
+
+    A run's own of another version of lix may have options that this one does not know; it has the same sections.
+    """
+    path, held = out / "config.yaml", holds_run(out)
+    if not held and not path.exists():
         return
     with suppress(OSError, ValueError, yaml.YAMLError, LixError):
         text = path.read_text()
-        if to_yaml(from_dict(yaml.safe_load(text))) == text:
+        tree = yaml.safe_load(text)
+        if held and isinstance(tree, dict) and set(to_dict(Config())) <= set(tree) or to_yaml(from_dict(tree)) == text:
             return
-    raise TrainingError(f"{path} is there, and no run wrote it: the run's own would replace it; name another folder for the run")
+    what = f"{path} is there, and no run wrote it" if path.exists() else f"{out} has files as of a run, and no config.yaml"
+    raise TrainingError(f"{what}: the run's own would replace what is there; name another folder for the run")
 
 
 def refuse_another_run(config: Config, out: Path) -> None:
     """A TrainingError where the folder holds a run of other settings."""
-    try:
-        old = yaml.safe_load((out / "config.yaml").read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        what = f"{out} holds a run whose config.yaml cannot be read ({first_line(error)})"
-        raise TrainingError(f"{what}; name another folder, or {ANEW}") from None
+    old = yaml.safe_load((out / "config.yaml").read_text())
     with suppress(TrainingError):
         old = to_dict(from_dict(old))  # options that came to be since then have their defaults
     new = yaml.safe_load(to_yaml(config))  # with lists for tuples, as the file has them
@@ -355,7 +359,10 @@ class Run:
         if teacher is None and not any(frames.has_labels() for frames in self.data.frames):
             raise TrainingError(f"no frame of {self._sources()} has a labelled pixel, and there is no teacher: there is nothing to learn")
         torch.manual_seed(seed_of(config.seed, 1))
-        network = build_network(config.model, len(self.labels), self.data.x_channels).to(memory_format=torch.channels_last)
+        replaced = "none" if start or self.begun else None  # no initial weights are fetched where others take their place
+        network = build_network(config.model, len(self.labels), self.data.x_channels, weights=replaced).to(
+            memory_format=torch.channels_last
+        )
         check_crop(config, network, config.model.encoder)
         self.start_hash = self._start(start, network) if start else ""
         if not start:
@@ -373,6 +380,8 @@ class Run:
             )
         hard = HardLoss(weights, config.loss.dice, config.loss.ohem, config.loss.ohem_keep)
         self.learner = Learner(config, network, hard, teacher_network, distiller, self.teacher_needs_x)
+        facts = (config, self.labels, self.data.x_kind, self.data.x_channels, 0, git_revision(), str(torch.__version__))
+        self.record = Record(*facts, self.teacher_hash, start=self.start_hash, always_x=self.data.always_x)
         self._check_scored()
         score = partial(self.evaluate, dataset=self.data.val) if self.data.val else None
         self.journal = Journal(out, self.epochs, trainer.val_every, score)
@@ -389,9 +398,11 @@ class Run:
             has = f"this data gives {self.data.x_kind!r}: set data.x={record.x_kind}"
             if record.x_kind == self.config.data.x:
                 has = f"no frames of {self._sources()} have any: add a data set that has, or train the teacher with data.x_dropout"
-            raise TrainingError(f"the teacher {run} sees X {record.x_kind!r}, {has}")
+            if record.needs_x or record.x_kind != self.config.data.x or self.data.x_kind:
+                raise TrainingError(f"the teacher {run} sees X {record.x_kind!r}, {has}")
+            self.data.x_kind, self.data.x_channels = record.x_kind, record.x_channels  # all of it unknown
         check_crop(self.config, network, f"{record.config.model.encoder}, of the teacher {run}")
-        self.teacher_needs_x = needs_x(record.config)
+        self.teacher_needs_x = record.needs_x
         digest = checksum(run)
         self._check_begun("teacher", digest, f"with another teacher than {run}")
         if not self.begun:
@@ -401,7 +412,7 @@ class Run:
     def _check_scored(self) -> None:
         """A TrainingError where val or test frames cannot be scored: of a teacher that never is without X, those without."""
         for what, frames in (("val", self.data.val), ("test", self.data.test)):
-            if frames and needs_x(self.config) and not frames.dataset.x_kind:
+            if frames and self.record.needs_x and not frames.dataset.x_kind:
                 raise TrainingError(
                     f"data.{what} has no X, without which a teacher that never was without it does not know what it says: name frames that "
                     "have it, none, or train with data.x_dropout"
@@ -418,7 +429,8 @@ class Run:
         """
         weights, record = load_network(run)
         inherits = self.config.model.kind == "student" and record.config.model.kind == "teacher"
-        same = INHERITED if inherits else SHAPES
+        same = ("kind", *INHERITED) if self.config.model.kind == record.config.model.kind == "student" else SHAPES
+        same = INHERITED if inherits else same
         pairs = [(key, getattr(self.config.model, key), getattr(record.config.model, key)) for key in same]
         pairs += [("labels", self.labels.names, record.labels.names)]
         pairs += [("X", self.data.x_kind, record.x_kind)] if self.config.model.kind == "teacher" else []
@@ -458,10 +470,8 @@ class Run:
     def set_up(self, quiet: bool) -> None:
         """Make the trainer. Raises TrainingError where this machine, or the batch, is not made for it."""
         config = self.config
-        facts = (config, self.labels, self.data.x_kind, self.data.x_channels, 0, git_revision(), str(torch.__version__))
-        record = Record(*facts, self.teacher_hash, start=self.start_hash).to_dict()
         try:
-            self.trainer = trainer = self._trainer(record, quiet)
+            self.trainer = trainer = self._trainer(self.record.to_dict(), quiet)
             if cluster := getattr(trainer.strategy, "cluster_environment", None):
                 cluster.validate_settings(num_devices=trainer.num_devices, num_nodes=trainer.num_nodes)
         except (MisconfigurationException, ValueError, RuntimeError) as error:
@@ -588,14 +598,8 @@ def check_crop(config: Config, network: Network, encoder: str) -> None:
         raise TrainingError(f"data.crop is {height}x{width}: both must be multiples of {network.stride}, the stride of {encoder}")
 
 
-def own_words(error: LixError) -> str:
-    """What an error said before it crossed a process: a DataLoader puts a traceback around it."""
-    text = str(error)
-    return text.strip().splitlines()[-1].partition(": ")[2] if "Original Traceback" in text else text
-
-
 def git_revision() -> str:
-    """The commit of the sources, with `-dirty` where `lix_core` was changed since; `unknown` outside of a repository.
+    """The commit of the sources, with `-dirty` where `lix_core` was changed since; `unknown` where they are in no repository.
 
     Result files that a table writes into its own repository do not count.
     """
@@ -608,6 +612,8 @@ def git_revision() -> str:
             return ""
         return done.stdout.strip() if done.returncode == 0 else ""
 
+    if not git("ls-files", "--", Path(__file__).name):
+        return "unknown"  # a repository that lix is installed in, and not part of
     commit = git("rev-parse", "HEAD")
     return commit + ("-dirty" if git("status", "--porcelain", "--untracked-files=no", "--", "..") else "") if commit else "unknown"
 
