@@ -316,6 +316,14 @@ def some_bag(tmp_path: Path, **topics: str) -> Path:
             {"/stereo/left/image_rect": "gray", "/stereo/right/image_rect": "gray", "/stereo/left/camera_info": "info"},
             {"image": "/stereo/left/image_rect", "right_image": "/stereo/right/image_rect", "camera_info": "/stereo/left/camera_info"},
         ),
+        (  # the defaults of record.launch.py
+            {"/camera/image_raw": "rgb", "/camera/camera_info": "info", "/right/image_raw": "rgb", "/right/camera_info": "info"},
+            {"image": "/camera/image_raw", "right_image": "/right/image_raw", "right_camera_info": "/right/camera_info"},
+        ),
+        (  # those of demo.launch.py, in a namespace
+            {"/robot/camera/image_raw": "rgb", "/robot/camera/camera_info": "info", "/robot/right/image": "rgb"},
+            {"image": "/robot/camera/image_raw", "right_image": "/robot/right/image"},
+        ),
         (
             {"/cam/image_raw/compressed": "jpeg", "/cam/image_raw": "rgb", "/cam/image_rect": "rgb", "/cam/camera_info": "info"},
             {"image": "/cam/image_raw", "camera_info": "/cam/camera_info"},
@@ -361,6 +369,19 @@ def test_topics_get_their_roles_by_type_and_custom(tmp_path, topics, expected):
     found = roles(some_bag(tmp_path, **topics))
     assert {role: topic for role, topic in found.items() if role in expected} == expected
     assert "labels" in expected or "labels" not in found
+
+
+def test_the_right_camera_is_that_of_the_left_one(tmp_path):
+    rig = ("camera", "left", "right")
+    pictures, infos = ({f"/{side}/{topic}": kind for side in rig} for topic, kind in (("image_raw", "rgb"), ("camera_info", "info")))
+    path = some_bag(tmp_path, **pictures, **infos)
+    assert roles(path, image="/left/image_raw")["right_image"] == "/right/image_raw"
+    assert "right_image" not in roles(path, image="/camera/image_raw")
+
+
+def test_two_pictures_of_one_camera_are_no_pair(tmp_path):
+    path = some_bag(tmp_path, **{"/right/image_raw": "rgb", "/right/image": "rgb", "/right/camera_info": "info"})
+    assert roles(path) == {"image": "/right/image_raw", "camera_info": "/right/camera_info"}
 
 
 def test_roles_can_be_named_and_refused(tmp_path):

@@ -123,6 +123,8 @@ def rights_of(topic: str) -> Iterator[str]:
                 yield "/" + "/".join([*parts[:place], part.replace(left, right), *parts[place + 1 :]])
     for place in reversed(range(len(parts))):
         yield "/" + "/".join([*parts[:place], "right", *parts[place:]])
+    if parts[-2:-1] != ["right"]:
+        yield from ("/" + "/".join([*parts[:-2], "right", name]) for name in (parts[-1], "image"))
 
 
 class Search:
@@ -192,7 +194,9 @@ class Search:
         if not found.image:
             return "", ""
         bases = {base_of(c): c for c in self._cameras if base_of(c) != base_of(found.image)}
-        return next((bases[right] for right in rights_of(found.image) if right in bases), ""), ""
+        rights = [right for right in rights_of(found.image) if right in bases]
+        # With a left camera that is not the image, the right one is that one's.
+        return next((bases[right] for right in rights if right.replace("right", "left") not in bases.keys() - {right}), ""), ""
 
     def _of_frame(self, topics: list[str], image: str, option: str) -> tuple[list[str], str]:
         """Those that do not say that they are of another frame than the image, and a remark where that leaves none of them."""
