@@ -23,6 +23,7 @@ ARGUMENTS = [
     DeclareLaunchArgument("right", default_value="right/image_raw", description="Topic of the right images of a stereo pair."),
     DeclareLaunchArgument("right_camera_info", default_value="", description="Their calibration; empty: camera_info beside them."),
     DeclareLaunchArgument("depth", default_value="depth", description="Topic of depth images, registered to the camera."),
+    DeclareLaunchArgument("depth_camera_info", default_value="", description="Their calibration; empty: camera_info beside them."),
     DeclareLaunchArgument("points", default_value="points", description="Topic of the LiDAR's clouds."),
     DeclareLaunchArgument("labels", default_value="labels", description="Topic of true labels (mono8), where there are any."),
     DeclareLaunchArgument("label_names", default_value="label_names", description="Topic of what they mean."),
@@ -65,6 +66,7 @@ def make_nodes(context: LaunchContext) -> list:
         **{"right/image": right, "right/image/compressed": f"{right}/compressed"},
         "right/camera_info": arguments["right_camera_info"] or beside(right),
         **{topic: arguments[topic] for topic in ("depth", "points", "labels", "label_names")},
+        "depth/camera_info": arguments["depth_camera_info"] or beside(arguments["depth"]),
         "confidence": f"{arguments['student'].rstrip('/')}/confidence",
         "disagreement": f"{arguments['teacher'].rstrip('/')}/disagreement",
     }

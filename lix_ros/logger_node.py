@@ -39,7 +39,7 @@ KEYFRAME_FLUSH_S = 0.25
 PARTNERS = ("right_image", "depth", "points", "labels")
 """Inputs that belong to an image by their stamps; the other ones are recorded whole."""
 KEYFRAMES = "~/keyframes"
-STREAMS = ("image", "camera_info", "right_image", "right_camera_info", "depth", "points", "labels")
+STREAMS = ("image", "camera_info", "right_image", "right_camera_info", "depth", "depth_camera_info", "points", "labels")
 """Inputs that come all the time, so that their silence is worth a warning."""
 LATCHED_DEPTH = 1000
 """Of latched topics, what each publisher holds for those who come late."""

@@ -42,6 +42,7 @@ LOGGED = {
     "right_image": "right/image",
     "right_camera_info": "right/camera_info",
     "depth": "depth",
+    "depth_camera_info": "depth/camera_info",
     "points": "points",
     "labels": "labels",
     "label_names": "label_names",

@@ -209,9 +209,11 @@ def test_depth_beside_a_calibration_of_the_rectified_image_is_not_rectified_agai
     ]
     if beside:
         messages.append(Recorded("/geometry/camera_info", START, recorded.camera_info(START, beside)))
-    extract([write(tmp_path / "bag", messages)], tmp_path / "out")
+    (outcome,) = extract([write(tmp_path / "bag", messages)], tmp_path / "out")
     (frame,) = Extraction.open(tmp_path / "out").frames
     assert np.array_equal(to_metres(png(frame.depth)), depth) != warped
+    doubt = "/geometry/depth is taken for depth of the raw /cam/image_raw, and rectified with it: there is no /geometry/camera_info to tell"
+    assert [doubt in remark for remark in outcome.remarks] == ([] if beside else [True])
 
 
 def test_a_topic_that_is_rectified_already_is_not_rectified_again(tmp_path):

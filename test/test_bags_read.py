@@ -348,6 +348,10 @@ def some_bag(tmp_path: Path, **topics: str) -> Path:
         ),
         ({"/front/camera": "rgb", "/calib": "info"}, {"image": "/front/camera", "camera_info": "/calib"}),
         (
+            {"/front/camera": "rgb", "/calib": "info", "/geometry/depth": "metres", "/geometry/camera_info": "info"},
+            {"image": "/front/camera", "camera_info": "/calib", "depth": "/geometry/depth"},
+        ),
+        (
             {"/cam/image_raw": "rgb", "/cam/depth/image/compressedDepth": "packed"},
             {"image": "/cam/image_raw", "depth": "/cam/depth/image/compressedDepth"},
         ),

@@ -318,6 +318,12 @@ def test_the_logger_records_a_camera_with_the_calibrations_beside_its_images(lau
 
 
 @needs_launch
+def test_the_logger_records_the_calibration_beside_its_depth(launches: Launches) -> None:
+    (node,) = launches.calls("record.launch.py", depth="/geometry/depth")
+    assert (node["remaps"]["depth"], node["remaps"]["depth/camera_info"]) == ("/geometry/depth", "/geometry/camera_info")
+
+
+@needs_launch
 def test_where_student_and_teacher_differ_becomes_a_reason_to_record(launches: Launches) -> None:
     (node,) = launches.calls("record.launch.py", disagreement="1", teacher="front_teacher")
     assert (node["parameters"]["disagreement"], type(node["parameters"]["disagreement"])) == (1.0, float)

@@ -29,11 +29,14 @@ from std_msgs.msg import Int32, String  # noqa: E402
 from std_srvs.srv import Trigger  # noqa: E402
 
 import bundles  # noqa: E402
+from lix_core.bags.index import Options  # noqa: E402
 from lix_core.bags.keyframes import keyframe_record  # noqa: E402
 from lix_core.bags.reader import Bag, bags_in, whole_of  # noqa: E402
+from lix_core.bags.sensors import open_frames, to_metres  # noqa: E402
 from lix_core.bags.topics import find_topics  # noqa: E402
 from lix_core.bags.writer import Qos  # noqa: E402
-from lix_ros import qos  # noqa: E402
+from lix_core.camera import Camera as Calibration  # noqa: E402
+from lix_ros import messages, qos  # noqa: E402
 from lix_ros.logger_node import LATCHED_DEPTH, LoggerNode, offer_of, profiles_for  # noqa: E402
 from lix_ros.paths import profile_variable  # noqa: E402
 from ros import NodeProcess, Peer, image_message, node_here, node_starter, wait_for  # noqa: E402
@@ -129,6 +132,24 @@ def test_everything_is_recorded_as_it_came_with_what_its_publishers_offer(start:
         }
         assert find_topics(bag)[0].image == "/image"
     assert "41 messages" in node.output
+
+
+def test_depth_is_recorded_with_the_calibration_that_says_of_which_pixels_it_is(start: Any, peer: Peer, folder: Path) -> None:
+    node = start({"depth": "/geometry/depth", "depth/camera_info": "/geometry/camera_info"}, mode="everything")
+    raw = Calibration(64, 48, (60.0, 0, 32, 0, 60.0, 24, 0, 0, 1), "plumb_bob", (-0.3, 0.08, 0, 0, 0))
+    pictures, depths = Camera(peer), Camera(peer, "/geometry/depth")
+    infos = {Camera(peer, "/camera_info", CameraInfo): raw, Camera(peer, "/geometry/camera_info", CameraInfo): raw.rectified()}
+    depth = np.full((48, 64), 20, np.float32)
+    depth[5:15, 5:20] = 3.0
+    stamp = pictures.send(0, np.zeros((48, 64, 3), np.uint8))
+    depths.publisher.publish(image_message(depth, "32FC1", stamp))
+    for source, calibration in infos.items():
+        source.publisher.publish(messages.camera_info(calibration, pictures.sent[0].header))
+    recorded(peer, 4)
+    assert node.stop() == 0
+    _, plans, reader = open_frames(*bags_in(folder), Options())
+    ((_, frame),) = reader.read(plans)
+    np.testing.assert_array_equal(to_metres(frame.depth), depth)
 
 
 def test_an_uncertain_image_is_kept_with_its_depth_and_a_record_of_why(start: Any, peer: Peer, folder: Path) -> None:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
@@ -149,7 +149,8 @@ class BagIndex:
     """What there is in a bag.
 
     start, end: recorded [ns]. camera: of the image as it is on the topic; None where it is not known or cannot be rectified. right_camera:
-    of the other one of the pair. depth_rectified: whether the depth images are of the rectified image. camera_from_lidar: (4, 4). unusable:
+    of the other one of the pair. depth_rectified: whether the depth images are of the rectified image; None where nothing
+    says so, or otherwise. camera_from_lidar: (4, 4). unusable:
     what cannot be made although its messages are there, a geometry or "labels" -> why, in words. labels: what the ids of the label topic
     mean. keyframes: stamp -> why a frame was recorded, and with what. size: (height, width) of the first image. remarks: what a user should
     know. faults: what could not be read.
@@ -169,7 +170,7 @@ class BagIndex:
     frame_id: str = ""
     camera: Camera | None = None
     right_camera: Camera | None = None
-    depth_rectified: bool = False
+    depth_rectified: bool | None = None
     camera_from_lidar: np.ndarray | None = None
     unusable: dict[str, str] = field(default_factory=dict)
     labels: LabelSet | None = None
@@ -282,16 +283,19 @@ def look_at_cameras(bag: Bag, index: BagIndex) -> None:
         index.depth_rectified = RECTIFIED in last_name(topics.depth) or is_of_rectified(bag, topics.depth, index.camera)
 
 
-def is_of_rectified(bag: Bag, depth: str, camera: Camera) -> bool:
-    """Whether the calibration beside a depth topic is that of the camera's rectified image, as the geometry node publishes it."""
+def is_of_rectified(bag: Bag, depth: str, camera: Camera) -> bool | None:
+    """Whether the calibration beside a depth topic is that of the camera's rectified image, as the geometry node publishes it; None where
+    there is none."""
     first = bag.first(beside(depth, "camera_info"))
     if first is None or first[0] != CAMERA_INFO_TYPE:
-        return False
+        return None
     try:
         own = camera_of(bag.decode(first[2], CAMERA_INFO_TYPE))
     except SourceError:
-        return False
-    return own is not None and own.is_rectified and own.shape == camera.shape and np.allclose(own.matrix, camera.matrix, rtol=1e-4)
+        return None
+    if own is None:
+        return None
+    return own.is_rectified and own.shape == camera.shape and np.allclose(own.matrix, camera.matrix, rtol=1e-4)
 
 
 def usable_camera(bag: Bag, topic: str, image: str, index: BagIndex) -> Camera | None:
@@ -507,6 +511,16 @@ def passed_over(index: BagIndex, options: Options) -> list[str]:
         for geometry, count in takewhile(lambda item: item[0] != chosen, paired.items())
         if options.geometry == AUTO
     ]
+
+
+def taken_for_raw(index: BagIndex, plans: Sequence[FramePlan]) -> list[str]:
+    """A remark where depth is rectified with the image and nothing says that it must be."""
+    distorted = index.camera is not None and not index.camera.is_rectified
+    if not distorted or index.depth_rectified is not None or all(plan.geometry != "depth" for plan in plans):
+        return []
+    depth, info = index.topics.depth, beside(index.topics.depth, "camera_info")
+    told = f"{depth} is taken for depth of the raw {index.topics.image}, and rectified with it: there is no {info} to tell"
+    return [f"{told}; record it too where depth is rectified already, as the geometry node's is"]
 
 
 def plan_frames(index: BagIndex, options: Options) -> list[FramePlan]:

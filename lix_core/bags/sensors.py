@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from lix_core.bags.index import GEOMETRIES, BagIndex, FramePlan, MessageKey, Options, key_of, passed_over, plan_frames, scan
+from lix_core.bags.index import GEOMETRIES, BagIndex, FramePlan, MessageKey, Options, key_of, passed_over, plan_frames, scan, taken_for_raw
 from lix_core.bags.reader import COMPRESSED_TYPE, Bag, image_of, whole_of
 from lix_core.camera import Camera
 from lix_core.errors import GeometryError, ImageError, LixError, SourceError
@@ -276,5 +276,5 @@ def open_frames(path: str | Path, options: Options) -> tuple[BagIndex, list[Fram
             told |= new
             index.unusable |= {what: why for what, why in new.items() if not why.startswith(UNRECTIFIED)}
             plans = plan_frames(index, options)
-    index.remarks += [*(f"{what}: {why}" for what, why in told.items()), *passed_over(index, options)]
+    index.remarks += [*(f"{what}: {why}" for what, why in told.items()), *passed_over(index, options), *taken_for_raw(index, plans)]
     return index, plans, reader

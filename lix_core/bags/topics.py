@@ -185,8 +185,10 @@ class Search:
         infos = self._of_type(CAMERA_INFO_TYPE)
         if not image or beside(image, "camera_info") in infos:
             return (beside(image, "camera_info") if image else ""), ""
-        if len(infos) == 1 and len(self._cameras) == 1:
-            return infos[0], f"there is no {beside(image, 'camera_info')}; {infos[0]}, the only calibration, is taken for {image}"
+        of_depth = {beside(depth, "camera_info") for depth in self._depths}
+        own = [info for info in infos if info not in of_depth] or infos
+        if len(own) == 1 and len(self._cameras) == 1:
+            return own[0], f"there is no {beside(image, 'camera_info')}; {own[0]}, the only calibration, is taken for {image}"
         others = f" (there are {', '.join(infos)}; name one with --camera-info)" if infos else ""
         return "", f"no camera_info for {image}{others}: without it no depth can be made, pictures and labels can"
 
