@@ -18,7 +18,11 @@ PARAMETER_TYPES = {"model": str, "backend": str, "use_sim_time": bool}
 ARGUMENTS = [
     DeclareLaunchArgument("name", default_value="teacher", description="Name of the node: it publishes <name>/mask and so on."),
     DeclareLaunchArgument("namespace", default_value="", description="Namespace of the node and of every relative topic name."),
-    DeclareLaunchArgument("image", default_value="camera/image_raw", description="Topic of the images that depth is registered to."),
+    DeclareLaunchArgument(
+        "image",
+        default_value="camera/image_raw",
+        description="Topic of the images that depth is registered to; for the geometry node's, rectified ones.",
+    ),
     DeclareLaunchArgument("depth", default_value="geometry/depth", description="Topic of the depth images."),
     DeclareLaunchArgument("camera_info", default_value="geometry/camera_info", description="Topic of the calibration of depth."),
     DeclareLaunchArgument("student", default_value="segmentation", description="Segmentation node to compare with: <student>/mask."),

@@ -58,7 +58,7 @@ class GeometryNode(StreamNode):
     def _load(self, settings: GeometryParameters) -> Sensor:
         if 0 < settings.max_depth <= settings.min_depth:
             raise ParameterError(f"max_depth must be above min_depth, or 0; got {settings.max_depth} and {settings.min_depth} m")
-        return SENSORS[settings.input](settings, self._transforms)
+        return SENSORS[settings.input](settings, self._transforms, self.resolve_topic_name)
 
     def _reload(self, settings: GeometryParameters, changed: Any) -> Sensor | None:
         return self._load(settings) if (SENSOR_PARAMETERS | LIMITS) & changed else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Mapping, Protocol, Sequence
+from typing import Any, Callable, Mapping, Protocol, Sequence
 
 import numpy as np
 from builtin_interfaces.msg import Time as TimeMessage
@@ -14,6 +14,7 @@ from rclpy.time import Time
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_msgs.msg import Header
 
+from lix_core.bags.topics import shows_rectified
 from lix_core.camera import Camera
 from lix_core.errors import GeometryError
 from lix_core.geometry.completion import Completion, complete
@@ -79,7 +80,8 @@ class Transforms:
 
 
 class Sensor(Protocol):
-    """One kind of input, made of the node's parameters; raises LixError where they cannot be.
+    """One kind of input, made of the node's parameters, its transforms, and what gives the names of topics after remapping; raises
+    LixError where they cannot be.
 
     STREAMS: topic -> type of the messages that make a frame; the others are paired with the first. PACE: the one of them whose every
     message should find a partner. INFOS: topics of calibrations that need no partner, since they do not change. OUTPUTS: what comes
@@ -115,7 +117,7 @@ class StereoPair:
     INFOS = ("left/camera_info", "right/camera_info")
     OUTPUTS = ("depth", "disparity", "normals", "normals_color")
 
-    def __init__(self, settings: GeometryParameters, transforms: Transforms):
+    def __init__(self, settings: GeometryParameters, transforms: Transforms, resolve: Callable[[str], str] = str):
         self._rectify = settings.rectify
         self._matcher = StereoMatcher(
             StereoOptions(
@@ -170,7 +172,7 @@ class LidarInCamera:
     OUTPUTS = ("depth", "normals", "normals_color", "confidence")
     fault = ""
 
-    def __init__(self, settings: GeometryParameters, transforms: Transforms):
+    def __init__(self, settings: GeometryParameters, transforms: Transforms, resolve: Callable[[str], str] = str):
         self._hidden_gap, self._reach = settings.hidden_gap, settings.completion_reach
         self._extrinsics = matrix_from_pose(settings.extrinsics) if settings.extrinsics else None
         self._transforms = transforms
@@ -204,15 +206,17 @@ class DepthCamera:
     description = "depth camera"
     fault = ""
 
-    def __init__(self, settings: GeometryParameters, transforms: Transforms):
-        """It has no parameters of its own."""
+    def __init__(self, settings: GeometryParameters, transforms: Transforms, resolve: Callable[[str], str] = str):
+        self._rectified = shows_rectified(resolve(self.PACE))
 
     def measure(self, frame: Sequence[Image], infos: Mapping[str, CameraInfo]) -> Measurement:
-        camera = one_of_equal(camera_of(infos[self.INFOS[0]]).rectified())
+        camera = camera_of(infos[self.INFOS[0]])
         depth = messages.image_to_depth(frame[0])
         camera.check_size(depth, "the depth image")
+        if not self._rectified:
+            depth = camera.rectify_nearest(depth, np.nan)
         warning = "" if np.isfinite(depth).any() else "no pixel of the depth image is known"
-        return Measurement(frame[0].header, camera, depth, warning=warning)
+        return Measurement(frame[0].header, one_of_equal(camera.rectified()), depth, warning=warning)
 
 
 SENSORS: dict[str, type[Sensor]] = {"stereo": StereoPair, "lidar": LidarInCamera, "depth": DepthCamera}

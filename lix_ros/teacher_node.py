@@ -124,7 +124,7 @@ class TeacherNode(SegmentationNode):
         if depth.shape != image.shape[:2]:
             raise ImageError(
                 f"depth is {depth.shape[1]}x{depth.shape[0]}, the image {image.shape[1]}x{image.shape[0]}: "
-                "give the image that the depth is registered to (of a stereo pair, the rectified left one)"
+                "give the image that the depth is registered to (the rectified one; of a stereo pair, the left)"
             )
         kind = pipeline.segmenter.bundle.manifest.x.kind
         camera = camera_of(self._camera_info) if self._camera_info is not None else None

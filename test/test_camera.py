@@ -278,6 +278,17 @@ def test_a_rectified_camera_leaves_images_alone_and_another_moves_them():
     np.testing.assert_array_equal(turned.rectify(image)[:, 8:56], np.rot90(image[:, 8:56], -1))
 
 
+def test_what_has_no_mean_is_rectified_by_the_nearest_pixel():
+    ids = np.random.default_rng(0).integers(0, 9, (48, 64), np.uint8)
+    camera = Camera.pinhole(64, 48, 60.0)
+    assert camera.rectify_nearest(ids, 255) is ids
+    moved = Camera(64, 48, camera.k, p=(60, 0, camera.cx + 3.4, 0, 0, 60, camera.cy - 2.4, 0, 0, 0, 1, 0)).rectify_nearest(ids, 255)
+    np.testing.assert_array_equal(moved[:-2, 3:], ids[2:, :-3])
+    assert (moved[-2:] == 255).all() and (moved[:, :3] == 255).all()
+    with pytest.raises(GeometryError, match="the image is 64x24"):
+        camera.rectify_nearest(ids[:24], 255)
+
+
 @pytest.mark.parametrize(
     ("model", "d", "words"),
     [

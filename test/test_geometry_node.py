@@ -554,6 +554,42 @@ def test_bad_clouds_are_said_and_an_empty_one_gives_depth_that_is_unknown(start:
     assert (refused.successful, "0 or 7 numbers" in refused.reason) == (False, True)
 
 
+@pytest.mark.parametrize("name", ["image_raw", "image_rect"])
+def test_raw_depth_is_rectified_by_the_nearest_pixel_and_depth_named_rectified_stays(start: Any, peer: Peer, name: str) -> None:
+    start({"depth/image": f"/cam/{name}"}, input="depth")
+    raw = Camera(320, 96, (200, 0, 160, 0, 200, 47, 0, 0, 1), d=(0.3, 0.1, 0.002, -0.001, 0))  # its picture ends within the rectified one
+    depth = np.full((96, 320), 20, np.float32)
+    depth[10:40, 20:80] = 5.0
+    depths, calibrations = peer.listen(Image, f"{NODE}/depth"), peer.listen(CameraInfo, f"{NODE}/camera_info")
+    images, infos = peer.publisher(Image, f"/cam/{name}"), peer.publisher(CameraInfo, "/depth/camera_info")
+
+    def send() -> int:
+        infos.publish(messages.camera_info(raw, Header()))
+        images.publish(message := image_message(depth, "32FC1"))
+        return stamp_ns(message)
+
+    found = pixels_of(answer_to(send, depths))
+    wait_for(lambda: calibrations, "no calibration came")
+    assert messages.camera_from_info(calibrations[-1]) == raw.rectified()
+    if name == "image_rect":
+        np.testing.assert_array_equal(found, depth)
+        return
+    columns, rows = (np.rint(m).astype(int) for m in raw.rectification_maps())
+    inside = (columns >= 0) & (columns < 320) & (rows >= 0) & (rows < 96)
+    expected = np.where(inside, depth[rows.clip(0, 95), columns.clip(0, 319)], np.nan)
+    assert (~inside).sum() > 1000 and (inside & (expected != depth)).sum() > 100
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_depth_of_a_lens_that_cannot_be_rectified_is_refused_unless_it_is_rectified_already() -> None:
+    fisheye, depth = Camera(320, 96, LEFT.k, "equidistant", (0.1,) * 4), np.full((96, 320), 10, np.float32)
+    for name, complaint in (("/depth/image_rect", nullcontext()), ("/depth/image", pytest.raises(GeometryError, match="'equidistant'"))):
+        sensor = geometry_sensors.DepthCamera(GeometryParameters(input="depth"), geometry_sensors.Transforms(None), lambda _: name)
+        with complaint:
+            measured = sensor.measure([image_message(depth, "32FC1")], {"depth/camera_info": messages.camera_info(fisheye, Header())})
+    np.testing.assert_array_equal(measured.depth, depth)
+
+
 def test_bad_depth_images_are_said(start: Any, peer: Peer) -> None:
     start(input="depth")
     depths, diagnostics = peer.listen(Image, f"{NODE}/depth"), peer.diagnostics("geometry")

@@ -19,7 +19,7 @@ import numpy as np
 
 from lix_core.bags.keyframes import keyframe_record
 from lix_core.bags.reader import CAMERA_INFO_TYPE, CLOUD_TYPE, TEXT_TYPE, TF_TYPE, Bag, camera_of, header_stamp, load_image
-from lix_core.bags.topics import NONE, RECTIFIED, Topics, beside, find_topics, last_name
+from lix_core.bags.topics import NONE, Topics, beside, find_topics, shows_rectified
 from lix_core.camera import Camera
 from lix_core.errors import DataError, GeometryError, LabelError, LixError, SourceError
 from lix_core.geometry.lidar import check_rigid
@@ -280,7 +280,7 @@ def look_at_cameras(bag: Bag, index: BagIndex) -> None:
     if index.camera is not None and topics.right_image and topics.right_camera_info:
         index.right_camera = usable_camera(bag, topics.right_camera_info, topics.right_image, index)
     if index.camera is not None and topics.depth:
-        index.depth_rectified = RECTIFIED in last_name(topics.depth) or is_of_rectified(bag, topics.depth, index.camera)
+        index.depth_rectified = shows_rectified(topics.depth) or is_of_rectified(bag, topics.depth, index.camera)
 
 
 def is_of_rectified(bag: Bag, depth: str, camera: Camera) -> bool | None:
@@ -317,7 +317,7 @@ def usable_camera(bag: Bag, topic: str, image: str, index: BagIndex) -> Camera |
             remark = f"{sizes}: both must be of one camera mode"
         else:
             index.frame_id = (message.header.frame_id or index.frame_id) if topic == index.topics.camera_info else index.frame_id
-            if RECTIFIED in last_name(image):
+            if shows_rectified(image):
                 return camera.rectified()
             try:
                 camera.rectification_maps()

@@ -183,15 +183,9 @@ class FrameReader:
         return self._rectified(labels, UNLABELLED)
 
     def _rectified(self, pixels: np.ndarray, unknown: float) -> np.ndarray:
-        """(H, W) values of the raw image's pixels -> of the rectified one's: those of the nearest, for none of them is a mean of two."""
+        """(H, W) values of the raw image's pixels -> of the rectified one's, where there is a calibration."""
         camera = self._index.camera
-        if camera is None or camera.is_rectified:
-            return np.ascontiguousarray(pixels)
-        return cv2.remap(pixels, *self._maps, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=unknown)
-
-    @cached_property
-    def _maps(self) -> tuple[np.ndarray, np.ndarray]:
-        return self._index.camera.rectification_maps()
+        return np.ascontiguousarray(camera.rectify_nearest(pixels, unknown) if camera else pixels)
 
     @cached_property
     def _pair(self) -> tuple[float, float]:

@@ -109,6 +109,11 @@ def shows_depth(topic: str) -> bool:
     return "depth" in last or ("depth" in before and "cam" not in before)
 
 
+def shows_rectified(topic: str) -> bool:
+    """Whether a picture's topic is named as one that is rectified already, whatever lens its calibration tells of."""
+    return RECTIFIED in last_name(topic)
+
+
 def beside(topic: str, name: str) -> str:
     """The topic `name` in the namespace of another."""
     return f"{base_of(topic).rpartition('/')[0]}/{name}"
