@@ -138,7 +138,8 @@ class StereoPair:
         images = self._images(frame, raw)
         self._look_for_faults(*images, infinity)
         disparity = self._matcher.match(*images, infinity)
-        if self._rectify:  # the black beside what the camera sees has an edge, which matches
+        # The black beside what the camera sees has an edge, which matches. What was rectified elsewhere may have k, d, r of another.
+        if self._rectify:
             disparity[raw[0].unseen(self._matcher.options.block_size)] = np.nan
         depth = disparity_to_depth(disparity, left.fx, baseline)
         return Measurement(frame[0].header, left, depth, disparity, baseline, warning=self._warning)

@@ -513,6 +513,14 @@ def test_what_the_raw_image_does_not_show_has_no_depth() -> None:
     assert np.isnan(measured.depth[unseen]).all() and np.isnan(measured.depth[raw[0].unseen(3)]).all() and np.isfinite(measured.depth).any()
 
 
+def test_a_pair_rectified_elsewhere_is_described_by_p_alone() -> None:
+    """Its k, d and r may be those of a larger raw image, or of a lens that nobody here knows."""
+    expected = measure(LEFT_IMAGE, RIGHT_IMAGE).depth
+    for lens in (("plumb_bob", (-0.3, 0.1, 0, 0, 0)), ("equidistant", (0.1,) * 4)):
+        cameras = tuple(Camera(320, 96, (260, 0, 200, 0, 260, 70, 0, 0, 1), *lens, p=c.p) for c in (LEFT, RIGHT))
+        np.testing.assert_array_equal(measure(LEFT_IMAGE, RIGHT_IMAGE, cameras).depth, expected)
+
+
 def test_rectify_takes_the_raw_images_with_their_own_calibrations(start: Any, peer: Peer) -> None:
     # Raw principal points 6 pixels right and 4 pixels left of the rectified ones: raw columns disagree by 10 more than disparity.
     raw = [Camera(320, 96, (200, 0, c.cx + shift, 0, 200, c.cy, 0, 0, 1), p=c.p) for c, shift in ((LEFT, 6), (RIGHT, -4))]
