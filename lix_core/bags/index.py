@@ -149,11 +149,10 @@ class BagIndex:
     """What there is in a bag.
 
     start, end: recorded [ns]. camera: of the image as it is on the topic; None where it is not known or cannot be rectified. right_camera:
-    of the other one of the pair. depth_rectified: whether the depth images are of the rectified image; None where nothing
-    says so, or otherwise. camera_from_lidar: (4, 4). unusable:
-    what cannot be made although its messages are there, a geometry or "labels" -> why, in words. labels: what the ids of the label topic
-    mean. keyframes: stamp -> why a frame was recorded, and with what. size: (height, width) of the first image. remarks: what a user should
-    know. faults: what could not be read.
+    of the other one of the pair. depth_rectified: whether the depth images are of the rectified image; None where nothing tells.
+    camera_from_lidar: (4, 4). unusable: what cannot be made although its messages are there, a geometry or "labels" -> why, in words.
+    labels: what the ids of the label topic mean. keyframes: stamp -> why a frame was recorded, and with what. size: (height, width) of the
+    first image. remarks: what a user should know. faults: what could not be read.
     """
 
     name: str
