@@ -37,11 +37,12 @@ FLOATS = {"32FC1": ("gray", 1), "32FC3": ("bgr", 3), "32FC4": ("bgra", 4)}
 DEPTHS = {"32FC1": (np.float32, 1.0), "16UC1": (np.uint16, 1e-3), "mono16": (np.uint16, 1e-3)}
 """Encodings of depth images -> (type of a pixel, metres per unit)."""
 BAYER = {
-    "bayer_rggb8": cv2.COLOR_BayerRGGB2RGB,
-    "bayer_bggr8": cv2.COLOR_BayerBGGR2RGB,
-    "bayer_gbrg8": cv2.COLOR_BayerGBRG2RGB,
-    "bayer_grbg8": cv2.COLOR_BayerGRBG2RGB,
+    "bayer_rggb8": cv2.COLOR_BayerBG2RGB,
+    "bayer_bggr8": cv2.COLOR_BayerRG2RGB,
+    "bayer_gbrg8": cv2.COLOR_BayerGR2RGB,
+    "bayer_grbg8": cv2.COLOR_BayerGB2RGB,
 }
+"""Named by the second and third pixel of the second row, as OpenCV 4.5.4 (Humble) knows no other names."""
 YUV422 = {
     "yuv422": cv2.COLOR_YUV2RGB_UYVY,
     "uyvy": cv2.COLOR_YUV2RGB_UYVY,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import runpy
 import struct
 
 import cv2
@@ -10,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lix_core import pixels
 from lix_core.errors import ImageError
 from lix_core.files import natural_key
 from lix_core.pixels import BAYER, ENCODINGS, FLOATS, VIEWS, WIDE, YUV422, read_compressed, read_compressed_depth, read_pixels
@@ -121,6 +124,15 @@ def test_a_bayer_mosaic_of_one_colour_gives_that_colour(encoding):
     image, order = read_pixels(bayer_mosaic(encoding, 8, 10).tobytes(), 8, 10, 10, encoding)
     assert order == "rgb" and image.shape == (8, 10, 3)
     assert (image == COLOUR).all()
+
+
+def test_bayer_images_are_read_by_an_opencv_of_4_5_4_which_has_not_todays_names_of_the_patterns(monkeypatch):
+    for name in [n for n in vars(cv2) if re.match("COLOR_Bayer[RGB]{4}2", n)]:
+        monkeypatch.delattr(cv2, name)
+    old = runpy.run_path(pixels.__file__)
+    for encoding in BAYER:
+        image, _ = old["read_pixels"](bayer_mosaic(encoding, 8, 10).tobytes(), 8, 10, 10, encoding)
+        assert (image == COLOUR).all()
 
 
 @pytest.mark.parametrize(("encoding", "places"), [("yuv422", "uyvy"), ("uyvy", "uyvy"), ("yuv422_yuy2", "yuyv"), ("yuyv", "yuyv")])
