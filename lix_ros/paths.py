@@ -44,27 +44,28 @@ def transport_environment(profile: str = "", environ: Mapping[str, str] | None =
         environ: the environment to look at; the process's own when None.
 
     Returns:
-        Nothing to set where the user chose a profile, built-in transports or another RMW, unless `profile` is a path. For
-        `default` the choice itself, so that nodes started with it keep to it.
+        No profile where the user chose one, built-in transports or another RMW, unless `profile` is a path. With it goes a
+        `profile` that was given, as $LIX_TRANSPORT, so that nodes started with it keep to it.
 
     Raises:
         SourceError: the file of the profile is not there.
     """
     environ = os.environ if environ is None else environ
+    given = {TRANSPORT_VARIABLE: profile} if profile else {}
     profile = profile or environ.get(TRANSPORT_VARIABLE) or "lix"
     if profile == "default":
-        return {TRANSPORT_VARIABLE: "default"}
+        return given
     if profile == "lix":
         if any(environ.get(v) for v in USER_CHOICES):
-            return {}
+            return given
         if environ.get("RMW_IMPLEMENTATION", "rmw_fastrtps_cpp") not in ("rmw_fastrtps_cpp", "rmw_fastrtps_dynamic_cpp"):
-            return {}
+            return given
         path = share_directory() / "config" / "fastdds.xml"
     else:
         path = expanded(profile).resolve()
         if not path.is_file():
             raise SourceError(f"no Fast DDS profile at {path}; give lix, default, or the path of an XML file")
-    return {profile_variable(environ): str(path)}
+    return {**given, profile_variable(environ): str(path)}
 
 
 def profile_variable(environ: Mapping[str, str]) -> str:

@@ -339,15 +339,28 @@ def test_a_parameter_that_the_node_does_not_have_is_told_with_the_nearest_name(r
 
 def test_the_transport_profile_is_set_unless_the_user_chose() -> None:
     profile = str(ROOT / "config" / "fastdds.xml")
-    assert paths.transport_environment("lix", {"ROS_DISTRO": "kilted"}) == {"FASTDDS_DEFAULT_PROFILES_FILE": profile}
-    assert paths.transport_environment("lix", {"ROS_DISTRO": "jazzy"}) == {"FASTRTPS_DEFAULT_PROFILES_FILE": profile}
+    assert paths.transport_environment("", {"ROS_DISTRO": "kilted"}) == {"FASTDDS_DEFAULT_PROFILES_FILE": profile}
+    assert paths.transport_environment("", {"ROS_DISTRO": "jazzy"}) == {"FASTRTPS_DEFAULT_PROFILES_FILE": profile}
     for chosen in ({v: "x"} for v in paths.USER_CHOICES):
-        assert paths.transport_environment("lix", chosen) == {}
-    assert paths.transport_environment("lix", {"RMW_IMPLEMENTATION": "rmw_cyclonedds_cpp"}) == {}
-    assert paths.transport_environment("default", {}) == {"LIX_TRANSPORT": "default"}
-    assert paths.transport_environment("", {"LIX_TRANSPORT": "default"}) == {"LIX_TRANSPORT": "default"}
+        assert paths.transport_environment("", chosen) == {}
+    assert paths.transport_environment("", {"RMW_IMPLEMENTATION": "rmw_cyclonedds_cpp"}) == {}
+    assert paths.transport_environment("", {"LIX_TRANSPORT": "default"}) == {}
     assert paths.transport_environment(profile, {"ROS_DISTRO": "kilted", "FASTDDS_BUILTIN_TRANSPORTS": "UDPv4"}) == {
-        "FASTDDS_DEFAULT_PROFILES_FILE": profile
+        "LIX_TRANSPORT": profile,
+        "FASTDDS_DEFAULT_PROFILES_FILE": profile,
     }
     with pytest.raises(SourceError, match="no Fast DDS profile at /no/such.xml"):
         paths.transport_environment("/no/such.xml", {})
+
+
+def test_what_a_launch_file_is_told_of_the_transport_holds_in_its_nodes_too(tmp_path: Path) -> None:
+    mine, other = tmp_path / "mine.xml", tmp_path / "other.xml"
+    for file in (mine, other):
+        file.touch()
+    used = {"": str(mine), "lix": str(ROOT / "config" / "fastdds.xml"), str(other): str(other), "default": None}
+    for argument, expected in used.items():
+        environment = {"ROS_DISTRO": "kilted", "LIX_TRANSPORT": str(mine)}
+        environment |= paths.transport_environment(argument, environment)  # of the launch file, for the node
+        environment |= paths.transport_environment("", environment)  # of the node, for itself
+        assert environment.get("FASTDDS_DEFAULT_PROFILES_FILE") == expected
+    assert paths.transport_environment("lix", {"FASTDDS_BUILTIN_TRANSPORTS": "UDPv4"}) == {"LIX_TRANSPORT": "lix"}
