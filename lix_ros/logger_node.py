@@ -49,11 +49,13 @@ LATCHED_DEPTH = 1000
 class Input:
     """One topic that is recorded.
 
-    name: absolute. subscriptions: one, or two where some publishers are latched and others not. stamped: whether its messages begin with
-    a header. since: when it was subscribed. said: of each of two subscriptions, what it alone has heard of late: the other may yet.
+    name: absolute. asked: before remapping, for rclpy, which remaps whatever it is given. subscriptions: one, or two where some
+    publishers are latched and others not. stamped: whether its messages begin with a header. since: when it was subscribed. said: of
+    each of two subscriptions, what it alone has heard of late: the other may yet.
     """
 
     name: str
+    asked: str
     arrivals: Arrivals
     since: float = 0.0
     subscriptions: list[Subscription] = field(default_factory=list)
@@ -77,7 +79,8 @@ class LoggerNode(Node):
     def __init__(self, **kwargs: Any):
         super().__init__("logger", **kwargs)
         self._settings = settings = declare(self, LoggerParameters)
-        self._inputs = {self.resolve_topic_name(name): Input(self.resolve_topic_name(name), Arrivals()) for name in self._topic_names()}
+        names = {self.resolve_topic_name(asked): asked for asked in self._topic_names()}
+        self._inputs = {name: Input(name, asked, Arrivals()) for name, asked in names.items()}
         self._lock = threading.Lock()
         """The selector is not for several threads."""
         self._selector = self._make_selector()
@@ -180,7 +183,7 @@ class LoggerNode(Node):
 
     def _follow(self, entry: Input) -> None:
         """Subscribe as the publishers of a topic offer it; again where they offer something else now."""
-        offers = self.get_publishers_info_by_topic(entry.name)
+        offers = self.get_publishers_info_by_topic(entry.asked)
         if not offers:
             # What is latched is said once; who said it may go.
             said = entry.topic is not None and entry.topic.latched and entry.arrivals.received
@@ -229,7 +232,7 @@ class LoggerNode(Node):
 
         # Before Jazzy, callbacks are not told the publisher's sequence numbers.
         callback = with_info if hasattr(Subscription, "CallbackType") else take
-        return self.create_subscription(message_type, entry.name, callback, profile, raw=True)
+        return self.create_subscription(message_type, entry.asked, callback, profile, raw=True)
 
     # ---- messages
 

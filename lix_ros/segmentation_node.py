@@ -73,10 +73,13 @@ class SegmentationNode(StreamNode):
         self._labels_out = self.create_publisher(String, "~/labels", qos.latched())
         self._label_info_out = self.create_publisher(messages.LabelInfo, "~/label_info", qos.latched()) if messages.LabelInfo else None
 
+    def _image_input(self) -> tuple[type, str]:
+        """Type of the images and their topic before remapping."""
+        return (Image, "image") if self._settings.image_transport == "raw" else (CompressedImage, "image/compressed")
+
     def _listen(self) -> None:
         settings = self._settings
-        kind, topic = (Image, "image") if settings.image_transport == "raw" else (CompressedImage, "image/compressed")
-        self._image_in = self._subscribe(kind, topic, settings.image_reliability, settings.image_depth, self._on_image)
+        self._image_in = self._subscribe(*self._image_input(), settings.image_reliability, settings.image_depth, self._on_image)
         self._subscribe(CameraInfo, "camera_info", settings.image_reliability, 1, self._on_camera_info)
         self.get_logger().info(f"active: {self._pipeline.description}; images from {self._image_in.topic_name}")
 
@@ -170,7 +173,8 @@ class SegmentationNode(StreamNode):
         silent = now - max(self._statistics.last_received_time, active_since)
         if silent <= self._settings.silence_timeout:
             return []
-        why = self._why_silent(self._image_in, "image", "image_reliability", "see the parameter image_transport")
+        _, topic = self._image_input()
+        why = self._why_silent(self._image_in, topic, "image_reliability", "see the parameter image_transport")
         return [(DiagnosticStatus.WARN, f"no image on {self._image_in.topic_name} for {silent:.0f} s: {why}")]
 
     def _description(self) -> tuple[str, dict[str, str]]:

@@ -276,7 +276,7 @@ class StreamNode(LifecycleNode):
             topic: its name before remapping. reliability: the parameter with which it is subscribed. other_type: what to do where
                 the topic carries another type.
         """
-        publishers = self.get_publishers_info_by_topic(subscription.topic_name)
+        publishers = self.get_publishers_info_by_topic(topic)  # which it remaps
         if not publishers:
             return f"nobody publishes it; remap `{topic}`, or check the driver, ROS_DOMAIN_ID and the network"
         kind = subscription.msg_type

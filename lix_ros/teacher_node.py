@@ -70,9 +70,8 @@ class TeacherNode(SegmentationNode):
         self._lag.clear()
         self._arrivals = {"depth": Arrivals()}
         self._masks = {"student": {}, "teacher": {}}
-        kind, topic = (Image, "image") if settings.image_transport == "raw" else (CompressedImage, "image/compressed")
         profile = settings.image_reliability, settings.image_depth
-        self._image_in = self._subscribe(kind, topic, *profile, self._on_image)
+        self._image_in = self._subscribe(*self._image_input(), *profile, self._on_image)
         self._depth_in = self._subscribe(Image, "depth", *profile, self._on_depth)
         self._info_in = self._subscribe(CameraInfo, "camera_info", settings.image_reliability, 1, self._on_camera_info)
         self._subscribe(Image, "student/mask", *profile, self._on_student_mask)

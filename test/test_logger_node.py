@@ -152,6 +152,28 @@ def test_depth_is_recorded_with_the_calibration_that_says_of_which_pixels_it_is(
     np.testing.assert_array_equal(to_metres(frame.depth), depth)
 
 
+@pytest.mark.parametrize(
+    ("remaps", "published"),
+    [
+        ({"image": "/right/image", "right/image": "/left/image"}, ["/right/image", "/left/image"]),
+        ({"image": "/right/image", "right/image": "right/image_raw"}, ["/right/image"]),
+    ],
+    ids=["swapped", "as record.launch.py has it"],
+)
+def test_a_topic_that_has_the_name_of_another_input_is_recorded_as_itself(
+    start: Any, peer: Peer, folder: Path, remaps: dict[str, str], published: list[str]
+) -> None:
+    node = start(remaps, mode="everything", topics=["image", "right_image"])
+    cameras = {topic: Camera(peer, topic) for topic in published}
+    for place, camera in enumerate(cameras.values()):
+        for index in range(3):
+            camera.send(3 * place + index)
+    recorded(peer, 3 * len(cameras))
+    assert node.stop() == 0
+    messages = read(folder)
+    assert {topic: images(messages, topic) for topic in {name for name, _ in messages}} == {t: c.sent for t, c in cameras.items()}
+
+
 def test_an_uncertain_image_is_kept_with_its_depth_and_a_record_of_why(start: Any, peer: Peer, folder: Path) -> None:
     node = start(**{**QUIET, "uncertainty": 0.5}, least_confidence=0.6, least_interval=0.0, slop=0.02, patience=5.0)
     live = peer.listen(String, "/logger/keyframes")

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import zipfile
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Iterator
@@ -504,6 +505,23 @@ def test_qos_is_blamed_only_where_no_publisher_fits(ros: None, model: Path, monk
 
         assert why("best_effort", "best_effort").startswith("2 publishers, QoS incompatible")
         assert why("best_effort", "reliable").startswith("2 publishers, none sends")
+
+
+@pytest.mark.parametrize(("transport", "topic", "kind"), [("raw", "image", Image), ("compressed", "image/compressed", CompressedImage)])
+def test_a_remapped_topic_is_asked_after_where_it_went(peer: Peer, model: Path, transport: str, topic: str, kind: type) -> None:
+    """The second rule is of another topic, which a robot may well have."""
+    rules = ["--ros-args", "-r", f"{topic}:=/front/image", "-r", "/front/image:=/elsewhere"]
+    with node_here(partial(SegmentationNode, cli_args=rules), model=str(model), image_transport=transport) as node:
+
+        def told() -> str:
+            now = time.monotonic()
+            ((_, text),) = node._troubles(now + 10.0, now)
+            return text
+
+        assert told().startswith(f"no image on /front/image for 10 s: nobody publishes it; remap `{topic}`,")
+        publisher = peer.node.create_publisher(kind, "/front/image", 1)
+        wait_for(lambda: "1 publishers, none sends" in told(), told)
+        peer.node.destroy_publisher(publisher)
 
 
 def test_a_lifecycle_manager_may_drive_the_node(start: Any, peer: Peer) -> None:
