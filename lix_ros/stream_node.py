@@ -8,8 +8,10 @@ from threading import Lock
 from typing import Any, Callable, ClassVar, Mapping
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.publisher import Publisher
@@ -69,12 +71,28 @@ class StreamNode(LifecycleNode):
         self._timer = self.create_timer(self._settings.diagnostics_period, self._publish_diagnostics, clock=STEADY)
         self.create_service(SetBool, "~/set_enabled", self._on_set_enabled)
         self.add_on_set_parameters_callback(self._on_set_parameters)
+        self._answer_bad_transitions()
 
     def _start(self) -> None:
         if self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
             self.trigger_activate()
 
     # ---- lifecycle
+
+    def _answer_bad_transitions(self) -> None:
+        """Up to Jazzy, rclpy lets the error of a transition that cannot be out of the service: the node would end, and not answer."""
+        (service,) = (s for s in self.services if s.srv_type is ChangeState)
+        change = service.callback
+
+        def answer(request: ChangeState.Request, response: ChangeState.Response) -> ChangeState.Response:
+            try:
+                return change(request, response)
+            except rclpy_implementation.RCLError as error:
+                self.get_logger().error(f"transition refused: {explain(error)}")
+                response.success = False
+                return response
+
+        service.callback = answer
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         try:

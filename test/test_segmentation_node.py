@@ -22,6 +22,8 @@ pytest.importorskip("rclpy", reason="no ROS 2: neither an installation is source
 from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402
 from lifecycle_msgs.msg import State, Transition  # noqa: E402
 from lifecycle_msgs.srv import ChangeState, GetState  # noqa: E402
+from rclpy.impl.implementation_singleton import rclpy_implementation  # noqa: E402
+from rclpy.lifecycle.node import LifecycleNodeMixin, TransitionCallbackReturn  # noqa: E402
 from rclpy.qos import ReliabilityPolicy  # noqa: E402
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image  # noqa: E402
 from std_msgs.msg import String  # noqa: E402
@@ -553,6 +555,28 @@ def test_a_lifecycle_manager_may_drive_the_node(start: Any, peer: Peer) -> None:
     assert told.value("frames missed (never taken)") == missed, "what came while nobody listened is not missed"
     assert transition(Transition.TRANSITION_DEACTIVATE) == State.PRIMARY_STATE_INACTIVE
     assert transition(Transition.TRANSITION_CLEANUP) == State.PRIMARY_STATE_UNCONFIGURED
+
+
+def test_a_transition_that_cannot_be_is_refused_where_rclpy_raises_it_too(ros: None, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Jazzy's does; Kilted's logs it and goes on."""
+    method = "_LifecycleNodeMixin__change_state"
+    change = getattr(LifecycleNodeMixin, method)
+
+    def raising(node: SegmentationNode, which: int) -> TransitionCallbackReturn:
+        if (result := change(node, which)) == TransitionCallbackReturn.ERROR:
+            raise rclpy_implementation.RCLError("Transition is not registered.")
+        return result
+
+    with node_here(SegmentationNode, model=str(model)) as node:
+        monkeypatch.setattr(LifecycleNodeMixin, method, raising)
+        (service,) = (s for s in node.services if s.srv_type is ChangeState)
+
+        def succeeds(which: int) -> bool:
+            return service.callback(ChangeState.Request(transition=Transition(id=which)), ChangeState.Response()).success
+
+        assert not succeeds(Transition.TRANSITION_CONFIGURE), "it is active already"
+        assert succeeds(Transition.TRANSITION_DEACTIVATE) and not succeeds(Transition.TRANSITION_DEACTIVATE)
+        assert succeeds(Transition.TRANSITION_ACTIVATE)
 
 
 @pytest.mark.parametrize("signals", [1, 2])
