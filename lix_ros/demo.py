@@ -37,6 +37,7 @@ from lix_core.runtime.bundle import DEFAULT_MODEL, find_bundle
 from lix_core.runtime.sources import open_source
 from lix_ros import messages, qos
 from lix_ros.paths import sample_clip, transport_environment
+from lix_ros.running import ending_signals
 
 NAMESPACE = f"/lix_demo_{os.getpid()}"
 """Of one demo: others on this machine, or of a colleague, must not be recorded too."""
@@ -159,12 +160,12 @@ class Recorder(Node):
 
 
 class Run:
-    """The processes of one demo and what is recorded of them. SIGINT and SIGTERM end it early, with a report of what came."""
+    """The processes of one demo and what is recorded of them. A signal ends it early, with a report of what came."""
 
     def __init__(self, out: Path, expected: int, rate: float):
         self._out, self._expected = out, expected
         self._signals: list[int] = []
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in ending_signals():
             signal.signal(number, lambda n, _: self._signals.append(n))
         # On this machine only, and not in the way of a robot's own nodes.
         os.environ.update(transport_environment())

@@ -27,8 +27,14 @@ class RunnableNode(Protocol):
         """End threads; called once, before the node is destroyed."""
 
 
+def ending_signals() -> list[int]:
+    """Those that end a process in good order: also that its terminal is gone, unless it was started with nohup."""
+    gone = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if gone else [])]
+
+
 def run(make_node: Callable[[], RunnableNode], threads: int = 3) -> int:
-    """Spin a node until it has finished or SIGINT or SIGTERM comes; the exit status.
+    """Spin a node until it has finished or one of `ending_signals` comes; the exit status.
 
     rclpy's own handlers raise KeyboardInterrupt wherever the program is, inside destroy_node too; these only set a flag,
     so that a second signal changes nothing.
@@ -37,7 +43,8 @@ def run(make_node: Callable[[], RunnableNode], threads: int = 3) -> int:
         threads: of the executor; more than one where services must not hold up subscriptions.
     """
     signalled: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
+    ending = ending_signals()
+    for number in ending:
         signal.signal(number, lambda n, _: signalled.append(n))
     try:
         os.environ.update(transport_environment())
@@ -65,7 +72,7 @@ def run(make_node: Callable[[], RunnableNode], threads: int = 3) -> int:
         pass
     finally:
         # Ignored from here on: while Python ends, it hands signals back to the system, whose default is to kill.
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in ending:
             signal.signal(number, signal.SIG_IGN)
         node.close()
         executor.shutdown(timeout_sec=2.0)

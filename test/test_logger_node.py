@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -448,6 +449,24 @@ def test_an_image_topic_that_carries_something_else_is_recorded_and_ends_nothing
     recorded(peer, 4)
     assert node.stop() == 0 and "view of an image" in node.output
     assert [deserialize_message(raw, String).data for raw in of(read(folder), "/image")][:2] == ["picture 0", "picture 1"]
+
+
+@pytest.mark.parametrize("under_nohup", [False, True])
+def test_a_closed_terminal_ends_the_bag_but_not_under_nohup(start: Any, peer: Peer, folder: Path, under_nohup: bool) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if under_nohup else signal.SIG_DFL)
+    node = start(mode="everything", topics=["image"])  # inherits it
+    signal.signal(signal.SIGHUP, before)
+    camera = Camera(peer)
+    camera.send(0)
+    recorded(peer, 1)
+    node.process.send_signal(signal.SIGHUP)
+    if under_nohup:
+        camera.send(1)
+        recorded(peer, 2)
+        assert node.stop() == 0
+    assert node.process.wait(timeout=30) == 0
+    (path,) = bags_in(folder)
+    assert (path / "metadata.yaml").exists() and images(read(folder)) == camera.sent
 
 
 def test_a_removed_folder_is_told_and_recording_goes_on_in_a_new_one(start: Any, peer: Peer, folder: Path) -> None:
