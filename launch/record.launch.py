@@ -82,6 +82,8 @@ def make_nodes(context: LaunchContext) -> list:
         additional_env=transport_environment(arguments["transport"], context.environment),
         output="screen",
         emulate_tty=True,
+        # Seconds until it is sent SIGTERM, and 5 s later SIGKILL: a slow disk takes long for all that waits for it.
+        sigterm_timeout=LaunchConfiguration("sigterm_timeout", default="60"),
     )
     return [node]
 

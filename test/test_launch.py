@@ -80,6 +80,12 @@ def test_every_argument_is_described_and_every_executable_is_installed(file: Pat
         assert os.access(ROOT / "scripts" / executable, os.X_OK)
 
 
+def test_the_logger_may_write_for_a_minute_before_launch_ends_it_otherwise() -> None:
+    (node,) = calls_in(ast.parse((ROOT / "launch" / "record.launch.py").read_text()), "Node")
+    (timeout,) = calls_in(node["sigterm_timeout"], "LaunchConfiguration")
+    assert {key: ast.literal_eval(value) for key, value in timeout.items()} == {"0": "sigterm_timeout", "default": "60"}
+
+
 def test_rviz_shows_the_topics_of_the_default_arguments() -> None:
     config = yaml.safe_load((ROOT / "config" / "lix.rviz").read_text())["Visualization Manager"]
     shown = {d["Name"]: (d["Class"].split("/")[1], d["Topic"]["Value"]) for d in config["Displays"]}
