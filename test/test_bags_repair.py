@@ -121,7 +121,7 @@ def killed(tmp_path_factory) -> bytes:
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(cut=st.integers(0, 17_400))
+@given(cut=st.integers(0, 17_200))
 def test_whatever_is_cut_off_all_before_it_is_recovered(killed, tmp_path_factory, cut):
     folder = tmp_path_factory.mktemp("cut")
     file = folder / "bag.mcap"

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 from rosbags.rosbag2 import Reader
+from rosbags.rosbag2.metadata import parse_qos
 
 from bags import contents
 from lix_core.bags import writer as writing
@@ -93,9 +94,30 @@ def test_what_is_written_comes_back_with_types_hashes_and_qos(tmp_path, storage,
             ("RELIABLE", "KEEP_ALL", 3),
         ]
     information = yaml.safe_load((tmp_path / "bag/metadata.yaml").read_text())["rosbag2_bagfile_information"]
-    assert information["version"] == 9 and information["message_count"] == 3 and information["storage_identifier"] == storage
+    assert information["message_count"] == 3 and information["storage_identifier"] == storage
     assert information["starting_time"]["nanoseconds_since_epoch"] == 5 and information["duration"]["nanoseconds"] == 4
     assert information["compression_mode"] == ("message" if (storage, compression) == ("sqlite3", "zstd") else "")
+
+
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+@pytest.mark.parametrize("distribution, version", [("humble", 8), ("iron", 8), ("jazzy", 9), ("", 9)])
+def test_metadata_is_as_rosbag2_of_the_installation_reads_it(tmp_path, monkeypatch, storage, distribution, version):
+    monkeypatch.setenv("ROS_DISTRO", distribution)
+    writer = RosbagsWriter(tmp_path / "bag", storage)
+    writer.add(Topic("/names", TEXT, (LATCHED,)))
+    writer.write("/names", 5, text("road"))
+    writer.close()
+    written = yaml.safe_load((tmp_path / "bag/metadata.yaml").read_text())
+    (tmp_path / "bag/metadata.yaml").unlink()
+    assert repair(tmp_path / "bag").changed == "metadata"
+    assert yaml.safe_load((tmp_path / "bag/metadata.yaml").read_text()) == written
+    assert contents(tmp_path / "bag") == [("/names", 5, text("road"))]
+    information = written["rosbag2_bagfile_information"]
+    (topic,) = information["topics_with_message_count"]
+    offered = topic["topic_metadata"]["offered_qos_profiles"]
+    assert (information["version"], type(offered)) == (version, str if version == 8 else list)
+    (profile,) = yaml.safe_load(offered) if version == 8 else offered
+    assert (profile["durability"], profile["depth"]) == (1 if version == 8 else "transient_local", 1)
 
 
 @pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
@@ -196,9 +218,8 @@ def test_the_reference_reader_of_mcap_agrees(tmp_path):
         in_order = reader.NonSeekingReader(file, validate_crcs=True).iter_messages()  # meets the definitions again and again
         assert sorted((channel.topic, message.log_time) for _, channel, message in in_order) == sorted(messages)
         (names,) = [channel for channel in summary.channels.values() if channel.topic == "/names"]
-        assert (
-            names.metadata["topic_type_hash"].startswith("RIHS01_df668c74") and "transient_local" in names.metadata["offered_qos_profiles"]
-        )
+        assert names.metadata["topic_type_hash"].startswith("RIHS01_df668c74")
+        assert [qos.durability.name for qos in parse_qos(names.metadata["offered_qos_profiles"])] == ["TRANSIENT_LOCAL"]
 
 
 def test_the_indexes_of_an_mcap_file_lead_to_its_messages(tmp_path):

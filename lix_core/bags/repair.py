@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lix_core.bags.reader import repaired_of
 from lix_core.bags.salvage import SCHEMA, McapPart, SqlitePart, files_of, read_text
 from lix_core.bags.space import delete_bag, free_space
-from lix_core.bags.writer import NO_HASH, Qos, RosbagsWriter, Topic, definition_of
+from lix_core.bags.writer import NO_HASH, Qos, RosbagsWriter, Topic, definition_of, metadata_version
 from lix_core.errors import SourceError
 from lix_core.files import UriPath, expanded, save
 
@@ -216,7 +216,7 @@ class Extent:
 def write_metadata(
     folder: Path, storage: str, connections: Sequence[Connection], files: Sequence[Extent], compression: tuple[str, str] = ("", "")
 ) -> None:
-    """Write a bag's metadata.yaml, version 9.
+    """Write a bag's metadata.yaml, of `metadata_version`.
 
     Args:
         folder: the bag.
@@ -229,7 +229,10 @@ def write_metadata(
         SourceError: it cannot be written.
     """
     import yaml
-    from rosbags.rosbag2.metadata import dump_qos_v9
+    from rosbags.rosbag2.metadata import dump_qos_v8, dump_qos_v9
+
+    version = metadata_version()
+    dump_qos = dump_qos_v9 if version == 9 else dump_qos_v8
 
     def spanned(extents: Sequence[Extent]) -> dict[str, Any]:
         filled = [e for e in extents if e.messages]
@@ -241,7 +244,7 @@ def write_metadata(
         }
 
     information = {
-        "version": 9,
+        "version": version,
         "storage_identifier": storage,
         "relative_file_paths": [e.path.name for e in files],
         **spanned(files),
@@ -251,7 +254,7 @@ def write_metadata(
                     "name": c.topic,
                     "type": c.msgtype,
                     "serialization_format": c.ext.serialization_format,
-                    "offered_qos_profiles": dump_qos_v9(c.ext.offered_qos_profiles),
+                    "offered_qos_profiles": dump_qos(c.ext.offered_qos_profiles),
                     "type_description_hash": c.digest,
                 },
                 "message_count": c.msgcount,

@@ -89,7 +89,7 @@ class Flushed:
 
 
 class RosbagsWriter:
-    """A BagWriter that needs no ROS: metadata version 9, with type hashes, definitions and offered QoS.
+    """A BagWriter that needs no ROS: metadata of `metadata_version`, with type hashes, definitions and offered QoS.
 
     Definitions are rosbags' own, or those of the ROS installation; a topic of a type that neither knows is recorded without one, and plays
     where the type is installed. When the disk is full, or a write fails for another reason, the bag ends where it was last flushed.
@@ -111,7 +111,7 @@ class RosbagsWriter:
         self._held = -1
         with self._told():
             try:
-                self._writer = storage_writer()(self.folder, version=9, storage_plugin=StoragePlugin[storage.upper()])
+                self._writer = storage_writer()(self.folder, version=metadata_version(), storage_plugin=StoragePlugin[storage.upper()])
                 self.folder.mkdir(0o755, parents=True)
             except (WriterError, FileExistsError):
                 raise BagExists(f"{self.folder} exists already and is not written over; name another") from None
@@ -216,6 +216,11 @@ class RosbagsWriter:
         writer.counts.update({connection.id: flushed.counts.get(connection.id, 0) for connection in writer.connections})
         writer.min_timestamp, writer.max_timestamp = flushed.start, flushed.end
         writer.close()
+
+
+def metadata_version() -> int:
+    """The newest that rosbag2 reads here. Humble and Iron fail on the QoS of version 9, no longer a text (ros2/rosbag2#2013)."""
+    return 8 if os.environ.get("ROS_DISTRO") in ("humble", "iron") else 9
 
 
 def rosbags_qos(qos: Qos) -> Any:
