@@ -18,6 +18,7 @@ import multiprocessing
 import os
 import platform
 import queue
+import shlex
 import shutil
 import signal
 import subprocess
@@ -216,7 +217,7 @@ def main() -> None:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     record = {
-        "command": f"python bench/record.py --seconds {args.seconds:g}",
+        "command": shlex.join(["python", "bench/record.py", *sys.argv[1:]]),
         "seconds": args.seconds,
         "machine": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),

@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import shutil
 import sys
 import time
@@ -181,8 +182,9 @@ def spread(values: list[float]) -> str:
 
 
 def written(out: Path, before: dict[str, Any], bags: dict[int, dict[str, Any]], rows: list[dict[str, Any]], teacher: float) -> None:
+    command = shlex.join(["python", "bench/retrain.py", *sys.argv[1:]])
     protocol = {
-        "command": "python bench/retrain.py --work FOLDER",
+        "command": command,
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}, one thread",
         "rendered": {name: dict(zip(("weather", "seed", "frames"), what)) for name, what in FOLDERS.items()},
         "steps": {"base": BASE["optim"]["steps"], **STEPS},
@@ -193,8 +195,7 @@ def written(out: Path, before: dict[str, Any], bags: dict[int, dict[str, Any]], 
     lines = [
         "# Retraining from a drive that ends at night",
         "",
-        "`python bench/retrain.py --work FOLDER`, which tells what is done. mIoU, mean and standard deviation over seeds; points are "
-        "against the student before.",
+        f"`{command}`, which tells what is done. mIoU, mean and standard deviation over seeds; points are against the student before.",
         "",
         "| student | seeds | night (held out) | points | clear (old) | points |",
         "| --- | --- | --- | --- | --- | --- |",

@@ -93,14 +93,18 @@ def main() -> None:
         raise SystemExit(f"two runs have one name; give them others, as teacher=RUN: {' '.join(args.runs)}")
     networks = {name: load_network(run) for name, run in named.items()}
     config = next(iter(networks.values()))[1].config
+    sees = {name: (record.x_kind, record.x_channels) for name, (_, record) in networks.items() if record.config.model.kind == "teacher"}
+    if len(set(sees.values())) > 1:
+        raise SystemExit(f"the teachers see different X ({', '.join(f'{name}: {x}' for name, (x, _) in sees.items())}): compare them apart")
+    x, channels = next(iter(sees.values()), ("", 0))
     source = config.data.test or config.data.val
     source = dataclasses.replace(source, root=args.data or source.root)
-    frames = Frames(source, config.data.x)
+    frames = Frames(source, x)
     street = Street(frames.dataset) if isinstance(frames.dataset, WorldDataset) and config.data.eval_size is None else None
     scores: dict[str, Score] = {band: (lambda matrix: matrix.miou) for band in BANDS} | (street.scores if street else {})
     matrices = {name: {region: ConfusionMatrix(len(frames.labels)) for region in scores} for name in networks}
     scored = 0
-    for batch in scoring_batches(frames, 4, config.data.eval_size, 3):
+    for batch in scoring_batches(frames, 4, config.data.eval_size, channels):
         with torch.inference_mode():
             said = {name: predict(network, batch).numpy() for name, (network, _) in networks.items()}
         for index, labels in enumerate(batch.labels.numpy()):

@@ -53,10 +53,14 @@ def test_a_sample_whose_parts_do_not_fit_names_itself_and_the_part(changes, mess
         sample(**changes)
 
 
-def test_arrays_that_are_read_backwards_are_as_good_as_their_copies():
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("backwards", [True, False])
+def test_arrays_that_are_read_backwards_or_read_only_are_as_good_as_their_copies(backwards):
     plain = sample()
-    mirrored = {name: getattr(plain, name)[..., ::-1] for name in ("image", "labels", "x", "known")}
-    batch, copies = collate([sample(**mirrored)]), collate([sample(**{name: array.copy() for name, array in mirrored.items()})])
+    given = {name: getattr(plain, name)[..., :: -1 if backwards else 1] for name in ("image", "labels", "x", "known")}
+    for array in given.values():
+        array.flags.writeable = backwards
+    batch, copies = collate([sample(**given)]), collate([sample(**{name: array.copy() for name, array in given.items()})])
     for name in ("image", "labels", "x", "known"):
         assert getattr(batch, name).equal(getattr(copies, name))
 

@@ -346,6 +346,10 @@ def test_a_drive_that_cannot_be_is_refused_at_once(wrong):
         Drive(**{"seed": 1, **wrong})
 
 
+def test_a_street_has_as_many_frames_as_are_asked_for_or_have_room():
+    assert [Drive(1, frames_per_scene=40, spacing=spacing).frames_per_scene for spacing in (1e-320, 1.0, 1e300)] == [40, 40, 1]
+
+
 def test_every_frame_of_a_drive_is_a_function_of_seed_and_index():
     """Several bands of rays, whatever is rendered before, with or without the other sensors."""
     rig = Rig(Camera.pinhole(320, 96, 185.0), lidar=Lidar(rings=16, columns=256))

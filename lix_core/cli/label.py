@@ -75,6 +75,13 @@ def label(
     every = dict.fromkeys(name for names in OF.values() for name in names)
     if wrong := typed(context, (name for name in every if name not in OF[chosen[0]])):
         raise SourceError(f"leave out {', '.join(wrong)}: {chosen[0]} does not read {'it' if len(wrong) == 1 else 'them'}")
+    for options, idle, why in (
+        (("block",), not held_out, "without --held-out"),
+        (("floor",), not share, "without --share"),
+        (("flat", "standing"), not geometry, "with --no-geometry"),
+    ):
+        if idle and (wrong := typed(context, options)):
+            raise SourceError(f"leave out {', '.join(wrong)}: {why} nothing reads {'it' if len(wrong) == 1 else 'them'}")
     opened = Extraction.open(extraction)
     if masks:
         import_from(opened, masks, labels, format, replace)

@@ -44,7 +44,8 @@ class Sample:
         self._check("image", self.image, np.uint8, ("H", "W", 3))
         for name in ("image", "labels", "x", "known"):
             array = getattr(self, name)
-            if isinstance(array, np.ndarray) and min(array.strides, default=0) < 0:  # such as BGR read backwards: no tensor has that
+            # Such as BGR read backwards, or the bytes of a message: no tensor has negative strides, or is read-only.
+            if isinstance(array, np.ndarray) and (min(array.strides, default=0) < 0 or not array.flags.writeable):
                 setattr(self, name, array.copy())
         if self.labels is not None:
             self._check("labels", self.labels, np.uint8, size)

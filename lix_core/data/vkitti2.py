@@ -133,10 +133,10 @@ vkitti_2.0.3_classSegmentation.tar, vkitti_2.0.3_textgt.tar.gz; for X also vkitt
 
         WorldFolder.open(self.root)  # refuses one that is not whole
         found = sorted(path.parent.relative_to(self.root).as_posix() for path in self.root.glob("Scene*/*/frames"))
-        chosen = [sequence for sequence in found if not variations or sequence.split("/")[1] in variations]
-        if not chosen:
-            raise DataError(f"{self.root} has no frames of {variations}; it has {', '.join(sorted({s.split('/')[1] for s in found}))}")
-        return chosen
+        there = sorted({sequence.split("/")[1] for sequence in found})
+        for variation in variations:
+            check_choice("variation", variation, there)
+        return [sequence for sequence in found if not variations or sequence.split("/")[1] in variations]
 
     def path(self, part: str, index: int) -> Path:
         """A file of a frame; part: a key of FILES."""

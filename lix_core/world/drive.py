@@ -105,7 +105,7 @@ class Drive:
             )
         check_weather(weather)
         self.seed, self.rig, self.weather, self.spacing, self.rate = seed, rig or Rig(), weather, spacing, rate
-        self.frames_per_scene = min(frames_per_scene, 1 + int(ROOM_M // spacing))
+        self.frames_per_scene = 1 + int(min(frames_per_scene - 1, ROOM_M // spacing))
         self._built: tuple[int, Renderer] | None = None
 
     def scene_of(self, index: int) -> tuple[int, Renderer]:
