@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from importlib import import_module
 from types import SimpleNamespace
 
 import cv2
@@ -35,6 +36,7 @@ from lix_core.bags.pseudo import (
 from lix_core.bags.teacher import averaged, load_segmenter
 from lix_core.camera import Camera
 from lix_core.cli.label import label
+from lix_core.data.registry import DATASETS
 from lix_core.errors import DataError, ImageError, LabelError, LixError
 from lix_core.files import read_mask
 from lix_core.geometry.encodings import encode
@@ -351,12 +353,41 @@ def test_unknown_depth_beside_it_speaks_for_nothing():
     assert around.sum() == around.size - 1 and found[50, 40] == KEPT
 
 
-def test_roles_go_by_name_and_may_be_given():
-    roles = roles_of(STREET, PseudoSettings())
-    named = {name: roles[i] for i, name in enumerate(STREET.names)}
-    assert named["road"] == named["pavement"] == STANDS and named["tree"] == KEPT
-    assert {name for name, role in named.items() if role == LIES} == set(STREET.names) - {"road", "pavement", "tree"}
-    assert (roles[len(STREET) :] == KEPT).all() and not set(FLAT) & set(STANDING)
+ROLES = {
+    "street": ("road, pavement", "sky, building, pole, sign, fence, car, pedestrian, cyclist", "tree"),
+    "cityscapes": (
+        "road, sidewalk, terrain",
+        "building, wall, fence, pole, traffic light, traffic sign, sky, person, rider, car, truck, bus, train, motorcycle, bicycle",
+        "vegetation",
+    ),
+    "nuimages": (
+        "driveable_surface",
+        "car, truck, bus, trailer, construction_vehicle, bicycle, motorcycle, pedestrian, traffic_cone, barrier",
+        "other",
+    ),
+    "vkitti2": (
+        "Terrain, Road",
+        "Sky, Building, GuardRail, TrafficSign, TrafficLight, Pole, Truck, Car, Van",
+        "Tree, Vegetation, Misc",
+    ),
+    "pothole": ("road, pothole", "", ""),
+}
+"""Of each label set of lix's own: classes that are flat, that stand, and neither."""
+
+
+def test_each_class_of_the_data_sets_has_the_role_that_is_wanted():
+    modules = [import_module(name) for name in ("lix_core.labels", *(module for module, _ in DATASETS.values()))]
+    found = {value.name: value for module in modules for value in vars(module).values() if isinstance(value, LabelSet)}
+    named = {}
+    for name, labels in found.items():
+        roles = roles_of(labels, PseudoSettings())
+        named[name] = tuple(", ".join(labels.names[i] for i in np.flatnonzero(roles[: len(labels)] == r)) for r in (STANDS, LIES, KEPT))
+        assert (roles[len(labels) :] == KEPT).all()
+    assert named == ROLES
+
+
+def test_roles_may_be_given():
+    assert not set(FLAT) & set(STANDING)
     own = roles_of(STREET, PseudoSettings(flat=("Tree",), standing=("car",)))
     assert own[5] == STANDS and own[8] == LIES and (own != KEPT).sum() == 2
     with pytest.raises(LabelError, match="no class 'cra' .* did you mean 'car'"):
@@ -540,6 +571,19 @@ def test_a_teacher_is_given_x_of_the_depth(extraction, tmp_path):
     expected = (colour_logits(scene()["image"]) + x_logits(x, known)).argmax(0)
     assert np.array_equal(pseudo_labels(extraction)[frame.name], expected)
     assert not np.array_equal(expected, scene()["labels"])
+
+
+@pytest.mark.parametrize(
+    "names, notes",
+    [
+        (("road", "car"), []),
+        (("asphalt", "car"), ["no class is known to be flat: nothing is dropped for standing above the ground; name some with flat"]),
+        (("road", "gnome"), ["no class is known to be standing: nothing is dropped for lying on the ground; name some with standing"]),
+    ],
+)
+def test_where_the_check_knows_no_class_of_a_kind_that_is_said(extraction, bundle, names, notes):
+    merge = {"classes": [{"name": name, "from": source} for name, source in zip(names, ("road", "car"))]}
+    assert make_pseudo_labels(extraction, bundle, SURE, lambda source: LabelMapping.from_dict(source, merge)).notes == notes
 
 
 def test_x_that_cannot_be_made_is_told(extraction, tmp_path):

@@ -43,10 +43,16 @@ from lix_core.runtime.bundle import Bundle, find_bundle
 from lix_core.workers import begin_work
 
 FORMAT = 1
-FLAT = ("road", "pavement", "sidewalk", "terrain", "parking", "lane", "lane marking", "road marking", "crosswalk", "ground", "grass")
+FLAT = (
+    *("road", "driveable surface", "pavement", "sidewalk", "terrain", "parking", "lane", "lane marking", "road marking", "crosswalk"),
+    *("ground", "grass", "pothole"),
+)
 STANDING = (
-    *("sky", "building", "wall", "fence", "guard rail", "pole", "sign", "traffic sign", "traffic light", "bridge"),
-    *("car", "truck", "bus", "van", "trailer", "train", "motorcycle", "bicycle", "cyclist", "rider", "pedestrian", "person"),
+    *("sky", "building", "bridge", "wall", "fence", "guard rail", "barrier"),
+    *("pole", "sign", "traffic sign", "traffic light", "traffic cone"),
+    *("car", "truck", "bus", "van", "trailer", "train", "construction vehicle"),
+    *("motorcycle", "bicycle", "cyclist", "rider", "pedestrian", "person"),
+    *("GuardRail", "TrafficSign", "TrafficLight"),  # in one word, as Virtual KITTI has them
 )
 """Classes that lie on the ground, and classes that do not. Trees are in neither: many label sets call grass and hedges so."""
 
@@ -396,8 +402,9 @@ def remarks(extraction: Extraction, bundle: Bundle, crew: Crew) -> list[str]:
         notes.append(f"{without} of {count} frames have no depth: {alone}")
     if without and crew.settings.geometry and not bundle.manifest.needs_x:
         notes.append(f"{without} of {count} frames have no depth: they are not checked against the ground")
-    if crew.settings.geometry and not (crew.roles != KEPT).any():
-        notes.append("no class is known to lie or to stand: nothing is checked against the ground; name some with flat and standing")
+    for role, kind, where in ((STANDS, "flat", "standing above"), (LIES, "standing", "lying on")):
+        if crew.settings.geometry and not (crew.roles == role).any():
+            notes.append(f"no class is known to be {kind}: nothing is dropped for {where} the ground; name some with {kind}")
     return notes
 
 
