@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from importlib import import_module
 from types import SimpleNamespace
 
@@ -33,7 +34,7 @@ from lix_core.bags.pseudo import (
     roles_of,
     thresholds_of,
 )
-from lix_core.bags.teacher import averaged, load_segmenter
+from lix_core.bags.teacher import Teacher, averaged
 from lix_core.camera import Camera
 from lix_core.cli.label import label
 from lix_core.data.registry import DATASETS
@@ -96,6 +97,13 @@ def extraction(tmp_path):
 
 def pseudo_labels(extraction) -> dict[str, np.ndarray]:
     return {frame.name: read_mask(extraction.root / "pseudo" / f"{frame.name}.png") for frame in extraction.frames}
+
+
+def by_image_and_depth(frame) -> np.ndarray:
+    """(H, W) ids: what a tiny model with X of kind inverse_depth says of a frame that shows `scene`."""
+    units = cv2.imread(str(frame.depth), cv2.IMREAD_UNCHANGED)
+    x, known = encode("inverse_depth", depth=np.where(units > 0, units / np.float32(256), np.nan).astype(np.float32))
+    return (colour_logits(scene()["image"]) + x_logits(x, known)).argmax(0)
 
 
 # The model's probabilities.
@@ -178,10 +186,11 @@ def test_x_of_a_scaled_view_is_never_mixed_between_pixels():
     assert len(seen) == 2 and all(np.isin(values, x[:, known]).all() for values in seen)
 
 
-def test_there_is_room_for_the_largest_scale(tmp_path):
-    path = camera_bundle(size=SizePolicy(max_pixels=2500)).save(tmp_path / "small.lix")
+def test_there_is_room_for_the_largest_scale():
+    bundle = camera_bundle(size=SizePolicy(max_pixels=2500))
     for largest, side in ((0.5, 50), (1.0, 50), (2.0, 100)):
-        assert load_segmenter(path, "onnxruntime", largest).segment(random_image(120, 120)).coarse_confidence.shape == (side, side)
+        asked = Teacher({}, bundle, scales=(0.5, largest)).segmenter
+        assert asked.segment(random_image(120, 120)).coarse_confidence.shape == (side, side)
 
 
 def test_x_of_an_unknown_kind_cannot_be_mirrored():
@@ -483,6 +492,16 @@ def test_a_run_that_was_stopped_goes_on_and_another_teacher_is_asked_anew(extrac
     assert len(asked) == 13
 
 
+def test_the_model_that_is_asked_is_the_one_that_was_there_at_the_start(extraction, tmp_path):
+    path, name, unchecked = tmp_path / "m.lix", extraction.frames[0].name, replace(SURE, geometry=False)
+    other = camera_bundle(labels=SCENE, x=XSpec("inverse_depth", 1))
+    camera_bundle(labels=SCENE).save(path)
+    make_pseudo_labels(extraction, path, unchecked, on_start=lambda steps: other.save(path))
+    assert np.array_equal(pseudo_labels(extraction)[name], scene()["labels"])
+    make_pseudo_labels(extraction, path, unchecked)  # what is in its place by now
+    assert np.array_equal(pseudo_labels(extraction)[name], by_image_and_depth(extraction.frames[0]))
+
+
 def test_what_the_teacher_said_is_kept_for_the_same_question_alone(extraction, bundle, tmp_path):
     model, other = Bundle.load(bundle), camera_bundle(labels=SCENE, stride=4)
     asked = (extraction, model, SURE)
@@ -565,11 +584,8 @@ def test_a_teacher_is_given_x_of_the_depth(extraction, tmp_path):
     make_pseudo_labels(
         extraction, bundle.save(tmp_path / "x.lix"), PseudoSettings(scales=(1.0,), flip=False, confidence=0.0, geometry=False)
     )
-    frame = extraction.frames[0]
-    units = cv2.imread(str(frame.depth), cv2.IMREAD_UNCHANGED)
-    x, known = encode("inverse_depth", depth=np.where(units > 0, units / np.float32(256), np.nan).astype(np.float32))
-    expected = (colour_logits(scene()["image"]) + x_logits(x, known)).argmax(0)
-    assert np.array_equal(pseudo_labels(extraction)[frame.name], expected)
+    expected = by_image_and_depth(extraction.frames[0])
+    assert np.array_equal(pseudo_labels(extraction)[extraction.frames[0].name], expected)
     assert not np.array_equal(expected, scene()["labels"])
 
 

@@ -283,8 +283,8 @@ def ready_masks(extraction: Extraction, start: str, labels: LabelSet | None, mod
     if start not in STARTS:
         raise SourceError(f"there is nothing {start!r} to start from; there are {', '.join(name for name in STARTS if name)}")
     if start == "model":
-        teacher = Teacher(calibrations_of(extraction), find_bundle(model), backend)
-        source, mask_of = Bundle.load(teacher.model).manifest.labels, lambda frame, image: teacher.mask(frame)
+        teacher = Teacher(calibrations_of(extraction), Bundle.load(find_bundle(model)), backend)
+        source, mask_of = teacher.bundle.manifest.labels, lambda frame, image: teacher.mask(frame)
     elif start:
         source, mask_of = label_set_of(extraction, start), lambda frame, image: stored_mask(extraction, frame, start)
     else:

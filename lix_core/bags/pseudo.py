@@ -162,7 +162,7 @@ def make_pseudo_labels(
     to = mapping(source) if mapping else LabelMapping(source, source, identity(len(source)))
     if bundle.manifest.size.height:
         settings = replace(settings, scales=(1.0,))
-    teacher = Teacher(calibrations_of(extraction), bundle.path, backend, settings.scales, settings.flip)
+    teacher = Teacher(calibrations_of(extraction), bundle, backend, settings.scales, settings.flip)
     crew = Crew(extraction.root, teacher, settings, to.target, to.lut, roles_of(to.target, settings))
     folder = extraction.root / "pseudo"
     make_folder(folder)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -22,17 +21,25 @@ from lix_core.runtime.segmenter import Segmenter
 
 @dataclass(frozen=True)
 class Teacher:
-    """A model that sees RGB, or RGB and X, and how it is asked; it can be sent to another process.
+    """A model that sees RGB, or RGB and X, and how it is asked; until then it can be sent to another process.
 
-    calibrations: of each bag. model: path of a bundle. scales: of what the network sees, over which its answers are averaged; 1 alone for a
-    canvas of fixed size. flip: average with the mirrored image.
+    calibrations: of each bag. bundle: the model itself, for its file may be replaced meanwhile. scales: of what the network sees, over
+    which its answers are averaged; 1 alone for a canvas of fixed size. flip: average with the mirrored image.
     """
 
     calibrations: dict[str, BagCalibration]
-    model: Path
+    bundle: Bundle
     backend: str = DEFAULT_BACKEND
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
+
+    @cached_property
+    def segmenter(self) -> Segmenter:
+        """The model in this process, one thread, with room for the largest scale."""
+        size = self.bundle.manifest.size
+        pixels = 0 if size.height else max(size.max_pixels, int(np.ceil(size.max_pixels * max(self.scales) ** 2)))
+        # One thread, however many processes there are: a sum's last digit may depend on their number.
+        return Segmenter(self.bundle, self.backend, BackendOptions(threads=1), pixels)
 
     def has_depth(self, frame: ExtractedFrame) -> bool:
         """Whether X can be made of a frame: it has depth, and a camera to it."""
@@ -43,14 +50,13 @@ class Teacher:
 
         Raises DataError: the image or depth cannot be read, or X cannot be made of it.
         """
-        segmenter = load_segmenter(self.model, self.backend, max(self.scales))
-        spec, calibration = segmenter.bundle.manifest.x, self.calibrations[frame.bag]
+        spec, calibration = self.bundle.manifest.x, self.calibrations[frame.bag]
         depth = depth_of(frame, calibration) if spec else None
         x = known = None
         try:
             if depth is not None:
                 x, known = encode(spec.kind, depth=depth, camera=calibration.camera, baseline=calibration.baseline)
-            return averaged(segmenter, image_of(frame), x, known, self.scales, self.flip)
+            return averaged(self.segmenter, image_of(frame), x, known, self.scales, self.flip)
         except (ImageError, GeometryError) as error:
             raise DataError(f"frame {frame.name}: {error}") from None
 
@@ -81,16 +87,6 @@ def depth_of(frame: ExtractedFrame, calibration: BagCalibration) -> np.ndarray |
     if units is None or units.dtype != np.uint16 or units.shape != camera.shape:
         raise DataError(f"{frame.depth} is missing, or no 16-bit image of {camera.width}x{camera.height}; extract the bag again")
     return to_metres(units)
-
-
-@lru_cache(maxsize=1)
-def load_segmenter(path: Path, backend: str, largest: float) -> Segmenter:
-    """The model in this process, one thread, with room for scales up to `largest`."""
-    bundle = Bundle.load(path)
-    size = bundle.manifest.size
-    pixels = 0 if size.height else max(size.max_pixels, int(np.ceil(size.max_pixels * largest**2)))
-    # One thread, however many processes there are: a sum's last digit may depend on their number.
-    return Segmenter(bundle, backend, BackendOptions(threads=1), pixels)
 
 
 def averaged(
