@@ -28,6 +28,7 @@ from lix_core.data.bag import BagDataset
 from lix_core.errors import DataError, LabelError, LixError, SourceError
 from lix_core.files import read_mask
 from lix_core.labels import STREET, Label, LabelSet
+from lix_core.runtime.bundle import XSpec
 from trees import png_of_size
 
 FIRST, SECOND = 1_700_000_000_000_000_000, 1_700_000_000_100_000_000
@@ -547,6 +548,23 @@ def test_annotators_start_from_what_a_model_says(extraction, tmp_path, command):
     shutil.rmtree(tmp_path / "out")
     command(extraction.root, "--export", "png", "--out", tmp_path / "out", "--from", "masks", "--frames", 1)
     assert (tmp_path / "out" / "masks" / "drive" / f"{FIRST}.png").exists()
+
+
+def test_where_a_model_says_nothing_annotators_start_from_nothing_and_that_is_said(tmp_path, command):
+    never_without = {"config": {"data": {"x_dropout": 0}}}
+    model = camera_bundle(x=XSpec("inverse_depth", 1), training=never_without).save(tmp_path / "x.lix")
+    near = {"image": picture(1), "depth": np.full((64, 96), 4.0, np.float32)}
+    write_extraction(tmp_path / "ext", {"drive": {FIRST: near, SECOND: {"image": picture(2)}}})
+    words = ["--export", "png", "--from", "model", "--model", model]
+    said = command(tmp_path / "ext", *words, "--out", tmp_path / "out")
+    assert "note: 1 of 2 frames have no depth: they get no labels, for tiny-camera is a teacher that never was without" in said
+    assert said.startswith("0 2 frames in") and len([*(tmp_path / "out" / "images").rglob("*.png")]) == 2
+    assert [path.stem for path in (tmp_path / "out" / "masks").rglob("*.png")] == [str(FIRST)]
+    assert "note" not in command(tmp_path / "ext", *words, "--out", tmp_path / "first", "--frames", 1)  # the other is not exported
+    write_extraction(tmp_path / "dark", {"drive": {FIRST: {"image": picture(1)}}})
+    with pytest.raises(DataError, match="no frame of .*dark can be labelled: tiny-camera is a teacher that never was without"):
+        command(tmp_path / "dark", *words, "--out", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_the_frames_that_a_retraining_holds_out_can_be_exported_alone(extraction, tmp_path, command):

@@ -268,33 +268,44 @@ STARTS = ("", "model", "masks", "bag", "pseudo")
 
 MaskOf = Callable[[ExtractedFrame, np.ndarray], "np.ndarray | None"]
 """Given a frame and its image (H, W, 3) uint8 RGB: its (H, W) uint8 ids, or None."""
+Remark = Callable[[Sequence[ExtractedFrame]], str]
+"""Given frames: what their masks lack; empty: nothing."""
 
 
-def ready_masks(extraction: Extraction, start: str, labels: LabelSet | None, model: str | Path, backend: str) -> tuple[LabelSet, MaskOf]:
-    """What is labelled already, for `export_masks`: the label set and what gives the masks.
+def ready_masks(
+    extraction: Extraction, start: str, labels: LabelSet | None, model: str | Path, backend: str
+) -> tuple[LabelSet, MaskOf, Remark]:
+    """What is labelled already, for `export_masks`: the label set, what gives the masks, and what there is to say of them.
 
     Args:
         start: one of STARTS. labels: the label set to export in, by names; None: that of the masks, and where there are none that of
             people's earlier masks, else of the model. model, backend: of a student, or of a teacher, whose X is made of the frames' depth.
 
     Raises:
-        SourceError: no such start. DataError: there are no such labels. LabelError: no class is in both sets. BundleError: no such model.
+        SourceError: no such start. DataError: there are no such labels, or the model says nothing of any frame. LabelError: no class is in
+            both sets. BundleError: no such model.
     """
     if start not in STARTS:
         raise SourceError(f"there is nothing {start!r} to start from; there are {', '.join(name for name in STARTS if name)}")
     if start == "model":
         teacher = Teacher(calibrations_of(extraction), Bundle.load(find_bundle(model)), backend)
-        source, mask_of = teacher.bundle.manifest.labels, lambda frame, image: teacher.mask(frame)
+        if extraction.frames and not any(map(teacher.speaks_of, extraction.frames)):
+            raise DataError(f"no frame of {extraction.root} can be labelled: {teacher.bundle.manifest.needs_x}")
+        source, mask_of, remark = teacher.bundle.manifest.labels, lambda frame, image: teacher.mask(frame), teacher.silence
     elif start:
-        source, mask_of = label_set_of(extraction, start), lambda frame, image: stored_mask(extraction, frame, start)
+        source, mask_of, remark = label_set_of(extraction, start), lambda frame, image: stored_mask(extraction, frame, start), no_remark
     else:
         before = extraction.root / "masks" / LABELS_FILE
         source = LabelSet.load(before) if before.exists() else Bundle.load(find_bundle(model)).manifest.labels
-        return labels or source, lambda frame, image: None
+        return labels or source, lambda frame, image: None, no_remark
     if labels is None or labels.names == source.names:
-        return labels or source, mask_of
+        return labels or source, mask_of, remark
     lut = LabelMapping.by_name(source, labels).lut
-    return labels, lambda frame, image: None if (mask := mask_of(frame, image)) is None else lut[mask]
+    return labels, lambda frame, image: None if (mask := mask_of(frame, image)) is None else lut[mask], remark
+
+
+def no_remark(frames: Sequence[ExtractedFrame]) -> str:
+    return ""
 
 
 def label_set_of(extraction: Extraction, kind: str) -> LabelSet:

@@ -169,9 +169,9 @@ def make_pseudo_labels(
     begin_teacher(folder / ".teacher", extraction, bundle, settings)
     # The first thing that a new run takes away is the last that it writes.
     (folder / "pseudo.json").unlink(missing_ok=True)
-    frames = [frame for frame in extraction.frames if not bundle.manifest.needs_x or teacher.has_depth(frame)]
+    frames = [frame for frame in extraction.frames if teacher.speaks_of(frame)]
     on_start(2 * len(frames))
-    report = PseudoReport(to.target, np.zeros((len(to.target), len(REASONS)), np.int64), notes=remarks(extraction, bundle, crew))
+    report = PseudoReport(to.target, np.zeros((len(to.target), len(REASONS)), np.int64), notes=remarks(extraction, crew))
     with Team(crew, min(jobs, len(frames))) as team:
         sure = np.zeros((len(to.target), LEVELS), np.int64)
         taught = []
@@ -389,18 +389,17 @@ def pair_counts(ids: np.ndarray, values: np.ndarray, classes: int, levels: int) 
     return np.bincount(pairs, minlength=classes * levels).reshape(classes, levels)
 
 
-def remarks(extraction: Extraction, bundle: Bundle, crew: Crew) -> list[str]:
+def remarks(extraction: Extraction, crew: Crew) -> list[str]:
     """What is asked for and cannot be had."""
-    notes, count = [], len(extraction.frames)
+    notes, manifest, count = [], crew.teacher.bundle.manifest, len(extraction.frames)
     without = sum(not crew.teacher.has_depth(frame) for frame in extraction.frames)
-    if bundle.manifest.size.height:
-        notes.append(f"model {bundle.manifest.name!r} has a canvas of fixed size: it is run at scale 1 alone")
-    if without and bundle.manifest.x:
-        alone = "for them the teacher goes by the image alone"
-        if bundle.manifest.needs_x:
-            alone = f"they get no labels, for {bundle.manifest.needs_x}"
-        notes.append(f"{without} of {count} frames have no depth: {alone}")
-    if without and crew.settings.geometry and not bundle.manifest.needs_x:
+    if manifest.size.height:
+        notes.append(f"model {manifest.name!r} has a canvas of fixed size: it is run at scale 1 alone")
+    if silence := crew.teacher.silence(extraction.frames):
+        notes.append(silence)
+    elif without and manifest.x:
+        notes.append(f"{without} of {count} frames have no depth: for them the teacher goes by the image alone")
+    if without and crew.settings.geometry and not silence:
         notes.append(f"{without} of {count} frames have no depth: they are not checked against the ground")
     for role, kind, where in ((STANDS, "flat", "standing above"), (LIES, "standing", "lying on")):
         if crew.settings.geometry and not (crew.roles == role).any():

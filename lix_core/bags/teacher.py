@@ -45,6 +45,15 @@ class Teacher:
         """Whether X can be made of a frame: it has depth, and a camera to it."""
         return frame.depth is not None and self.calibrations[frame.bag].camera is not None
 
+    def speaks_of(self, frame: ExtractedFrame) -> bool:
+        """Whether what it says of a frame means anything: a model that never was without X needs depth."""
+        return not self.bundle.manifest.needs_x or self.has_depth(frame)
+
+    def silence(self, frames: Sequence[ExtractedFrame]) -> str:
+        """Of how many frames it says nothing, and why; empty where it speaks of all."""
+        count = sum(not self.speaks_of(frame) for frame in frames)
+        return f"{count} of {len(frames)} frames have no depth: they get no labels, for {self.bundle.manifest.needs_x}" if count else ""
+
     def probabilities(self, frame: ExtractedFrame) -> np.ndarray:
         """(C, H, W) float32 of a frame; a model with X goes by the image alone where a frame has no depth.
 
@@ -60,9 +69,9 @@ class Teacher:
         except (ImageError, GeometryError) as error:
             raise DataError(f"frame {frame.name}: {error}") from None
 
-    def mask(self, frame: ExtractedFrame) -> np.ndarray:
-        """(H, W) uint8: the most probable class of each pixel of a frame. Raises DataError."""
-        return self.probabilities(frame).argmax(0).astype(np.uint8)
+    def mask(self, frame: ExtractedFrame) -> np.ndarray | None:
+        """(H, W) uint8: the most probable class of each pixel of a frame; None where it says nothing of it. Raises DataError."""
+        return self.probabilities(frame).argmax(0).astype(np.uint8) if self.speaks_of(frame) else None
 
 
 def calibrations_of(extraction: Extraction) -> dict[str, BagCalibration]:

@@ -143,7 +143,7 @@ def export_to(extraction: Any, out: Path | None, form: str, start_from: str, lab
 
     if out is None:
         raise SourceError("--export needs --out FOLDER")
-    found, mask_of = ready_masks(extraction, start_from, label_set(labels), model, backend)
+    found, mask_of, remark = ready_masks(extraction, start_from, label_set(labels), model, backend)
     with progress_bar() as progress:
         task = progress.add_task("exporting", total=min(count or len(extraction.frames), len(extraction.frames)), note="")
         frames = export_masks(extraction, out, form, found, mask_of, count, lambda: progress.update(task, advance=1))
@@ -151,6 +151,8 @@ def export_to(extraction: Any, out: Path | None, form: str, start_from: str, lab
     print(
         f"{len(frames)} frames in {out}: images/, {where}, labels.json" + (f"; from {start_from}" if start_from else ", nothing labelled")
     )
+    if note := remark(frames):
+        print(f"  note: {note}")
     print(f"back again: lix bag label {extraction.root} --masks FILE_OR_FOLDER")
 
 
