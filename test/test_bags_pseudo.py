@@ -38,7 +38,7 @@ from lix_core.bags.teacher import Teacher, averaged
 from lix_core.camera import Camera
 from lix_core.cli.label import label
 from lix_core.data.registry import DATASETS
-from lix_core.errors import DataError, ImageError, LabelError, LixError
+from lix_core.errors import DataError, ImageError, LabelError, LixError, SourceError
 from lix_core.files import read_mask
 from lix_core.geometry.encodings import encode
 from lix_core.geometry.ground import Ground, fit_ground
@@ -532,6 +532,24 @@ def test_labels_of_a_run_that_was_stopped_are_never_read_with_another_label_set(
         make_pseudo_labels(extraction, bundle, SURE, mapping=lambda source: LabelMapping.by_name(source, turned), on_step=stop)
     assert extraction.label_set("pseudo", "drive").names == turned.names
     assert len([frame for frame in extraction.frames if extraction.label_path(frame, "pseudo")]) <= 1
+
+
+def test_two_runs_never_write_into_one_folder(extraction, bundle):
+    turned = LabelSet("turned", tuple(reversed(SCENE.labels)))
+    steps, refused = [], []
+
+    def another():
+        steps.append(0)
+        if len(steps) == len(STAMPS) + 2:  # the second frame is decided
+            with pytest.raises(SourceError, match="another process makes pseudo-labels in .*pseudo"):
+                make_pseudo_labels(extraction, bundle, SURE, mapping=lambda source: LabelMapping.by_name(source, turned))
+            refused.append(LabelSet.load(extraction.root / "pseudo" / "labels.json"))
+
+    settings = replace(SURE, geometry=False)
+    make_pseudo_labels(extraction, bundle, settings, on_step=another)
+    assert refused == [SCENE] and all(np.array_equal(mask, scene()["labels"]) for mask in pseudo_labels(extraction).values())
+    make_pseudo_labels(extraction, bundle, settings, mapping=lambda source: LabelMapping.by_name(source, turned))  # it is free again
+    assert all(np.array_equal(mask, 4 - scene()["labels"]) for mask in pseudo_labels(extraction).values())
 
 
 def test_frames_that_cannot_be_read_are_left_out_and_their_old_labels_go(extraction, bundle):

@@ -34,7 +34,7 @@ from lix_core.bags.masks import did_you_mean, plain, spread
 from lix_core.bags.teacher import Teacher, calibrations_of, depth_of, image_of
 from lix_core.camera import Camera
 from lix_core.errors import DataError, LabelError, SourceError
-from lix_core.files import make_folder, read_mask, save, save_image
+from lix_core.files import locked, make_folder, read_mask, save, save_image
 from lix_core.geometry.ground import Ground, fit_ground
 from lix_core.labels import LABELS_FILE, UNLABELLED, Label, LabelMapping, LabelSet
 from lix_core.options import check_ranges, option
@@ -155,7 +155,7 @@ def make_pseudo_labels(
 
     Raises:
         DataError: no frame can be labelled, or X cannot be made. LabelError: classes that are not there. BundleError: no such model.
-        SourceError: the extraction cannot be written, or a process died.
+        SourceError: the extraction cannot be written, another process makes pseudo-labels of it, or one of this run's died.
     """
     bundle = Bundle.load(find_bundle(model))
     source = bundle.manifest.labels
@@ -166,14 +166,25 @@ def make_pseudo_labels(
     crew = Crew(extraction.root, teacher, settings, to.target, to.lut, roles_of(to.target, settings))
     folder = extraction.root / "pseudo"
     make_folder(folder)
-    begin_teacher(folder / ".teacher", extraction, bundle, settings)
+    with locked(folder, wait_s=0) as free:
+        if not free:
+            raise SourceError(f"another process makes pseudo-labels in {folder}: wait for its end")
+        return label_all(extraction, crew, jobs, sheet_rows, on_start, on_step)
+
+
+def label_all(
+    extraction: Extraction, crew: Crew, jobs: int, sheet_rows: int, on_start: Callable[[int], None], on_step: Callable[[], None]
+) -> PseudoReport:
+    """`make_pseudo_labels` in a folder that no other run writes into."""
+    folder, bundle, labels = extraction.root / "pseudo", crew.teacher.bundle, crew.labels
+    begin_teacher(folder / ".teacher", extraction, bundle, crew.settings)
     # The first thing that a new run takes away is the last that it writes.
     (folder / "pseudo.json").unlink(missing_ok=True)
-    frames = [frame for frame in extraction.frames if teacher.speaks_of(frame)]
+    frames = [frame for frame in extraction.frames if crew.teacher.speaks_of(frame)]
     on_start(2 * len(frames))
-    report = PseudoReport(to.target, np.zeros((len(to.target), len(REASONS)), np.int64), notes=remarks(extraction, crew))
+    report = PseudoReport(labels, np.zeros((len(labels), len(REASONS)), np.int64), notes=remarks(extraction, crew))
     with Team(crew, min(jobs, len(frames))) as team:
-        sure = np.zeros((len(to.target), LEVELS), np.int64)
+        sure = np.zeros((len(labels), LEVELS), np.int64)
         taught = []
         for frame, result in team.each("teach", frames, on_step):
             if isinstance(result, str):
@@ -181,10 +192,10 @@ def make_pseudo_labels(
             else:
                 taught.append(frame)
                 sure += result
-        thresholds = thresholds_of(sure, settings)
+        thresholds = thresholds_of(sure, crew.settings)
         for frame in extraction.frames:  # old masks, whose ids the new label set may not mean
             (folder / f"{frame.name}.png").unlink(missing_ok=True)
-        to.target.save(folder / LABELS_FILE)
+        labels.save(folder / LABELS_FILE)
         done = []
         for frame, result in team.each("decide", taught, on_step, thresholds):
             if isinstance(result, str):
@@ -200,8 +211,8 @@ def make_pseudo_labels(
         raise DataError(f"no frame of {extraction.root} can be labelled: {why}")
     report.thresholds = thresholds / (LEVELS - 1)
     report.frames, report.with_depth = len(done), sum(frame.depth is not None for frame in done)
-    save_image(folder / "sheet.jpg", sheet([crew.row(frame, thresholds) for frame in spread(done, sheet_rows)], to.target))
-    save(folder / "pseudo.json", (json.dumps(record(bundle, settings, report), indent=1) + "\n").encode())
+    save_image(folder / "sheet.jpg", sheet([crew.row(frame, thresholds) for frame in spread(done, sheet_rows)], labels))
+    save(folder / "pseudo.json", (json.dumps(record(bundle, crew.settings, report), indent=1) + "\n").encode())
     return report
 
 
