@@ -8,6 +8,7 @@ import shutil
 from dataclasses import replace
 from importlib import import_module
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -46,6 +47,7 @@ from lix_core.labels import STREET, Label, LabelMapping, LabelSet
 from lix_core.runtime.backends import BackendOptions
 from lix_core.runtime.bundle import Bundle, SizePolicy, XSpec
 from lix_core.runtime.segmenter import Segmenter
+from trees import png_of_size
 
 SCENE = LabelSet("scene", tuple(Label(n, c.color) for n, c in zip(("tree", "car", "sky", "road", "sign"), COLOURS.labels)))
 TREE, CAR, SKY, ROAD, SIGN = range(5)
@@ -516,6 +518,38 @@ def test_what_the_teacher_said_is_kept_for_the_same_question_alone(extraction, b
         assert (tmp_path / "said" / "answer.png").exists()
         begin_teacher(tmp_path / "said", *question)
         assert not (tmp_path / "said" / "answer.png").exists()
+
+
+def test_answers_of_which_nobody_knows_who_gave_them_go(extraction, bundle, tmp_path):
+    model, said = Bundle.load(bundle), tmp_path / "said"
+    begin_teacher(said, extraction, model, SURE)
+    mark = (said / "made.json").read_bytes()
+    (said / "drive").mkdir()
+    (said / "drive" / "answer.png").touch()
+    (said / "made.json").unlink()  # as where taking them away was stopped
+    begin_teacher(said, extraction, model, SURE)
+    assert [path.name for path in said.iterdir()] == ["made.json"] and (said / "made.json").read_bytes() == mark
+
+
+def test_answers_that_cannot_be_taken_away_are_told_and_never_marked_as_another_teachers(extraction, bundle, tmp_path, monkeypatch):
+    said = tmp_path / "said"
+    begin_teacher(said, extraction, Bundle.load(bundle), SURE)
+    mark = (said / "made.json").read_bytes()
+    monkeypatch.setattr(shutil, "rmtree", Mock(side_effect=PermissionError(13, "Permission denied", "made.json")))
+    with pytest.raises(SourceError, match="cannot delete .*said, .*: .*Permission denied: 'made.json'"):
+        begin_teacher(said, extraction, camera_bundle(labels=SCENE, stride=4), SURE)
+    assert (said / "made.json").read_bytes() == mark
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x89PNG", png_of_size(96, 128)], ids=["empty", "cut", "no pixels"])
+def test_an_answer_that_cannot_be_read_is_asked_for_again(extraction, bundle, damage):
+    make_pseudo_labels(extraction, bundle, SURE)
+    before, answer = pseudo_labels(extraction), extraction.root / "pseudo" / ".teacher" / f"{extraction.frames[0].name}.png"
+    whole = answer.read_bytes()
+    answer.write_bytes(damage)
+    report = make_pseudo_labels(extraction, bundle, SURE)
+    assert report.frames == 4 and not report.left_out and answer.read_bytes() == whole
+    assert all(np.array_equal(mask, before[name]) for name, mask in pseudo_labels(extraction).items())
 
 
 def test_labels_of_a_run_that_was_stopped_are_never_read_with_another_label_set(extraction, bundle):

@@ -33,7 +33,7 @@ from lix_core.bags.extract import ExtractedFrame, Extraction
 from lix_core.bags.masks import did_you_mean, plain, spread
 from lix_core.bags.teacher import Teacher, calibrations_of, depth_of, image_of
 from lix_core.camera import Camera
-from lix_core.errors import DataError, LabelError, SourceError
+from lix_core.errors import DataError, LabelError, SourceError, first_line
 from lix_core.files import locked, make_folder, read_mask, save, save_image
 from lix_core.geometry.ground import Ground, fit_ground
 from lix_core.labels import LABELS_FILE, UNLABELLED, Label, LabelMapping, LabelSet
@@ -247,7 +247,11 @@ def begin_teacher(folder: Path, extraction: Extraction, bundle: Bundle, settings
     with suppress(OSError):
         if mark.read_bytes() == content:
             return
-        shutil.rmtree(folder)
+    if folder.exists():
+        try:
+            shutil.rmtree(folder)
+        except OSError as error:
+            raise SourceError(f"cannot delete {folder}, which is of another run: {first_line(error)}") from None
     make_folder(folder)
     save(mark, content)
 
@@ -361,9 +365,9 @@ class Crew:
     def said(self, frame: ExtractedFrame) -> tuple[np.ndarray, np.ndarray]:
         """The teacher's classes (H, W) uint8, and how sure it is (H, W) uint8. Raises DataError."""
         path = self.root / "pseudo" / ".teacher" / frame.bag / f"{frame.stamp}.png"
-        if path.exists():
+        try:
             both = read_mask(path)
-        else:
+        except DataError:  # not asked yet, or the file is damaged
             odds = self.teacher.probabilities(frame)
             both = np.vstack([odds.argmax(0).astype(np.uint8), cv2.convertScaleAbs(odds.max(0), alpha=LEVELS - 1)])
             make_folder(path.parent)
