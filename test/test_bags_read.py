@@ -367,6 +367,7 @@ def some_bag(tmp_path: Path, **topics: str) -> Path:
             {"/depth_rig/front/image": "rgb", "/depth_rig/front/depth/image_rect/compressed": "jpeg", "/depth_rig/depth_view": "rgb"},
             {"image": "/depth_rig/front/image"},
         ),
+        ({"image": "rgb", "depth": "metres"}, {"image": "image", "depth": "depth"}),  # no name of ROS, yet some bags have such
     ],
 )
 def test_topics_get_their_roles_by_type_and_custom(tmp_path, topics, expected):

@@ -121,7 +121,7 @@ def beside(topic: str, name: str) -> str:
 
 def rights_of(topic: str) -> Iterator[str]:
     """Names that the right camera's topic may have, beside this one of the left camera."""
-    parts = base_of(topic).split("/")[1:]
+    parts = base_of(topic).lstrip("/").split("/")
     for place, part in enumerate(parts):
         for left, right in (("left", "right"), ("infra1", "infra2"), ("image_02", "image_03")):
             if left in part:
