@@ -20,6 +20,11 @@ UNLABELLED = 255
 """Id of pixels that belong to no class (void, ignored, or below the confidence threshold)."""
 
 
+def plain(name: str) -> str:
+    """A class name as people compare them: without case, and with spaces for _ and -."""
+    return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
+
+
 @dataclass(frozen=True)
 class Label:
     """One class: its name and its display colour (r, g, b), each 0..255."""
@@ -71,6 +76,11 @@ class LabelSet:
             return self.names.index(name)
         except ValueError:
             raise LabelError(f"no class {name!r} in label set {self.name!r}; it has {', '.join(self.names)}") from None
+
+    def find(self, name: str) -> int | None:
+        """The id of the class that people call `name`: the one of just that name, else the first that is the same to `plain`."""
+        same = [i for i, own in enumerate(self.names) if plain(own) == plain(name)]
+        return next((i for i in same if self.names[i] == name), same[0] if same else None)
 
     @cached_property
     def palette(self) -> np.ndarray:
@@ -143,6 +153,11 @@ class LabelMapping:
         """Map a (H, W) uint8 mask of source ids to target ids."""
         return self.lut[mask]
 
+    @property
+    def lost(self) -> list[str]:
+        """The classes of `source` that become unlabelled."""
+        return [name for name, target_id in zip(self.source.names, self.lut) if target_id == UNLABELLED]
+
     @classmethod
     def from_dict(cls, source: LabelSet, data: Mapping[str, Any]) -> "LabelMapping":
         """Build from plain data (config/remap_example.yaml is a commented example).
@@ -175,14 +190,17 @@ class LabelMapping:
 
     @classmethod
     def by_name(cls, source: LabelSet, target: LabelSet) -> "LabelMapping":
-        """Classes that both sets have, by their names; the others become unlabelled. Raises LabelError where no name is shared."""
-        shared = [name for name in source.names if name in target.names]
-        if not shared:
+        """Classes that both sets have, by their names as `LabelSet.find` compares them; the others become unlabelled.
+
+        Raises LabelError where no name is shared.
+        """
+        found = [target.find(name) for name in source.names]
+        if all(target_id is None for target_id in found):
             raise LabelError(
                 f"label sets {source.name!r} ({', '.join(source.names)}) and {target.name!r} ({', '.join(target.names)}) share no class"
             )
         lut = np.full(256, UNLABELLED, np.uint8)
-        lut[[source.id_of(name) for name in shared]] = [target.id_of(name) for name in shared]
+        lut[: len(source)] = [UNLABELLED if target_id is None else target_id for target_id in found]
         lut.flags.writeable = False
         return cls(source, target, lut)
 

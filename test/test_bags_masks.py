@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from bundles import COLOURS, camera_bundle, nearest_colour
 from extracted import patchwork, picture, write_extraction
 from lix_core.bags.formats import FORMATS, distinct_colours, ids_of_colours, open_masks, palette_of, palette_png
-from lix_core.bags.masks import Finder, export_masks, import_masks, mapping_by_name
+from lix_core.bags.masks import Finder, export_masks, import_masks, mapping_by_name, ready_masks
 from lix_core.bags.regions import compressed, decompressed, polygon_region, region_of, run_lengths
 from lix_core.cli.label import label
 from lix_core.data.bag import BagDataset
@@ -516,6 +516,18 @@ def test_names_are_compared_without_case_and_with_spaces_for_underscores():
         ["Traffic_Sign", "ROAD", "background"], LabelSet("s", (Label("road", (1, 1, 1)), Label("traffic sign", (2, 2, 2))))
     )
     assert lut[:3].tolist() == [1, 0, 255] and not complaints and (lut[3:] == 255).all()
+
+
+def test_masks_are_exported_in_another_label_set_by_name_whatever_its_case(extraction, tmp_path):
+    shop = LabelSet("shop", (Label("Road", (1, 2, 3)), Label("car", (4, 5, 6)), Label("shelf", (7, 8, 9))))
+    mask = patchwork(2, 3)
+    put(tmp_path / "in" / "labels.json", shop.to_json())
+    put(tmp_path / "in" / f"{FIRST}.png", png(mask))
+    import_masks(extraction, tmp_path / "in")
+    labels, mask_of = ready_masks(extraction, "masks", STREET, "street", "onnxruntime")
+    table = np.full(256, 255, np.uint8)
+    table[:2] = STREET.id_of("road"), STREET.id_of("car")
+    assert labels == STREET and np.array_equal(mask_of(extraction.frames[0], None), table[mask])
 
 
 # The command.

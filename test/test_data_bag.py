@@ -126,6 +126,19 @@ def test_a_whole_label_set_may_have_classes_that_nobody_labelled(labelled):
         BagDataset(labelled, "all", labels="masks", classes=LabelSet("robot", wanted.labels[:1]).to_dict())
 
 
+def test_labels_of_other_people_go_into_classes_by_name_whatever_its_case_and_what_has_none_is_noted(labelled):
+    drawn = LabelSet("masks", (Label("Road", (1, 2, 3)), Label("Lane_Marking", (4, 5, 6)), Label("gate", (7, 8, 9))))
+    save(labelled / "masks" / "labels.json", drawn.to_json().encode())
+    save_image(labelled / "masks" / "bag" / f"{START}.png", np.resize(np.uint8([0, 1, 2]), (64, 160)))
+    wanted = LabelSet("robot", (Label("lane marking", (1, 1, 1)), Label("road", (2, 2, 2))))
+    save(labelled / "bag" / "labels.json", wanted.to_json().encode())
+    for classes in (wanted.to_dict(), ["lane marking", "road"]):
+        data = BagDataset(labelled, "all", labels="masks", classes=classes)
+        assert np.array_equal(data[0].labels, np.resize(np.uint8([1, 0, 255]), (64, 160)))
+        assert data.notes == ["labels 'masks': left unlabelled, as no class has the name: gate"]
+    assert BagDataset(labelled, "all", labels="masks", classes=["Road", "Lane_Marking", "gate"]).notes == []
+
+
 def test_frames_without_labels_or_depth_are_told_apart(tmp_path):
     messages = [m for m in drive(4) if not (m.topic in ("/labels", "/depth") and m.time > START + 2 * PERIOD)]
     extract([write(tmp_path / "bag", messages)], tmp_path / "out", Options(geometry="depth"))

@@ -219,3 +219,10 @@ def test_mapping_by_name_keeps_what_both_sets_have_and_refuses_sets_without_a_co
     assert mapping.target == ours
     with pytest.raises(LabelError, match=r"'other' \(tree\) and 'ours' \(road, car\) share no class"):
         LabelMapping.by_name(LabelSet("other", (Label("tree", (0, 0, 0)),)), ours)
+
+
+def test_mapping_by_name_compares_names_as_people_do_and_the_exact_name_wins():
+    ours = LabelSet("ours", tuple(Label(name, (1, 1, 1)) for name in ("Car", "car", "traffic sign")))
+    theirs = LabelSet("theirs", tuple(Label(name, (1, 1, 1)) for name in ("Traffic-Sign", "car", "CAR", "tree", "Car", "traffic_sign")))
+    mapping = LabelMapping.by_name(theirs, ours)
+    assert mapping.lut[:7].tolist() == [2, 1, 0, 255, 0, 2, 255] and mapping.lost == ["tree"]

@@ -348,7 +348,7 @@ def test_masks_of_training_frames_alone_leave_the_comparison_to_pseudo_labels(ol
 
 
 def test_masks_that_lack_a_class_of_the_models_judge_and_judge_again(old, tmp_path):
-    """People drew what they saw; the command that is given again goes on with the run that the same frames chose."""
+    """People drew what they saw, by their names for it; the command that is given again goes on with the run that the same frames chose."""
     bare = write_drive(tmp_path / "bare", 12, labels=False, night=False)
     task = task_of(old, tmp_path / "out", bags=(bare,), held_out=0.4, teacher_steps=0, student_steps=1)
     extract(list(task.bags), task.out / "extraction", Options(), 1)
@@ -358,14 +358,18 @@ def test_masks_that_lack_a_class_of_the_models_judge_and_judge_again(old, tmp_pa
     for name in held:  # ids: 0 tractor, 1 ground, 2 sky
         truth = street[(int(name.split("/")[1]) - START) // PERIOD].labels
         cv2.imwrite(str(masks / f"{name}.png"), np.choose(np.minimum(truth, 3), [1, 255, 2, 255]).astype(np.uint8))
-    drawn = LabelSet("masks", (Label("tractor", (9, 9, 9)), TINY.labels[0], TINY.labels[2]))
+    drawn = LabelSet("masks", (Label("tractor", (9, 9, 9)), Label("Ground", TINY.labels[0].color), TINY.labels[2]))
     (masks / "labels.json").write_text(drawn.to_json())
     kind, frames = known_judge(task, load_network(old / "student")[1])
     assert (kind, frames.labels, frames.names) == ("masks", TINY, held)
     truth = street[(int(held[0].split("/")[1]) - START) // PERIOD].labels
     assert np.array_equal(frames[0].labels, np.where(truth == 1, 255, truth))
-    first = retrain(task, quiet=True)
+    told = []
+    first = retrain(task, quiet=True, tell=told.append)
     assert first.kind == "masks" and first.before[NEW]["iou"]["sky"] is not None
+    (lost,) = (text for text in told if "tractor" in text)
+    assert lost == "labels 'masks': left unlabelled, as no class has the name: tractor"
+    assert f"- L{lost[1:]}.\n" in (task.out / "report.md").read_text()
     again = retrain(task, quiet=True)
     assert again == first and load_network(task.out / "student")[1].config.data.val.options["labels"] == "masks"
 

@@ -25,15 +25,10 @@ from lix_core.bags.formats import (
 from lix_core.bags.teacher import Teacher, calibrations_of, image_of
 from lix_core.errors import DataError, LabelError, SourceError
 from lix_core.files import make_folder, read_mask, save
-from lix_core.labels import LABELS_FILE, UNLABELLED, Label, LabelMapping, LabelSet
+from lix_core.labels import LABELS_FILE, UNLABELLED, Label, LabelMapping, LabelSet, plain
 from lix_core.runtime.bundle import Bundle, find_bundle
 
 # ---- names of classes
-
-
-def plain(name: str) -> str:
-    """A class name as people compare them: without case, and with spaces for _ and -."""
-    return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -46,17 +41,16 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def mapping_by_name(names: Sequence[str], labels: LabelSet) -> tuple[np.ndarray, list[str]]:
-    """Classes of a tool -> ids of `labels`, by name, whatever its case.
+    """Classes of a tool -> ids of `labels`, by name, as `LabelSet.find` compares them.
 
     Returns:
         (256,) uint8: position in `names` -> id, 255 for names that `labels` lacks; and a complaint for each of those but `background`.
     """
-    ids = {plain(name): i for i, name in enumerate(labels.names)}
     lut = np.full(256, UNLABELLED, np.uint8)
     complaints = []
     for index, name in enumerate(names):
-        if plain(name) in ids:
-            lut[index] = ids[plain(name)]
+        if (found := labels.find(name)) is not None:
+            lut[index] = found
         elif plain(name) != BACKGROUND:
             complaints.append(f"class {name!r} is not in label set {labels.name!r}{did_you_mean(name, labels.names)} (left unlabelled)")
     return lut, complaints

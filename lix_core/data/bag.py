@@ -47,7 +47,8 @@ class BagDataset(FrameSet):
     has), `none`. Only frames that have such labels are in the data set; with `none` all are. Straight from bags there are `bag` and `none`.
     held_out: share of each bag's blocks that are held out, by a hash of the block's number. block: how long one is [s].
     classes: names of the classes to keep, which become ids 0, 1, ...; needed where label sets of bags or makers differ. Or a whole label
-    set, as `LabelSet.to_dict` has it: a class of it that nobody's labels have then just never occurs.
+    set, as `LabelSet.to_dict` has it: a class of it that nobody's labels have then just never occurs. Labels go into these by name, as
+    `LabelSet.find` compares them; `notes` name the classes that are left unlabelled.
     reading: lix_core.bags.index.Options by name, for bags; an extraction was made with its own.
 
     Raises:
@@ -90,6 +91,7 @@ class BagDataset(FrameSet):
         with_x = x not in OWN_KINDS and any(map(self._frames.has_depth, every))
         super().__init__(["{}/{}".format(*self._frames.keys[place]) for place in self._places], x if with_x else "")
         self._check_x()
+        self.notes: list[str] = []
         self.labels, self._tables = self._label_sets(classes)
 
     def _check_x(self) -> None:
@@ -110,14 +112,21 @@ class BagDataset(FrameSet):
             return next(iter(sets.values()), STREET), {source: np.arange(256, dtype=np.uint8) for source in sets}
         if isinstance(classes, Mapping):
             target = LabelSet.from_dict(classes)
-            return target, {source: LabelMapping.by_name(found, target).lut for source, found in sets.items()}
+            return target, self._mapped(sets, target)
         known = {label.name: label for found in (STREET, *self._unread_sets(), *sets.values()) for label in found.labels}
         if not sets:  # without labels, classes are what those who train on these frames say
             known |= {name: Label(name, (40 * number % 256,) * 3) for number, name in enumerate(classes) if name not in known}
         if unknown := [name for name in classes if name not in known]:
             raise DataError(f"no label set here has the classes {', '.join(unknown)}; there are {', '.join(known)}")
         target = LabelSet("bag", tuple(known[name] for name in classes))
-        return target, {source: LabelMapping.by_name(found, target).lut for source, found in sets.items()}
+        return target, self._mapped(sets, target)
+
+    def _mapped(self, sets: Mapping[tuple[str, str], LabelSet], target: LabelSet) -> dict[tuple[str, str], np.ndarray]:
+        """The tables from the ids of label sets to those of `target`, by name; `notes` say what has none there."""
+        mappings = {source: LabelMapping.by_name(found, target) for source, found in sets.items()}
+        lost = ((kind, ", ".join(mapping.lost)) for (kind, _), mapping in mappings.items() if mapping.lost)
+        self.notes += [f"labels {kind!r}: left unlabelled, as no class has the name: {names}" for kind, names in dict.fromkeys(lost)]
+        return {source: mapping.lut for source, mapping in mappings.items()}
 
     def _unread_sets(self) -> Iterator[LabelSet]:
         """What labels of other kinds may be: without labels, `classes` may still name them."""

@@ -155,11 +155,14 @@ def retrain(
         refuse_other_pseudo_labels(task)
         bundle_of(task.teacher, task.out / f"old-teacher{SUFFIX}", task.behind)
         made = make_pseudo_labels(Extraction.open(task.out / "extraction"), task.out / f"old-teacher{SUFFIX}", task.pseudo, jobs=task.jobs)
-        notes = [*made.notes, *(f"left out {name}: {why}" for name, why in made.left_out.items())]
-        for text in notes:
-            tell(f"pseudo-labels: {text}")
+        for text in (*made.notes, *(f"left out {name}: {why}" for name, why in made.left_out.items())):
+            notes.append(f"pseudo-labels: {text}")
+            tell(notes[-1])
     held = judge or ("pseudo", frames_of(task, "val", "pseudo", record))
-    frames_of(task, "train", kind, record)  # what is wrong with them is told before anything is trained
+    train = frames_of(task, "train", kind, record)  # what is wrong with them is told before anything is trained
+    for text in dict.fromkeys((*held[1].notes, *train.notes)):
+        notes.append(text)
+        tell(text)
     if not Frames(source_of(task, "val", held[0], record), "").has_labels():
         how = "lower --confidence, or label some of them" if held[0] == "pseudo" else "label others, or give another --block or --held-out"
         raise TrainingError(f"no pixel of the {NEW} has a label ({held[0]}), so that nothing could be compared: {how}")
@@ -219,7 +222,7 @@ def model_to_beat(task: Retraining, labels: LabelSet) -> Bundle | None:
     if task.current is None:
         return None
     bundle = Bundle.load(find_bundle(str(task.current)))
-    if not set(bundle.manifest.labels.names) & set(labels.names):
+    if all(labels.find(name) is None for name in bundle.manifest.labels.names):
         raise TrainingError(f"{task.current} knows none of the classes {', '.join(labels.names)}: it cannot be compared with")
     return bundle
 
@@ -491,7 +494,7 @@ def report(
     student: RunResult,
     models: tuple[Bundle, Bundle],
 ) -> None:
-    """report.md and report.jpg. notes: on the pseudo-labels. models: before and after."""
+    """report.md and report.jpg. notes: on the labels. models: before and after."""
     extraction = Extraction.open(task.out / "extraction")
     reasons = Counter(reason for frame in extraction.frames for reason in frame.reasons)
     taken = (
@@ -522,7 +525,7 @@ def report(
         *(f"- {outcome.name}: {text}" for outcome in outcomes for text in (*outcome.faults, *outcome.remarks)),
         *(f"- {outcome.name}: {count} frames: {text}" for outcome in outcomes for text, count in outcome.warnings.items()),
         *([f"- Why frames were recorded: {', '.join(f'{name} {count}' for name, count in reasons.most_common())}."] if reasons else []),
-        *(f"- Pseudo-labels: {text}." for text in notes),
+        *(f"- {text[:1].upper()}{text[1:]}." for text in notes),
         *([] if OLD in found.before else [f"- There are no {OLD}: what was forgotten was not looked at."]),
         f"- Trained with labels of kind `{kind}`; {len(frames)} held-out frames judged by `{found.kind}`: {judged}.",
         f"- Student: {student.steps} steps, {student.seconds / 60:.0f} min on {student.device}, {share:.0%} of each batch new frames.",
