@@ -206,6 +206,7 @@ def test_colours_that_no_class_has_are_unlabelled_and_counted():
         (f"{FIRST}.png", f"drive/{FIRST}"),
         (f"anywhere/{FIRST}_mask.png", f"drive/{FIRST}"),
         (f"a/night/{SECOND}.png", f"night/{SECOND}"),
+        (f"drive/night/{SECOND}.png", f"night/{SECOND}"),
         (f"drive\\{SECOND}.png", f"drive/{SECOND}"),
         (f"drive/7_{SECOND}.jpg", f"drive/{SECOND}"),
     ],
@@ -376,8 +377,31 @@ def test_an_archive_of_cvat_in_a_folder_with_a_strange_class_is_read_by_its_own_
     found = stored(extraction)[f"drive/{FIRST}"]
     assert (found[:20] == 8).all() and (found[20:30] == 255).all() and (found[30:40] == 0).all() and (found[40:] == 255).all()
     assert report.notes == [
-        "drive/gone: named in default.txt, but without a mask",
+        "task/drive/gone: named in default.txt, but without a mask",
         "class 'pedestran' is not in label set 'street'; did you mean 'pedestrian'? (left unlabelled)",
+    ]
+
+
+def cvat_export(folder: Path, colours: dict[str, int], masks: dict[str, np.ndarray]) -> None:
+    """Classes by a shade of grey."""
+    put(folder / "labelmap.txt", "background:0,0,0::\n" + "".join(f"{name}:{v},{v},{v}::\n" for name, v in colours.items()))
+    for name, mask in masks.items():
+        put(folder / "SegmentationClass" / f"{name}.png", png(np.repeat(mask[..., None], 3, 2)))
+
+
+def test_exports_of_several_cvat_tasks_are_each_read_by_their_own_colours(extraction, tmp_path):
+    mask = np.full((64, 96), 5, np.uint8)
+    mask[:9] = 6
+    cvat_export(tmp_path / "in" / "task_a", {"road": 5, "car": 6}, {f"drive/{FIRST}": mask, f"drive/{SECOND}": mask})
+    cvat_export(tmp_path / "in" / "b", {"car": 5, "tree": 7, "road": 6}, {f"night/{SECOND}": mask, f"drive/{SECOND}": mask})
+    report = import_masks(extraction, tmp_path / "in")
+    assert report.labels.names == ("car", "tree", "road") and not report.notes
+    found = stored(extraction)
+    assert {name: (int(ids[0, 0]), int(ids[20, 0])) for name, ids in found.items()} == {
+        **{f"drive/{FIRST}": (0, 2), f"drive/{SECOND}": (2, 0), f"night/{SECOND}": (2, 0)}
+    }
+    assert report.left_out == [
+        f"task_a/SegmentationClass/drive/{SECOND}.png: b/SegmentationClass/drive/{SECOND}.png is of the same frame, drive/{SECOND}"
     ]
 
 
@@ -454,6 +478,53 @@ def test_coco_is_read_in_all_its_ways_with_the_smaller_on_top(extraction, tmp_pa
         (9, "category [10] is not listed"),
     ):
         assert f"annotation {number}: " in report.notes[1] and reason in report.notes[1]
+
+
+def coco(names: list[str], categories: dict[int, str]) -> dict:
+    """Images that are of one category each, taking turns."""
+    whole = [[0, 0, 96, 0, 96, 64, 0, 64]]
+    numbers = np.resize(list(categories), len(names)).tolist()
+    return {
+        "images": [{"id": i, "file_name": name, "height": 64, "width": 96} for i, name in enumerate(names)],
+        "categories": [{"id": number, "name": name} for number, name in categories.items()],
+        "annotations": [{"id": 10 + i, "image_id": i, "category_id": n, "segmentation": whole} for i, n in enumerate(numbers)],
+    }
+
+
+def test_all_files_of_a_coco_export_are_read_each_by_its_own_ids(extraction, tmp_path):
+    train, val = coco([f"drive/{FIRST}.png"], {1: "road"}), coco([f"night/{SECOND}.png", f"drive/{SECOND}.png"], {1: "car", 2: "road"})
+    val["annotations"].append({"id": 99, "image_id": 7, "category_id": 1, "segmentation": [[0, 0, 9, 0, 9, 9]]})
+    put(tmp_path / "in" / "annotations" / "instances_Train.json", json.dumps(train))
+    put(tmp_path / "in" / "annotations" / "instances_Validation.json", json.dumps(val))
+    put(tmp_path / "in" / "about.json", "{}")
+    report = import_masks(extraction, tmp_path / "in", STREET)
+    ids = {"road": STREET.id_of("road"), "car": STREET.id_of("car")}
+    assert {name: np.unique(mask).tolist() for name, mask in stored(extraction).items()} == {
+        **{f"drive/{FIRST}": [ids["road"]], f"night/{SECOND}": [ids["car"]], f"drive/{SECOND}": [ids["road"]]}
+    }
+    assert not report.left_out and report.notes == [
+        f"{tmp_path}/in: about.json is no COCO file with images, categories and annotations ('categories' is missing)",
+        "annotations/instances_Validation.json/annotation 99: of an image that the file does not list",
+    ]
+
+
+def test_an_image_that_a_coco_file_lists_twice_is_left_out_as_that(extraction, tmp_path):
+    data = coco([f"drive/{FIRST}.png", f"drive/{FIRST}.png"], {1: "road", 2: "car"})
+    report = import_masks(extraction, put(tmp_path / "c.json", json.dumps(data)), STREET)
+    assert (stored(extraction)[f"drive/{FIRST}"] == STREET.id_of("road")).all() and not report.notes
+    assert report.left_out == [f"drive/{FIRST}.png (row 2 of the images): drive/{FIRST}.png is of the same frame, drive/{FIRST}"]
+
+
+WITHOUT_SIZE = {"image_id": 0, "category_id": 1, "segmentation": {"size": None, "counts": "5321"}}
+
+
+@pytest.mark.parametrize("broken", [WITHOUT_SIZE, WITHOUT_SIZE | {"segmentation": {"size": 6}}, {"category_id": 1}])
+def test_a_broken_annotation_is_left_out_alone(extraction, tmp_path, broken):
+    data = coco([f"drive/{FIRST}.png"], {1: "road"})
+    data["annotations"].append({"id": 6} | broken)
+    report = import_masks(extraction, put(tmp_path / "c.json", json.dumps(data)), STREET)
+    assert (stored(extraction)[f"drive/{FIRST}"] == STREET.id_of("road")).all() and not report.left_out
+    assert len(report.notes) == 1 and "annotation 6: " in report.notes[0]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 | format | what it is | colours and names |
 | --- | --- | --- |
 | png | a PNG of ids with a palette for each image, and labels.json | by colour, or by id in grey images; 255 is unlabelled |
-| cvat | CVAT's "Segmentation mask 1.1", zip or folder | those of its labelmap.txt; black is its `background`, which is unlabelled |
+| cvat | CVAT's "Segmentation mask 1.1", zip or folder | of each export its labelmap.txt's; black is its `background`, which is unlabelled |
 | coco | COCO's instances: run lengths and polygons | categories by name; where two overlap, the smaller is on top |
 
 https://docs.cvat.ai/docs/dataset_management/formats/format-smask/, https://cocodataset.org/#format-data
@@ -167,6 +167,11 @@ class Files:
         return self.read(name).decode("utf-8-sig", "replace")
 
 
+def documents_in(files: Files) -> list[str]:
+    """Files that may be COCO's."""
+    return [name for name in files.names if name.endswith(".json") and PurePosixPath(name).name != LABELS_FILE]
+
+
 def hidden(path: Path, below: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(below).parts)
 
@@ -223,30 +228,55 @@ class PngMasks:
 
 
 class CvatMasks:
-    """CVAT's "Segmentation mask 1.1". Raises DataError where it is none."""
+    """CVAT's "Segmentation mask 1.1", or several below one folder, each with its own colours. Raises DataError where there is none."""
 
     def __init__(self, files: Files, fallback: LabelSet | None = None):
         self._files, self.notes, self.labels = files, [], None
-        inside = [name for name in files.names if CLASS_MASKS in name]
-        if not inside:
+        self.names = [name for name in files.names if CLASS_MASKS in name]
+        if not self.names:
             raise DataError(f"{files.path} has no folder {CLASS_MASKS}; it is no export of CVAT as `Segmentation mask 1.1`")
-        root = inside[0][: inside[0].index(CLASS_MASKS)]
-        self._masks = {stem_of(name[len(root) + len(CLASS_MASKS) :]): name for name in inside}
-        self.names = list(self._masks)
-        if root + LABELMAP in files.names:
-            self.classes, self.colours = labelmap(files.text(root + LABELMAP), f"{files.path}: {LABELMAP}")
-        elif fallback:
-            self.classes, self.colours = list(fallback.names), distinct_colours(fallback, [BLACK])
-            self.notes.append(f"it has no {LABELMAP}; colours are taken from label set {fallback.name!r}")
-        else:
-            raise LabelError(f"{files.path} has no {LABELMAP}, so that its colours have no names; give the label set")
-        if root + LISTED in files.names:
-            listed = [line.strip() for line in files.text(root + LISTED).splitlines() if line.strip()]
-            self.notes += in_few([name for name in listed if name not in self._masks], "named in default.txt, but without a mask")
+        self._legends: dict[str, tuple[list[str], np.ndarray]] = {}
+        for root in dict.fromkeys(name.partition(CLASS_MASKS)[0] for name in self.names):
+            self._legends[root] = self._legend(root, fallback)
+            if root + LISTED in files.names:
+                masks = {stem_of(name.removeprefix(root + CLASS_MASKS)) for name in self.names}
+                listed = [line.strip() for line in files.text(root + LISTED).splitlines() if line.strip()]
+                self.notes += in_few([root + name for name in listed if name not in masks], "named in default.txt, but without a mask")
+        first: dict[str, list[int]] = {}
+        for names, colours in self._legends.values():
+            for name, colour in zip(names, colours.tolist()):
+                first.setdefault(name, colour)
+        self.classes, self.colours = list(first), np.array(list(first.values()), np.uint8)
+        check_count(self.classes, str(files.path))
+
+    def _legend(self, root: str, fallback: LabelSet | None) -> tuple[list[str], np.ndarray]:
+        """Names and (K, 3) uint8 colours of the classes of an export."""
+        files, name = self._files, root + LABELMAP
+        if name in files.names:
+            return labelmap(files.text(name), f"{files.path}: {name}")
+        if fallback is None:
+            raise LabelError(f"{files.path} has no {name}, so that its colours have no names; give the label set")
+        self.notes.append(f"it has no {name}; colours are taken from label set {fallback.name!r}")
+        return list(fallback.names), distinct_colours(fallback, [BLACK])
 
     def read(self, name: str) -> tuple[np.ndarray, str]:
-        pixels = decode_mask(self._files.read(self._masks[name]), name)
-        return ids_of_colours(pixels, self.colours) if pixels.ndim == 3 else ids_in_range(pixels, len(self.classes))
+        names, colours = self._legends[name.partition(CLASS_MASKS)[0]]
+        pixels = decode_mask(self._files.read(name), name)
+        ids, complaint = ids_of_colours(pixels, colours) if pixels.ndim == 3 else ids_in_range(pixels, len(names))
+        return positions(names, self.classes)[ids], complaint
+
+
+def positions(names: Sequence[str], classes: Sequence[str]) -> np.ndarray:
+    """(256,) uint8: position in `names` -> position of the same name in `classes`; what is past the names is unlabelled."""
+    lut = np.full(256, UNLABELLED, np.uint8)
+    lut[: len(names)] = [classes.index(name) for name in names]
+    return lut
+
+
+def check_count(classes: Sequence[str], where: str) -> None:
+    """Raises DataError where there are none, or too many for 8-bit masks."""
+    if not 0 < len(classes) <= UNLABELLED:
+        raise DataError(f"{where} names {len(classes)} classes; 1 to {UNLABELLED} fit 8-bit masks")
 
 
 def as_id(value: Any) -> int | str:
@@ -255,44 +285,43 @@ def as_id(value: Any) -> int | str:
 
 
 class CocoMasks:
-    """The instances of a COCO file. Raises DataError where it is none."""
+    """The instances of a COCO file, or of several below one folder, each with its own ids. Raises DataError where there is none."""
 
     labels = colours = None
 
     def __init__(self, files: Files, fallback: LabelSet | None = None):
-        name = next((n for n in files.names if n.endswith(".json") and PurePosixPath(n).name != LABELS_FILE), files.names[0])
-        where = f"{files.path}: {name}" if files.path.is_dir() or zipfile.is_zipfile(files.path) else str(files.path)
-        self.notes: list[str] = []
-        try:
-            data = json.loads(files.read(name))
-            categories = sorted((int(c["id"]), str(c["name"])) for c in data["categories"])
-            images = [(str(i["file_name"]), as_id(i["id"]), (int(i["height"]), int(i["width"]))) for i in data["images"]]
-            found = [(as_id(a["image_id"]), as_id(a["category_id"]), a) for a in data["annotations"]]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DataError(f"{where} is no COCO file with images, categories and annotations ({explain_key(error)})") from None
-        if any(min(shape) < 1 or shape[0] * shape[1] > 1 << 28 for *_, shape in images):
-            raise DataError(f"{where} has images whose height or width is none")
-        self.classes = [name for _, name in categories]
-        if len(self.classes) > UNLABELLED:
-            raise DataError(f"{where} has {len(self.classes)} categories; {UNLABELLED} fit 8-bit masks")
-        self._index = {number: i for i, (number, _) in enumerate(categories)}
-        self._images = {stem_of(name): (number, shape) for name, number, shape in images}
+        found: dict[str, CocoFile] = {}
+        faults: list[str] = []
+        for name in documents_in(files) or files.names[:1]:
+            where = f"{files.path}: {name}" if files.path.is_dir() or zipfile.is_zipfile(files.path) else str(files.path)
+            try:
+                found[name] = CocoFile(files.read(name), where)
+            except DataError as error:
+                faults.append(str(error))
+        if not found:
+            raise DataError(faults[0] if faults else f"{files.path} has no file")
+        self.classes = list(dict.fromkeys(name for document in found.values() for name in document.categories.values()))
+        check_count(self.classes, str(files.path))
+        self.notes = faults
+        self._images: dict[str, tuple[CocoFile, int]] = {}
+        for name, document in found.items():
+            before = f"{name}/" if len(found) > 1 else ""
+            self.notes += in_few([before + text for text in document.lost], "of an image that the file does not list")
+            for row, (image, *_) in enumerate(document.images):
+                image = before + image
+                self._images[image if image not in self._images else f"{image} (row {row + 1} of the images)"] = document, row
         self.names = list(self._images)
-        self._found: dict[Any, list[tuple[Any, dict[str, Any]]]] = {number: [] for number, _ in self._images.values()}
-        lost = [f"annotation {a.get('id')}" for image, _, a in found if image not in self._found]
-        self.notes += in_few(lost, "of an image that the file does not list")
-        for image, category, annotation in found:
-            self._found.get(image, []).append((category, annotation))
 
     def read(self, name: str) -> tuple[np.ndarray, str]:
-        number, shape = self._images[name]
+        document, row = self._images[name]
+        _, number, shape = document.images[row]
         regions, faults = [], []
-        for category, annotation in self._found[number]:
+        for category, annotation in document.annotations[number]:
             try:
-                if category not in self._index:
+                if category not in document.categories:
                     raise DataError(f"its category {category} is not listed")
                 region = coco_region(annotation.get("segmentation"), shape)
-                regions.append((int(region.sum()), self._index[category], region))
+                regions.append((int(region.sum()), self.classes.index(document.categories[category]), region))
             except DataError as error:
                 faults.append(f"annotation {annotation.get('id')}: {error}")
         mask = np.full(shape, UNLABELLED, np.uint8)
@@ -301,10 +330,33 @@ class CocoMasks:
         return mask, "; ".join(in_few(faults, "left out"))
 
 
+class CocoFile:
+    """A COCO file. Raises DataError where it is none.
+
+    categories: id -> name, by id. images: their file names, ids and (height, width). annotations: id of an image -> its annotations, each
+    with the id of its category. lost: annotations of no image.
+    """
+
+    def __init__(self, content: bytes, where: str):
+        try:
+            data = json.loads(content)
+            self.categories = dict(sorted((int(c["id"]), str(c["name"])) for c in data["categories"]))
+            self.images = [(str(i["file_name"]), as_id(i["id"]), (int(i["height"]), int(i["width"]))) for i in data["images"]]
+            found = [(as_id(a.get("image_id")), as_id(a.get("category_id")), a) for a in data["annotations"]]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise DataError(f"{where} is no COCO file with images, categories and annotations ({explain_key(error)})") from None
+        if any(min(shape) < 1 or shape[0] * shape[1] > 1 << 28 for *_, shape in self.images):
+            raise DataError(f"{where} has images whose height or width is none")
+        self.annotations: dict[int | str, list[tuple[int | str, dict[str, Any]]]] = {number: [] for _, number, _ in self.images}
+        self.lost = [f"annotation {a.get('id')}" for image, _, a in found if image not in self.annotations]
+        for image, category, annotation in found:
+            self.annotations.get(image, []).append((category, annotation))
+
+
 def coco_region(segmentation: Any, shape: tuple[int, int]) -> np.ndarray:
     """(H, W) bool of an annotation: run lengths, as text or a list, or polygons. Raises DataError."""
     if isinstance(segmentation, dict):
-        if list(segmentation.get("size", ())) != list(shape):
+        if segmentation.get("size") != list(shape):
             raise DataError(f"its run lengths are of size {segmentation.get('size')}, the image of {list(shape)}")
         counts = segmentation.get("counts")
         return region_of(decompressed(counts) if isinstance(counts, str) else counts, shape)
@@ -333,8 +385,7 @@ def labelmap(text: str, where: str) -> tuple[list[str], np.ndarray]:
             raise DataError(f"{where} has the line {line.strip()!r}; lines are `name:red,green,blue::`, colours 0 to 255")
         names.append(match.group(1).strip())
         colours.append(colour)
-    if not 0 < len(names) <= UNLABELLED:
-        raise DataError(f"{where} names {len(names)} classes; 1 to {UNLABELLED} fit 8-bit masks")
+    check_count(names, where)
     return names, np.array(colours, np.uint8)
 
 
@@ -388,8 +439,7 @@ def open_masks(path: str | Path, form: str = "", fallback: LabelSet | None = Non
         ((path, form),) = found
     files = Files(path)
     if not form:
-        documents = [name for name in files.names if name.endswith(".json") and PurePosixPath(name).name != LABELS_FILE]
-        form = "cvat" if any(CLASS_MASKS in name for name in files.names) else "coco" if documents else "png"
+        form = "cvat" if any(CLASS_MASKS in name for name in files.names) else "coco" if documents_in(files) else "png"
     return READERS[form](files, fallback)
 
 

@@ -77,10 +77,10 @@ class Finder:
         found = next((self._by_stamp[int(run)] for run in runs if int(run) in self._by_stamp), None)
         if found is None:
             raise DataError(f"no frame has this stamp{self._nearest(int(runs[0]))}")
-        named = self._bags & {*path.parts[:-1]}
-        fitting = [f for f in found if f.bag in named] if named else found
+        named = next((part for part in reversed(path.parts[:-1]) if part in self._bags), None)
+        fitting = [f for f in found if f.bag == named] if named else found
         if not fitting:
-            raise DataError(f"bag {', '.join(sorted(named))} has no frame of this stamp; bag {found[0].bag} has")
+            raise DataError(f"bag {named} has no frame of this stamp; bag {found[0].bag} has")
         if len(fitting) > 1:
             bags = ", ".join(f.bag for f in fitting)
             raise DataError(f"bags {bags} all have a frame of this stamp; put the mask into a folder of its bag's name")
