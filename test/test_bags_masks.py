@@ -527,6 +527,16 @@ def test_a_broken_annotation_is_left_out_alone(extraction, tmp_path, broken):
     assert len(report.notes) == 1 and "annotation 6: " in report.notes[0]
 
 
+def test_transparent_pixels_are_unlabelled_and_not_complained_of(extraction, tmp_path):
+    pixels = np.full((64, 96, 4), 255, np.uint8)
+    pixels[:32, :, :3] = STREET.labels[8].color[::-1]
+    pixels[16:, :, 3] = 0
+    put(tmp_path / "in" / f"{FIRST}.png", cv2.imencode(".png", pixels)[1].tobytes())
+    report = import_masks(extraction, tmp_path / "in", STREET)
+    found = stored(extraction)[f"drive/{FIRST}"]
+    assert (found[:16] == 8).all() and (found[16:] == 255).all() and not report.notes
+
+
 @pytest.mark.parametrize(
     ("name", "content", "form", "error"),
     [

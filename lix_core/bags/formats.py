@@ -74,26 +74,33 @@ def void_colour(colours: np.ndarray) -> tuple[int, int, int]:
     return next(c for c in (BLACK, *((v, v, v) for v in range(255, 0, -1))) if c not in taken)
 
 
+CLEAR = 1 << 24
+"""The code of what is transparent."""
+
+
 def codes(pixels: np.ndarray) -> np.ndarray:
-    """(..., 3) uint8 RGB -> (...) uint32, one number for each colour."""
+    """(..., 3) uint8 RGB or (..., 4) RGBA -> (...) uint32, one number for each colour, CLEAR where alpha is 0."""
     wide = pixels.astype(np.uint32)
-    return wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
+    colours = wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
+    return colours if pixels.shape[-1] == 3 else np.where(wide[..., 3] > 0, colours, np.uint32(CLEAR))
 
 
 def ids_of_colours(pixels: np.ndarray, colours: np.ndarray, void: tuple[int, int, int] = BLACK) -> tuple[np.ndarray, str]:
     """Colours -> their positions in a list; of two that are the same, the first's.
 
     Shape:
-        pixels (H, W, 3) uint8 RGB, colours (K, 3) uint8, K < 256 -> (H, W) uint8, 255 where a colour is not listed
+        pixels (H, W, 3) uint8 RGB or (H, W, 4) RGBA, colours (K, 3) uint8, K < 256 -> (H, W) uint8, 255 where a colour is not listed or
+        alpha is 0
 
     Returns:
-        the ids, and a complaint about colours that are not listed ("" where there is none); `void` is not complained of.
+        the ids, and a complaint about colours that are not listed ("" where there is none); neither `void` nor what is transparent is
+        complained of.
     """
     found, inverse, counts = np.unique(codes(pixels).ravel(), return_inverse=True, return_counts=True)
     known = {int(code): i for i, code in reversed(list(enumerate(codes(colours))))}
     ids = np.array([known.get(int(code), UNLABELLED) for code in found], np.uint8)
-    silent = int(codes(np.uint8(void)))
-    strange = [(int(n), int(code)) for code, n, i in zip(found, counts, ids) if i == UNLABELLED and code != silent]
+    silent = int(codes(np.uint8(void))), CLEAR
+    strange = [(int(n), int(code)) for code, n, i in zip(found, counts, ids) if i == UNLABELLED and code not in silent]
     complaint = ""
     if strange:
         _, code = max(strange)
@@ -117,14 +124,14 @@ def palette_png(mask: np.ndarray, colours: np.ndarray) -> bytes:
 
 
 def decode_mask(content: bytes, name: str) -> np.ndarray:
-    """(H, W) uint8 of a grey image, or (H, W, 3) uint8 RGB of one with colours or a palette. Raises DataError."""
+    """(H, W) uint8 of a grey image, or (H, W, 3) uint8 RGB, (H, W, 4) RGBA, of one with colours or a palette. Raises DataError."""
     pixels = decoded(content, cv2.IMREAD_UNCHANGED)
     if pixels is None:
         raise DataError(f"{name} cannot be decoded; is it whole, and an image?")
     if pixels.dtype != np.uint8:
         raise DataError(f"{name} has {pixels.dtype} values; a mask has 8-bit ids or colours")
     if pixels.ndim == 3:
-        return cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGB if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB)
+        return cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB)
     return pixels
 
 
