@@ -337,6 +337,16 @@ def test_masks_of_plain_ids_need_a_label_set_and_others_are_unlabelled(extractio
     assert "ids that no class has (77); ids go to 10" in report.notes[0]
 
 
+def test_masks_of_label_sets_that_differ_are_not_read_by_the_first(extraction, tmp_path):
+    for name, labels in (("a", STREET), ("b", COLOURS)):
+        put(tmp_path / "in" / name / "labels.json", labels.to_json())
+        put(tmp_path / "in" / name / f"{FIRST}.png", png(patchwork(1, 3)))
+    with pytest.raises(LabelError, match="label sets that differ: a/labels.json, b/labels.json; import each with its masks alone"):
+        import_masks(extraction, tmp_path / "in")
+    put(tmp_path / "in" / "b" / "labels.json", STREET.to_json())
+    assert import_masks(extraction, tmp_path / "in").labels == STREET
+
+
 def test_what_can_be_used_of_a_folder_is_used_and_the_rest_is_told(extraction, tmp_path):
     folder, mask = tmp_path / "in", patchwork(4, len(STREET))
     put(folder / "labels.json", STREET.to_json())

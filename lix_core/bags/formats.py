@@ -209,14 +209,16 @@ class PngMasks:
     """A folder or archive of masks, one a frame, and maybe labels.json.
 
     Raises:
-        LabelError: there is no label set, neither beside the masks nor given.
+        LabelError: there is no label set, neither beside the masks nor given, or there are several.
     """
 
     def __init__(self, files: Files, fallback: LabelSet | None):
         self._files, self.notes = files, []
-        written = [name for name in files.names if PurePosixPath(name).name == LABELS_FILE]
+        written = {name: labels_in(files, name) for name in files.names if PurePosixPath(name).name == LABELS_FILE}
+        if len(set(written.values())) > 1:
+            raise LabelError(f"{files.path} has label sets that differ: {', '.join(written)}; import each with its masks alone")
         beside = files.path.parent / LABELS_FILE  # of an export, whose masks are in a folder of their own
-        self.labels = labels_in(files, written[0]) if written else LabelSet.load(beside) if beside.is_file() else None
+        self.labels = next(iter(written.values())) if written else LabelSet.load(beside) if beside.is_file() else None
         labels = self.labels or fallback
         if labels is None:
             raise LabelError(f"{files.path} has no {LABELS_FILE}, so that its ids have no names; give the label set")
