@@ -7,6 +7,7 @@ import shutil
 import struct
 import zipfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -21,15 +22,16 @@ from typer.testing import CliRunner
 from bundles import COLOURS, camera_bundle, nearest_colour
 from extracted import patchwork, picture, write_extraction
 from lix_core.bags.formats import FORMATS, distinct_colours, ids_of_colours, open_masks, palette_of, palette_png
-from lix_core.bags.masks import Finder, export_masks, import_masks, mapping_by_name, ready_masks
+from lix_core.bags.masks import Finder, export_masks, import_masks, mapping_by_name, ready_masks, without_exif
 from lix_core.bags.regions import compressed, decompressed, polygon_region, region_of, run_lengths
+from lix_core.bags.teacher import image_of
 from lix_core.cli.label import label
 from lix_core.data.bag import BagDataset
 from lix_core.errors import DataError, LabelError, LixError, SourceError
 from lix_core.files import read_mask
 from lix_core.labels import STREET, Label, LabelSet
 from lix_core.runtime.bundle import XSpec
-from trees import png_of_size
+from trees import png_of_size, with_orientation
 
 FIRST, SECOND = 1_700_000_000_000_000_000, 1_700_000_000_100_000_000
 REGIONS = arrays.arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9)))
@@ -302,6 +304,24 @@ def test_a_coco_export_has_one_annotation_for_each_class_of_a_frame(extraction, 
     }
     assert found["segmentation"]["size"] == [64, 96]
     assert data["categories"][8] == {"id": 9, "name": "car", "supercategory": ""}
+
+
+@pytest.mark.parametrize(("orientation", "at"), [(3, 2), (6, 20)])
+def test_an_exported_jpeg_is_shown_by_other_programs_as_it_is_stored(extraction, tmp_path, orientation, at):
+    frame = extraction.frames[0]
+    jpeg = cv2.imencode(".jpg", picture(1))[1].tobytes()
+    exif = with_orientation(b"", orientation)  # before or behind the segment of JFIF, with padding
+    extraction.frames = [replace(frame, image=put(frame.image.with_suffix(".jpg"), jpeg[:at] + b"\xff" + exif + jpeg[at:]))]
+    export_masks(extraction, tmp_path / "out", "png", STREET)
+    exported = (tmp_path / "out" / "images" / "drive" / f"{FIRST}.jpg").read_bytes()
+    assert exported == jpeg
+    assert np.array_equal(cv2.imdecode(np.frombuffer(exported, np.uint8), cv2.IMREAD_COLOR)[..., ::-1], image_of(extraction.frames[0]))
+
+
+@given(st.sampled_from([b"", b"\xff\xd8"]), st.binary(max_size=40))
+def test_what_is_no_whole_jpeg_has_no_exif_data_to_lose(start, rest):
+    content = start + rest.replace(b"Exif", b"exif")
+    assert without_exif(content).replace(b"\xff", b"") == content.replace(b"\xff", b"")
 
 
 def test_only_so_many_frames_are_exported_from_the_first_to_the_last(extraction, tmp_path):

@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -42,6 +43,7 @@ from trees import (
     pothole_tree,
     rle,
     vkitti2_tree,
+    with_orientation,
     world_folder,
     write_image,
 )
@@ -95,6 +97,17 @@ def test_camvid_says_which_file_is_missing_or_wrong(tmp_path):
     (tmp_path / "train/image/b.png").unlink()
     with pytest.raises(DataError, match="train/image/b.png is missing; get it from https"):
         CamVidDataset(tmp_path, "train")
+
+
+def test_an_orientation_in_an_image_turns_nothing_as_labels_are_of_the_stored_pixels(tmp_path):
+    camvid_tree(tmp_path)
+    image = np.zeros((*SIZE, 3), np.uint8)
+    image[:8] = 200
+    jpeg = cv2.imencode(".jpg", image)[1].tobytes()
+    (tmp_path / "train/image/a.png").write_bytes(with_orientation(jpeg, 3))  # told by what is in it
+    (tmp_path / "train/image/b.png").write_bytes(with_orientation(jpeg, 6))
+    for sample in CamVidDataset(tmp_path, "train"):
+        assert np.array_equal(sample.image, cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)[..., ::-1])
 
 
 def test_data_sets_without_x_take_every_kind_there_is_and_those_that_make_x_only_theirs(tmp_path):

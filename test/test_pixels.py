@@ -16,7 +16,7 @@ from lix_core import pixels
 from lix_core.errors import ImageError
 from lix_core.files import natural_key
 from lix_core.pixels import BAYER, ENCODINGS, FLOATS, VIEWS, WIDE, YUV422, read_compressed, read_compressed_depth, read_pixels
-from trees import png_of_size
+from trees import png_of_size, with_orientation
 
 PIXEL_BYTES = {
     **{name: channels for name, (_, channels) in VIEWS.items()},
@@ -216,9 +216,7 @@ def test_a_gray_and_a_16_bit_png_become_8_bit_colour():
 def test_an_orientation_in_a_jpeg_turns_nothing():
     """Calibration, depth and labels are of the pixels as they are stored."""
     jpeg = encoded(np.full((8, 24, 3), COLOUR[::-1], np.uint8), ".jpg")
-    tag = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)  # orientation, a short: a quarter turn
-    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + tag + bytes(4)
-    turned = jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + jpeg[2:]
+    turned = with_orientation(jpeg, 6)
     assert cv2.imdecode(np.frombuffer(turned, np.uint8), cv2.IMREAD_COLOR).shape == (24, 8, 3), "it is an orientation"
     np.testing.assert_array_equal(read_compressed(turned)[0], read_compressed(jpeg)[0])
 

@@ -221,7 +221,7 @@ def export_masks(
     count: int = 0,
     on_frame: Callable[[], None] = lambda: None,
 ) -> list[ExtractedFrame]:
-    """Frames for people to label: `<out>/images/<bag>/<stamp>.<suffix>`, labels.json, and what is labelled already.
+    """Frames for people to label: `<out>/images/<bag>/<stamp>.<suffix>` without EXIF data, labels.json, and what is labelled already.
 
     png: `<out>/masks/<bag>/<stamp>.png`. cvat: `<out>/annotations.zip`, and cvat_labels.json, the classes for CVAT's label constructor.
     coco: `<out>/annotations.json`. Where the classes' colours are black or not all different, those of the masks are changed a little.
@@ -250,11 +250,25 @@ def export_masks(
     for frame in frames:
         image = image_of(frame)
         make_folder(out / "images" / frame.bag)
-        save(out / "images" / frame.bag / frame.image.name, frame.image.read_bytes())
+        save(out / "images" / frame.bag / frame.image.name, without_exif(frame.image.read_bytes()))
         writer.add(f"{frame.bag}/{frame.image.name}", image.shape[:2], mask_of(frame, image))
         on_frame()
     writer.close()
     return frames
+
+
+def without_exif(content: bytes) -> bytes:
+    """A JPEG without its EXIF data, by whose orientation other programs turn the picture; another file as it is."""
+    kept, at = content[:2], 2
+    while kept[:2] == b"\xff\xd8" and content[at : at + 1] == b"\xff" and content[at + 1 : at + 2] != b"\xda":  # the pixels begin
+        if content[at + 1 : at + 2] == b"\xff":  # padding
+            at += 1
+            continue
+        end = at + 2 + int.from_bytes(content[at + 2 : at + 4], "big")
+        if not (content[at + 1 : at + 2] == b"\xe1" and content[at + 4 : at + 8] == b"Exif"):
+            kept += content[at:end]
+        at = end
+    return kept + content[at:]
 
 
 STARTS = ("", "model", "masks", "bag", "pseudo")

@@ -222,7 +222,6 @@ class Extracted:
     def read(self, place: int, kind: str, depth: bool) -> Parts:
         frame = self._extraction.frames[place]
         try:
-            # Not by readers.read_rgb, which turns a JPEG by its EXIF orientation: depth and labels are of the pixels as they are stored.
             image = to_rgb(*read_compressed(frame.image.read_bytes(), str(frame.image)))
         except (OSError, ImageError) as error:
             raise DataError(f"{frame.image} cannot be read ({error}); extract the bag again") from None

@@ -115,8 +115,8 @@ def decode(path: Path, flags: int, shape: tuple[int, int] | None = None) -> np.n
 
 
 def read_rgb(path: Path, shape: tuple[int, int] | None = None) -> np.ndarray:
-    """(H, W, 3) uint8 RGB, of `shape` if that is given. Raises DataError."""
-    return cv2.cvtColor(decode(path, cv2.IMREAD_COLOR, shape), cv2.COLOR_BGR2RGB)
+    """(H, W, 3) uint8 RGB as it is stored, not turned by an EXIF orientation, of `shape` if that is given. Raises DataError."""
+    return cv2.cvtColor(decode(path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION, shape), cv2.COLOR_BGR2RGB)
 
 
 def read_uint16(path: Path, shape: tuple[int, int] | None = None) -> np.ndarray:
