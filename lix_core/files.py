@@ -44,6 +44,24 @@ def natural_key(text: str) -> list[Any]:
     return [int(part) if part.isdecimal() else part.lower() for part in re.split(r"(\d+)", text)]
 
 
+def files_below(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
+    """The files below a folder, also in folders that are links; one that leads back to a folder on the way, of which `above` are the real
+    paths, is not entered again. Raises SourceError where a folder cannot be read.
+    """
+    home = os.path.realpath(folder)
+    if home in above:
+        return
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise SourceError(f"cannot read {folder}: {error.strerror}") from None
+    for entry in entries:
+        if entry.is_dir():
+            yield from files_below(folder / entry.name, (*above, home))
+        elif entry.is_file():
+            yield folder / entry.name
+
+
 def make_folder(path: Path) -> None:
     """Create an output folder, and try whether it can be written, before any work is done. Raises SourceError."""
     try:

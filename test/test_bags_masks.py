@@ -470,6 +470,15 @@ def test_a_second_import_does_not_take_the_first_ones_masks_away(extraction, tmp
     assert all(np.array_equal(mask, second[name]) for name, mask in stored(extraction).items())
 
 
+def test_folders_of_masks_may_be_links(extraction, tmp_path):
+    mask = patchwork(3, 5)
+    put(tmp_path / "anna" / f"{FIRST}.png", png(mask))
+    put(tmp_path / "in" / "labels.json", STREET.to_json())
+    (tmp_path / "in" / "drive").symlink_to(tmp_path / "anna")
+    assert import_masks(extraction, tmp_path / "in").imported == [f"drive/{FIRST}"]
+    assert np.array_equal(stored(extraction)[f"drive/{FIRST}"], mask)
+
+
 def test_a_folder_without_a_mask_says_what_would_be_one(extraction, tmp_path):
     put(tmp_path / "in" / "a.jpg", "x")
     with pytest.raises(DataError, match="in has no masks: no file of it ends in .bmp, .png, .tif, .tiff, or they list no images"):

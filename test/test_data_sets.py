@@ -141,6 +141,16 @@ def test_cityscapes_gives_train_ids_disparity_and_its_camera(tmp_path):
     assert np.allclose(ENCODINGS["depth"].decode(depth.x, depth.known)[cycle([0, 0, 1]) > 0], 5.0)
 
 
+def test_cities_may_be_links_to_folders_elsewhere(tmp_path):
+    cityscapes_tree(tmp_path / "disk", frames=["frankfurt/frankfurt_000000_000294"])
+    cityscapes_tree(tmp_path / "root", frames=["munster/munster_000000_000019"])
+    for part in ("leftImg8bit", "gtFine"):
+        (tmp_path / "root" / part / "val" / "frankfurt").symlink_to(tmp_path / "disk" / part / "val" / "frankfurt")
+    data = CityscapesDataset(tmp_path / "root", "val")
+    assert data.names == ["frankfurt/frankfurt_000000_000294", "munster/munster_000000_000019"]
+    assert np.array_equal(data[0].image, noise(0)) and np.array_equal(data[0].labels, TRAIN_IDS[cycle(range(34))])
+
+
 def test_cityscapes_disparity_of_code_1_is_0_and_known_and_that_of_code_0_is_unknown(tmp_path):
     write_image(tmp_path / "a.png", np.uint16([[0, 1, 257]]))
     np.testing.assert_array_equal(read_disparity(tmp_path / "a.png", (1, 3)), [[np.nan, 0, 1]])

@@ -1,4 +1,4 @@
-"""Files that are written."""
+"""Files that are written, and that are found."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lix_core.errors import SourceError
-from lix_core.files import save
+from lix_core.files import files_below, save
 
 
 def test_a_file_is_new_or_as_it_was_and_never_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,3 +26,17 @@ def test_a_file_is_new_or_as_it_was_and_never_half(tmp_path: Path, monkeypatch: 
     assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
     save(path, b"after")
     assert path.read_bytes() == b"after" and list(tmp_path.iterdir()) == [path]
+
+
+def test_files_are_found_behind_links_to_folders_once_for_each_way_there(tmp_path: Path) -> None:
+    for name in ("root/a/1", "root/2", "disk/b/3"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    links = {"x": "disk", "y": "disk/b", "a/up": "root", "gone": "nothing", "4": "root/2"}
+    for name, target in links.items():
+        (tmp_path / "root" / name).symlink_to(tmp_path / target)
+    (tmp_path / "disk" / "back").symlink_to(tmp_path / "root" / "a")
+    found = [path.relative_to(tmp_path / "root").as_posix() for path in files_below(tmp_path / "root")]
+    assert found == ["2", "4", "a/1", "x/b/3", "x/back/1", "y/3"]
+    with pytest.raises(SourceError, match="cannot read .*nowhere: No such file"):
+        list(files_below(tmp_path / "nowhere"))

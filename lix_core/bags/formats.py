@@ -27,7 +27,7 @@ import numpy as np
 
 from lix_core.bags.regions import compressed, decompressed, polygon_region, region_of, run_lengths
 from lix_core.errors import DataError, LabelError, SourceError, first_line
-from lix_core.files import expanded, make_folder, save
+from lix_core.files import expanded, files_below, make_folder, save
 from lix_core.labels import LABELS_FILE, UNLABELLED, LabelSet
 from lix_core.pixels import decoded
 
@@ -145,7 +145,7 @@ class Files:
         self.path = path
         try:
             if path.is_dir():
-                self.names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file() and not hidden(p, path))
+                self.names = sorted(p.relative_to(path).as_posix() for p in files_below(path) if not hidden(p, path))
             elif zipfile.is_zipfile(path):
                 with zipfile.ZipFile(path) as archive:
                     self.names = sorted(name for name in archive.namelist() if not name.endswith("/") and "__MACOSX" not in name)

@@ -12,7 +12,7 @@ import numpy as np
 from lix_core.camera import Camera
 from lix_core.data.sample import Sample
 from lix_core.errors import DataError, SourceError
-from lix_core.files import make_folder, read_mask, save
+from lix_core.files import files_below, make_folder, read_mask, save
 from lix_core.geometry.encodings import ENCODINGS
 from lix_core.labels import UNLABELLED, LabelSet
 from lix_core.pixels import decoded
@@ -82,14 +82,14 @@ def require(paths: Iterable[Path], cure: str) -> None:
 def pairs(folders: Mapping[Path, str], cure: str) -> list[str]:
     """Stems of the files that every folder has.
 
-    folders: folder -> how its files end; what comes before is the stem, with subfolders.
+    folders: folder -> how its files end; what comes before is the stem, with subfolders, which may be links.
 
     Raises:
         DataError: a folder is missing or empty, or lacks a stem that another one has; names the first file that is missing.
     """
     require(folders, cure)
     found = {
-        folder: {path.relative_to(folder).as_posix()[: -len(ending)] for path in folder.rglob(f"*{ending}")}
+        folder: {path.relative_to(folder).as_posix()[: -len(ending)] for path in files_below(folder) if path.name.endswith(ending)}
         for folder, ending in folders.items()
     }
     stems = sorted(set().union(*found.values()))
