@@ -644,7 +644,8 @@ def test_masks_are_exported_in_another_label_set_by_name_whatever_its_case(extra
     put(tmp_path / "in" / "labels.json", shop.to_json())
     put(tmp_path / "in" / f"{FIRST}.png", png(mask))
     import_masks(extraction, tmp_path / "in")
-    labels, mask_of = ready_masks(extraction, "masks", STREET, "street", "onnxruntime")
+    labels, mask_of, remark = ready_masks(extraction, "masks", STREET, "street", "onnxruntime")
+    assert remark(extraction.frames) == "left unlabelled, as no class has the name: shelf"
     table = np.full(256, 255, np.uint8)
     table[:2] = STREET.id_of("road"), STREET.id_of("car")
     assert labels == STREET and np.array_equal(mask_of(extraction.frames[0], None), table[mask])

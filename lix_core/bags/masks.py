@@ -308,8 +308,13 @@ def ready_masks(
         return labels or source, lambda frame, image: None, no_remark
     if labels is None or labels.names == source.names:
         return labels or source, mask_of, remark
-    lut = LabelMapping.by_name(source, labels).lut
-    return labels, lambda frame, image: None if (mask := mask_of(frame, image)) is None else lut[mask], remark
+    mapping = LabelMapping.by_name(source, labels)
+    lost = f"left unlabelled, as no class has the name: {', '.join(mapping.lost)}" if mapping.lost else ""
+
+    def both(frames: Sequence[ExtractedFrame]) -> str:
+        return "; ".join(filter(None, (remark(frames), lost)))
+
+    return labels, lambda frame, image: None if (mask := mask_of(frame, image)) is None else mapping.lut[mask], both
 
 
 def no_remark(frames: Sequence[ExtractedFrame]) -> str:
