@@ -44,22 +44,26 @@ def natural_key(text: str) -> list[Any]:
     return [int(part) if part.isdecimal() else part.lower() for part in re.split(r"(\d+)", text)]
 
 
-def files_below(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
-    """The files below a folder, also in folders that are links; one that leads back to a folder on the way, of which `above` are the real
-    paths, is not entered again. Raises SourceError where a folder cannot be read.
+def files_below(folder: Path, seen: dict[str, None] | None = None) -> Iterator[Path]:
+    """The files below a folder, also in folders that are links to elsewhere, each folder once. Raises SourceError where one cannot be read.
+
+    seen: real paths of folders that were entered, the uppermost one first.
     """
-    home = os.path.realpath(folder)
-    if home in above:
-        return
+    seen = {os.path.realpath(folder): None} if seen is None else seen
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
         raise SourceError(f"cannot read {folder}: {error.strerror}") from None
     for entry in entries:
-        if entry.is_dir():
-            yield from files_below(folder / entry.name, (*above, home))
-        elif entry.is_file():
-            yield folder / entry.name
+        path = folder / entry.name
+        if path.is_dir():
+            home = os.path.realpath(path)
+            within = entry.is_symlink() and f"{home}{os.sep}".startswith(f"{next(iter(seen))}{os.sep}")
+            if home not in seen and not within:
+                seen[home] = None
+                yield from files_below(path, seen)
+        elif path.is_file():
+            yield path
 
 
 def make_folder(path: Path) -> None:

@@ -195,10 +195,16 @@ def test_depth_of_unrectified_pixels_is_rectified_with_its_image(tmp_path, topic
 
 
 @pytest.mark.parametrize(
-    ("beside", "warped"),
-    [(DISTORTED.rectified(), False), (None, True), (DISTORTED, True), (Camera.pinhole(160, 64, 77.0), True)],
+    ("info", "beside", "warped"),
+    [
+        ("camera_info", DISTORTED.rectified(), False),
+        ("depth/camera_info", DISTORTED.rectified(), False),  # as the logger calls it where nothing is remapped
+        ("camera_info", None, True),
+        ("camera_info", DISTORTED, True),
+        ("camera_info", Camera.pinhole(160, 64, 77.0), True),
+    ],
 )
-def test_depth_beside_a_calibration_of_the_rectified_image_is_not_rectified_again(tmp_path, beside, warped):
+def test_depth_beside_a_calibration_of_the_rectified_image_is_not_rectified_again(tmp_path, info, beside, warped):
     """As the geometry node publishes it, beside a camera's raw picture."""
     depth = np.full((64, 160), 10, np.float32)
     depth[5:25, 5:45] = 3.0
@@ -208,7 +214,7 @@ def test_depth_beside_a_calibration_of_the_rectified_image_is_not_rectified_agai
         Recorded("/geometry/depth", START, recorded.image(START, depth, "32FC1")),
     ]
     if beside:
-        messages.append(Recorded("/geometry/camera_info", START, recorded.camera_info(START, beside)))
+        messages.append(Recorded(f"/geometry/{info}", START, recorded.camera_info(START, beside)))
     (outcome,) = extract([write(tmp_path / "bag", messages)], tmp_path / "out")
     (frame,) = Extraction.open(tmp_path / "out").frames
     assert np.array_equal(to_metres(png(frame.depth)), depth) != warped

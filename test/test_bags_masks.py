@@ -363,7 +363,7 @@ def test_masks_of_label_sets_that_differ_are_not_read_by_the_first(extraction, t
         put(tmp_path / "in" / name / f"{FIRST}.png", png(patchwork(1, 3)))
     with pytest.raises(LabelError, match="label sets that differ: a/labels.json, b/labels.json; import each with its masks alone"):
         import_masks(extraction, tmp_path / "in")
-    put(tmp_path / "in" / "b" / "labels.json", STREET.to_json())
+    put(tmp_path / "in" / "b" / "labels.json", LabelSet("another name", STREET.labels).to_json())
     assert import_masks(extraction, tmp_path / "in").labels == STREET
 
 

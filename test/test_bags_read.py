@@ -384,6 +384,20 @@ def test_the_right_camera_is_that_of_the_left_one(tmp_path):
     assert "right_image" not in roles(path, image="/camera/image_raw")
 
 
+def test_a_right_camera_beside_any_other_one_makes_no_pair(tmp_path):
+    """But beside one called `camera`."""
+    with Bag(some_bag(tmp_path, **{"/front/image_raw": "rgb", "/right/image_raw": "rgb"})) as bag:
+        topics, remarks = find_topics(bag)
+    assert (topics.image, topics.right_image) == ("", "") and any("several cameras; choose one" in remark for remark in remarks)
+
+
+def test_cameras_of_arms_are_paired_within_each(tmp_path):
+    sides = [f"/{arm}_arm/{side}/image_raw" for arm in ("left", "right") for side in ("left", "right")]
+    path = some_bag(tmp_path, **dict.fromkeys(sides, "rgb"))
+    for arm in ("left", "right"):
+        assert roles(path, image=f"/{arm}_arm/left/image_raw")["right_image"] == f"/{arm}_arm/right/image_raw"
+
+
 def test_two_pictures_of_one_camera_are_no_pair(tmp_path):
     path = some_bag(tmp_path, **{"/right/image_raw": "rgb", "/right/image": "rgb", "/right/camera_info": "info"})
     assert roles(path) == {"image": "/right/image_raw", "camera_info": "/right/camera_info"}

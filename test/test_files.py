@@ -28,15 +28,15 @@ def test_a_file_is_new_or_as_it_was_and_never_half(tmp_path: Path, monkeypatch: 
     assert path.read_bytes() == b"after" and list(tmp_path.iterdir()) == [path]
 
 
-def test_files_are_found_behind_links_to_folders_once_for_each_way_there(tmp_path: Path) -> None:
+def test_files_are_found_behind_links_to_folders_once(tmp_path: Path) -> None:
     for name in ("root/a/1", "root/2", "disk/b/3"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    links = {"x": "disk", "y": "disk/b", "a/up": "root", "gone": "nothing", "4": "root/2"}
+    links = {"x": "disk", "y": "disk/b", "latest": "root/a", "a/up": "root", "gone": "nothing", "self": "root/self", "4": "root/2"}
     for name, target in links.items():
         (tmp_path / "root" / name).symlink_to(tmp_path / target)
     (tmp_path / "disk" / "back").symlink_to(tmp_path / "root" / "a")
     found = [path.relative_to(tmp_path / "root").as_posix() for path in files_below(tmp_path / "root")]
-    assert found == ["2", "4", "a/1", "x/b/3", "x/back/1", "y/3"]
+    assert found == ["2", "4", "a/1", "x/b/3"]
     with pytest.raises(SourceError, match="cannot read .*nowhere: No such file"):
         list(files_below(tmp_path / "nowhere"))

@@ -550,10 +550,9 @@ def test_variations_of_further_seeds_join_those_that_are_there(tmp_path, monkeyp
     assert [row["seeds"] for row in data["rows"].values()] == [[0, 1, 2]] * 3 and data["protocol"]["command"].endswith("--seeds 0,1,2")
     assert "of other settings" not in (tmp_path / "ablation.md").read_text()
     done = CliRunner().invoke(app, [str(word) for word in [*typed, "optim.steps=9"]])
-    title = f"Variations of optim.lr in {config}"
-    assert f"ablation.json is of '{title}', whose page this would replace" in str(done.exception)
-    done = CliRunner().invoke(app, [str(word) for word in typed[:2] + ["optim.clip=1,2"] + typed[3:]])
-    assert f"ablation.json is of '{title}', whose page this would replace" in str(done.exception)
+    assert f"ablation.json is of 'Variations of {config}', whose page this would replace" in str(done.exception)
+    done = CliRunner().invoke(app, [str(word) for word in [*typed[:2], "optim.lr=0.2,0.3", *typed[3:]]])
+    assert "ablation.json has the rows optim.lr=0.1 too: ask for them again" in str(done.exception)
     assert json.loads((tmp_path / "ablation.json").read_text()) == data
 
 

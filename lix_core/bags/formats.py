@@ -215,7 +215,7 @@ class PngMasks:
     def __init__(self, files: Files, fallback: LabelSet | None):
         self._files, self.notes = files, []
         written = {name: labels_in(files, name) for name in files.names if PurePosixPath(name).name == LABELS_FILE}
-        if len(set(written.values())) > 1:
+        if len({found.labels for found in written.values()}) > 1:
             raise LabelError(f"{files.path} has label sets that differ: {', '.join(written)}; import each with its masks alone")
         beside = files.path.parent / LABELS_FILE  # of an export, whose masks are in a folder of their own
         self.labels = next(iter(written.values())) if written else LabelSet.load(beside) if beside.is_file() else None

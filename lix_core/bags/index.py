@@ -19,7 +19,7 @@ import numpy as np
 
 from lix_core.bags.keyframes import keyframe_record
 from lix_core.bags.reader import CAMERA_INFO_TYPE, CLOUD_TYPE, TEXT_TYPE, TF_TYPE, Bag, camera_of, header_stamp, load_image
-from lix_core.bags.topics import NONE, Topics, beside, find_topics, shows_rectified
+from lix_core.bags.topics import NONE, Topics, beside, find_topics, infos_of_depth, shows_rectified
 from lix_core.camera import Camera
 from lix_core.errors import DataError, GeometryError, LabelError, LixError, SourceError
 from lix_core.geometry.lidar import check_rigid
@@ -283,9 +283,9 @@ def look_at_cameras(bag: Bag, index: BagIndex) -> None:
 
 
 def is_of_rectified(bag: Bag, depth: str, camera: Camera) -> bool | None:
-    """Whether the calibration beside a depth topic is that of the camera's rectified image, as the geometry node publishes it; None where
+    """Whether the calibration of a depth topic is that of the camera's rectified image, as the geometry node publishes it; None where
     there is none."""
-    first = bag.first(beside(depth, "camera_info"))
+    first = next(filter(None, map(bag.first, infos_of_depth(depth))), None)
     if first is None or first[0] != CAMERA_INFO_TYPE:
         return None
     try:

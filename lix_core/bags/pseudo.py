@@ -288,13 +288,13 @@ def roles_of(labels: LabelSet, settings: PseudoSettings) -> np.ndarray:
         LabelError: a name that was given (not one of lix's own) is not a class, or is given as both.
     """
     roles = np.full(256, KEPT, np.uint8)
-    ids = {plain(name): i for i, name in enumerate(labels.names)}
+    plain_names = np.array([plain(name) for name in labels.names])
     for names, usual, role in ((settings.standing, STANDING, LIES), (settings.flat, FLAT, STANDS)):
         for name in names:
-            if plain(name) in ids:
-                if roles[ids[plain(name)]] not in (KEPT, role):
+            if (ids := np.flatnonzero(plain_names == plain(name))).size:
+                if not np.isin(roles[ids], (KEPT, role)).all():
                     raise LabelError(f"class {name!r} is given as flat and as standing; it can be one of them, or neither")
-                roles[ids[plain(name)]] = role
+                roles[ids] = role
             elif names != usual:
                 raise LabelError(f"no class {name!r} in label set {labels.name!r}{did_you_mean(name, labels.names)}")
     return roles

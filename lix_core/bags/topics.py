@@ -119,17 +119,27 @@ def beside(topic: str, name: str) -> str:
     return f"{base_of(topic).rpartition('/')[0]}/{name}"
 
 
+def infos_of_depth(topic: str) -> tuple[str, str]:
+    """Names that the calibration of a depth topic may have: the logger's, and the usual one."""
+    return f"{base_of(topic)}/camera_info", beside(topic, "camera_info")
+
+
 def rights_of(topic: str) -> Iterator[str]:
     """Names that the right camera's topic may have, beside this one of the left camera."""
     parts = base_of(topic).lstrip("/").split("/")
-    for place, part in enumerate(parts):
+    for place, part in reversed(list(enumerate(parts))):
         for left, right in (("left", "right"), ("infra1", "infra2"), ("image_02", "image_03")):
             if left in part:
                 yield "/" + "/".join([*parts[:place], part.replace(left, right), *parts[place + 1 :]])
     for place in reversed(range(len(parts))):
         yield "/" + "/".join([*parts[:place], "right", *parts[place:]])
-    if parts[-2:-1] != ["right"]:
-        yield from ("/" + "/".join([*parts[:-2], "right", name]) for name in (parts[-1], "image"))
+    yield from siblings_of(topic, "right")
+
+
+def siblings_of(topic: str, side: str) -> list[str]:
+    """Names that the camera of a side may have beside one that is called `camera`, as the launch files call it."""
+    parts = base_of(topic).lstrip("/").split("/")
+    return ["/" + "/".join([*parts[:-2], side, name]) for name in (parts[-1], "image")] if parts[-2:-1] == ["camera"] else []
 
 
 class Search:
@@ -190,7 +200,7 @@ class Search:
         infos = self._of_type(CAMERA_INFO_TYPE)
         if not image or beside(image, "camera_info") in infos:
             return (beside(image, "camera_info") if image else ""), ""
-        of_depth = {beside(depth, "camera_info") for depth in self._depths}
+        of_depth = {info for depth in self._depths for info in infos_of_depth(depth)}
         own = [info for info in infos if info not in of_depth] or infos
         if len(own) == 1 and len(self._cameras) == 1:
             return own[0], f"there is no {beside(image, 'camera_info')}; {own[0]}, the only calibration, is taken for {image}"
@@ -201,9 +211,9 @@ class Search:
         if not found.image:
             return "", ""
         bases = {base_of(c): c for c in self._cameras if base_of(c) != base_of(found.image)}
-        rights = [right for right in rights_of(found.image) if right in bases]
-        # With a left camera that is not the image, the right one is that one's.
-        return next((bases[right] for right in rights if right.replace("right", "left") not in bases.keys() - {right}), ""), ""
+        # Where there is a camera `left` beside `camera`, the right one is that one's.
+        taken = siblings_of(found.image, "right") if any(left in bases for left in siblings_of(found.image, "left")) else []
+        return next((bases[right] for right in rights_of(found.image) if right in bases and right not in taken), ""), ""
 
     def _of_frame(self, topics: list[str], image: str, option: str) -> tuple[list[str], str]:
         """Those that do not say that they are of another frame than the image, and a remark where that leaves none of them."""

@@ -76,7 +76,7 @@ def ablate(
     keep: bool = KEEP,
 ) -> None:
     """Compare values of options: the configuration as it is, and each value of each option alone, over several seeds."""
-    from lix_core.training.results import title_and_seeds
+    from lix_core.training.results import title_seeds_and_rows
     from lix_core.training.table import Table, sources_of, table_names
 
     if Path(name).name != name:
@@ -84,10 +84,12 @@ def ablate(
     if name in table_names():
         raise TrainingError(f"{name!r} is a table of `lix reproduce`, whose result would be replaced: give another --name")
     some = numbers(seeds, "--seeds")
-    before, seeds_before = title_and_seeds(out / f"{name}.json")
+    before, seeds_before, rows_before = title_seeds_and_rows(out / f"{name}.json")
     chosen = Table.of_variations(name, config, variations, metric, sorted({*some, *seeds_before}))
     if before not in ("", chosen.title):
         raise TrainingError(f"{out / name}.json is of {before!r}, whose page this would replace: give another --name, or another --out")
+    if gone := [row for row in rows_before if row not in [own.name for own in chosen.rows]]:
+        raise TrainingError(f"{out / name}.json has the rows {', '.join(gone)} too: ask for them again, or give another --name or --out")
     taught = ["--teacher", str(teacher)] if teacher else []
     whole = ["lix", "ablate", config, *variations, *taught, "--name", name, "--metric", metric, "--seeds", ",".join(map(str, chosen.seeds))]
     chosen = replace(chosen, command=shlex.join(whole)).narrowed(seeds=some)

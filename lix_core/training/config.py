@@ -58,7 +58,10 @@ class DataConfig:
     flip: float = option(0.5, "Probability of a mirrored view.", 0, 1)
     colour: float = option(1.0, "Strength of changes of brightness, contrast, saturation and hue; 0: none.", 0, 4)
     x_dropout: float = option(
-        0.0, "Probability that a frame of a teacher's training loses X; of 0, it teaches nothing on frames that have none.", 0, 1
+        0.0,
+        "Probability that a frame of a teacher's training loses X; of 0, and where all its sources have X, it teaches nothing without.",
+        0,
+        1,
     )
     x_holes: float = option(0.0, "Probability that X of a teacher's training, where it is not lost, gets holes.", 0, 1)
     cutmix: float = option(0.0, "Probability that a rectangle of a view is that of another frame of its source: image, labels and X.", 0, 1)

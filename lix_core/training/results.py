@@ -75,13 +75,13 @@ class Record:
             save(self.path.with_suffix(".md"), page(self.table, self.data).encode())
 
 
-def title_and_seeds(results: Path) -> tuple[str, list[int]]:
+def title_seeds_and_rows(results: Path) -> tuple[str, list[int], list[str]]:
     """Those of the table that a result file holds; "" and none where there is no such file."""
     try:
         data = json.loads(results.read_text())
-        return str(data["title"]), [int(seed) for seed in data["protocol"]["seeds"]]
+        return str(data["title"]), [int(seed) for seed in data["protocol"]["seeds"]], list(data["protocol"]["rows"])
     except (OSError, ValueError, KeyError, TypeError):
-        return "", []  # a damaged file is refused where it is gone on with
+        return "", [], []  # a damaged file is refused where it is gone on with
 
 
 def score_of(counts: Sequence[Sequence[int]], names: Sequence[str], metric: str) -> float:

@@ -289,7 +289,7 @@ def clear(out: Path) -> None:
     """Remove what an earlier run left in its folder, and nothing else."""
     if not holds_run(out):
         return
-    names = ("config.yaml", "result.json", "metrics.csv", "curves.png", "sheet.png", "weights.png")
+    names = ("result.json", "metrics.csv", "curves.png", "sheet.png", "weights.png", "config.yaml")  # the last tells whose they are
     for path in (*(path for pattern in FILES for path in out.glob(pattern)), *(out / name for name in names)):
         path.unlink(missing_ok=True)
     for name in ("checkpoints", "tensorboard"):

@@ -149,7 +149,7 @@ class Table:
         idle = [key for key in varied if key.startswith("distill.") and key != "distill.method" and base["distill"]["method"] == "none"]
         if idle:
             raise TrainingError(f"{idle[0]} changes nothing where distill.method is none: name a method, as distill.method=lix")
-        title = f"Variations of {', '.join(varied)} in {config}" + (f" with {' '.join(fixed)}" if fixed else "")
+        title = f"Variations of {config}" + (f" with {' '.join(fixed)}" if fixed else "")
         return cls(name, title, metric, base, {}, (Row(CONTROL, (), ""), *rows), seeds=tuple(seeds) or (0, 1, 2))
 
     @property
