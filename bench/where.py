@@ -31,6 +31,7 @@ sys.path.insert(0, str(ROOT))
 from lix_core.data.world import WorldDataset  # noqa: E402
 from lix_core.labels import UNLABELLED  # noqa: E402
 from lix_core.metrics import ConfusionMatrix  # noqa: E402
+from lix_core.training.compare import x_of  # noqa: E402
 from lix_core.training.data import Frames, scoring_batches  # noqa: E402
 from lix_core.training.run import load_network  # noqa: E402
 from lix_core.training.scoring import predict  # noqa: E402
@@ -93,10 +94,7 @@ def main() -> None:
         raise SystemExit(f"two runs have one name; give them others, as teacher=RUN: {' '.join(args.runs)}")
     networks = {name: load_network(run) for name, run in named.items()}
     config = next(iter(networks.values()))[1].config
-    sees = {name: (record.x_kind, record.x_channels) for name, (_, record) in networks.items() if record.config.model.kind == "teacher"}
-    if len(set(sees.values())) > 1:
-        raise SystemExit(f"the teachers see different X ({', '.join(f'{name}: {x}' for name, (x, _) in sees.items())}): compare them apart")
-    x, channels = next(iter(sees.values()), ("", 0))
+    x, channels = x_of({name: record for name, (_, record) in networks.items()})
     source = config.data.test or config.data.val
     source = dataclasses.replace(source, root=args.data or source.root)
     frames = Frames(source, x)

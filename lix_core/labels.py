@@ -154,9 +154,10 @@ class LabelMapping:
         return self.lut[mask]
 
     @property
-    def lost(self) -> list[str]:
-        """The classes of `source` that become unlabelled."""
-        return [name for name, target_id in zip(self.source.names, self.lut) if target_id == UNLABELLED]
+    def lost(self) -> str:
+        """In words, the classes of `source` that become unlabelled; empty where there is none."""
+        names = [name for name, target_id in zip(self.source.names, self.lut) if target_id == UNLABELLED]
+        return f"left unlabelled, as no class has the name: {', '.join(names)}" if names else ""
 
     @classmethod
     def from_dict(cls, source: LabelSet, data: Mapping[str, Any]) -> "LabelMapping":

@@ -62,7 +62,7 @@ def test_arrays_that_are_read_backwards_or_read_only_are_as_good_as_their_copies
         array.flags.writeable = backwards
     batch, copies = collate([sample(**given)]), collate([sample(**{name: array.copy() for name, array in given.items()})])
     for name in ("image", "labels", "x", "known"):
-        assert getattr(batch, name).equal(getattr(copies, name))
+        assert getattr(batch, name).equal(getattr(copies, name)) and getattr(sample(**given), name).flags.writeable
 
 
 def test_a_batch_holds_what_its_samples_hold():

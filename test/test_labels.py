@@ -225,4 +225,4 @@ def test_mapping_by_name_compares_names_as_people_do_and_the_exact_name_wins():
     ours = LabelSet("ours", tuple(Label(name, (1, 1, 1)) for name in ("Car", "car", "traffic sign")))
     theirs = LabelSet("theirs", tuple(Label(name, (1, 1, 1)) for name in ("Traffic-Sign", "car", "CAR", "tree", "Car", "traffic_sign")))
     mapping = LabelMapping.by_name(theirs, ours)
-    assert mapping.lut[:7].tolist() == [2, 1, 0, 255, 0, 2, 255] and mapping.lost == ["tree"]
+    assert mapping.lut[:7].tolist() == [2, 1, 0, 255, 0, 2, 255] and mapping.lost == "left unlabelled, as no class has the name: tree"

@@ -309,10 +309,9 @@ def ready_masks(
     if labels is None or labels.names == source.names:
         return labels or source, mask_of, remark
     mapping = LabelMapping.by_name(source, labels)
-    lost = f"left unlabelled, as no class has the name: {', '.join(mapping.lost)}" if mapping.lost else ""
 
     def both(frames: Sequence[ExtractedFrame]) -> str:
-        return "; ".join(filter(None, (remark(frames), lost)))
+        return "; ".join(filter(None, (remark(frames), mapping.lost)))
 
     return labels, lambda frame, image: None if (mask := mask_of(frame, image)) is None else mapping.lut[mask], both
 

@@ -124,8 +124,7 @@ class BagDataset(FrameSet):
     def _mapped(self, sets: Mapping[tuple[str, str], LabelSet], target: LabelSet) -> dict[tuple[str, str], np.ndarray]:
         """The tables from the ids of label sets to those of `target`, by name; `notes` say what has none there."""
         mappings = {source: LabelMapping.by_name(found, target) for source, found in sets.items()}
-        lost = ((kind, ", ".join(mapping.lost)) for (kind, _), mapping in mappings.items() if mapping.lost)
-        self.notes += [f"labels {kind!r}: left unlabelled, as no class has the name: {names}" for kind, names in dict.fromkeys(lost)]
+        self.notes += dict.fromkeys(f"labels {kind!r}: {mapping.lost}" for (kind, _), mapping in mappings.items() if mapping.lost)
         return {source: mapping.lut for source, mapping in mappings.items()}
 
     def _unread_sets(self) -> Iterator[LabelSet]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,10 +67,7 @@ def compare(
     for name, record in others:
         if record.labels.names != reference.labels.names:
             raise TrainingError(f"the runs {first} and {name} have different labels: {difference(reference.labels, record.labels)}")
-    seen = {name: record.x_kind for name, record in records.items() if record.config.model.kind == "teacher"}
-    if len(set(seen.values())) > 1:
-        raise TrainingError(f"the teachers see different X ({', '.join(f'{name}: {x}' for name, x in seen.items())}): compare them apart")
-    x = next((record.config.data.x for name, record in records.items() if name in seen), "")
+    x, _ = x_of(records)
     frames, data, trainer = frames_of(runs[0], reference, split, root, x), reference.config.data, reference.config.trainer
     for name, record in others:
         check_x(name, record, frames)
@@ -81,6 +78,18 @@ def compare(
         for name, network in networks.items()
     }
     return Comparison(frames, data.eval_size, networks, records, scores)
+
+
+def x_of(records: Mapping[str, Record]) -> tuple[str, int]:
+    """Kind and channels of the X that the teachers among some runs see; "" and 0 where there is no teacher.
+
+    Raises TrainingError where they see different X.
+    """
+    teachers = {name: record for name, record in records.items() if record.config.model.kind == "teacher"}
+    if len({record.x_kind for record in teachers.values()}) > 1:
+        kinds = ", ".join(f"{name}: {record.x_kind}" for name, record in teachers.items())
+        raise TrainingError(f"the teachers see different X ({kinds}): compare them apart")
+    return next(((record.config.data.x, record.x_channels) for record in teachers.values()), ("", 0))
 
 
 def short_names(runs: Sequence[str | Path]) -> list[str]:

@@ -217,8 +217,7 @@ def one_thread(_: int) -> None:
 class TrainingData(pl.LightningDataModule):
     """The data of a run, opened and found to fit together.
 
-    Attributes: frames (one `Frames` per source), val and test (`Frames` or None), labels, x_kind, x_channels, always_x (whether every
-    source has X).
+    Attributes: frames (one `Frames` per source), val and test (`Frames` or None), labels, x_kind, x_channels.
 
     Raises:
         TrainingError: no source, a single class, label sets that differ, quotas that do not add up, or views that cannot be made.
@@ -251,7 +250,6 @@ class TrainingData(pl.LightningDataModule):
                 raise TrainingError(f"{source.dataset} has X {frames.dataset.x_kind!r}, {config.sources[0].dataset} {self.x_kind!r}")
             if not self.x_kind and frames in self.frames:  # X of frames that are scored teaches nothing
                 self.x_kind, self.x_channels = frames.dataset.x_kind, frames.dataset.x_channels
-        self.always_x = all(frames.dataset.x_kind for frames in self.frames)
         self.transform = training_transform(config)
         self.mixture = Mixture([len(f) for f in self.frames], [s.per_batch for s in config.sources], config.batch, seed)
 

@@ -381,7 +381,8 @@ class Run:
         hard = HardLoss(weights, config.loss.dice, config.loss.ohem, config.loss.ohem_keep)
         self.learner = Learner(config, network, hard, teacher_network, distiller, self.teacher_needs_x)
         facts = (config, self.labels, self.data.x_kind, self.data.x_channels, 0, git_revision(), str(torch.__version__))
-        self.record = Record(*facts, self.teacher_hash, start=self.start_hash, always_x=self.data.always_x)
+        always_x = all(frames.dataset.x_kind for frames in self.data.frames)
+        self.record = Record(*facts, self.teacher_hash, start=self.start_hash, always_x=always_x)
         self._check_scored()
         score = partial(self.evaluate, dataset=self.data.val) if self.data.val else None
         self.journal = Journal(out, self.epochs, trainer.val_every, score)
@@ -429,8 +430,8 @@ class Run:
         """
         weights, record = load_network(run)
         inherits = self.config.model.kind == "student" and record.config.model.kind == "teacher"
-        same = ("kind", *INHERITED) if self.config.model.kind == record.config.model.kind == "student" else SHAPES
-        same = INHERITED if inherits else same
+        students = self.config.model.kind == record.config.model.kind == "student"
+        same = INHERITED if inherits or students else SHAPES
         pairs = [(key, getattr(self.config.model, key), getattr(record.config.model, key)) for key in same]
         pairs += [("labels", self.labels.names, record.labels.names)]
         pairs += [("X", self.data.x_kind, record.x_kind)] if self.config.model.kind == "teacher" else []
