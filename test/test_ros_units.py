@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 import threading
 import time
 import warnings
@@ -31,6 +33,7 @@ from lix_ros import messages, parameters, paths  # noqa: E402
 from lix_ros.diagnostics import FrameStatistics, percentile, rate  # noqa: E402
 from lix_ros.parameters import NODES, GeometryParameters, ParameterError, SegmentationParameters, validate  # noqa: E402
 from lix_ros.worker import NewestItemWorker, RateLimit  # noqa: E402
+from ros import NodeProcess, wait_for  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -270,6 +273,17 @@ def test_tables_say_what_the_dataclass_says(page: str) -> None:
     text = (ROOT / page).read_text()
     assert text == parameters.replace_table(text, parameters.PAGES[page]), "run python -m lix_ros.parameters"
     assert text.count("\n| `") >= len(dataclasses.fields(NODES[parameters.PAGES[page]]))
+
+
+@pytest.mark.parametrize("module", ["segmentation_node", "teacher_node", "geometry_node", "replay_node", "logger_node"])
+def test_a_node_that_ends_takes_its_shared_memory_with_it(module: str, ros: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where the logger makes its folder
+    monkeypatch.setenv("ROS_DOMAIN_ID", str(101 + os.getpid() % 100))  # nobody else's memory is mapped there
+    node = NodeProcess(module, tmp_path, {})
+    wait_for(lambda: f"[{module.removesuffix('_node')}]: " in node.output, lambda: f"the node says nothing: {node.output}")
+    segments = set(re.findall(r"/dev/shm/fastdds_[0-9a-f]{16}\b", Path(f"/proc/{node.process.pid}/maps").read_text()))
+    assert node.stop() == 0, node.output
+    assert segments and not any(Path(segment).exists() for segment in segments)
 
 
 @pytest.mark.parametrize("name", NODES)
