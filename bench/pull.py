@@ -29,7 +29,7 @@ from lix_core.distill.objective import build_controller  # noqa: E402
 from lix_core.labels import UNLABELLED  # noqa: E402
 from lix_core.training.data import Frames, scoring_batches  # noqa: E402
 from lix_core.training.module import outputs  # noqa: E402
-from lix_core.training.run import load_network  # noqa: E402
+from lix_core.training.weights import load_network  # noqa: E402
 
 CONTROLLERS = ("coupled", "fixed", "dynamic", "dynamic_coupled", "entropy")
 

@@ -33,8 +33,8 @@ from lix_core.labels import UNLABELLED  # noqa: E402
 from lix_core.metrics import ConfusionMatrix  # noqa: E402
 from lix_core.training.compare import x_of  # noqa: E402
 from lix_core.training.data import Frames, scoring_batches  # noqa: E402
-from lix_core.training.run import load_network  # noqa: E402
 from lix_core.training.scoring import predict  # noqa: E402
+from lix_core.training.weights import load_network  # noqa: E402
 
 BANDS = {"all": (0, np.inf), "0-2 px of an edge": (0, 3), "3-5 px": (3, 6), "6 px and more": (6, np.inf)}
 KERB_REACH = 8

@@ -1,10 +1,15 @@
-"""From a trained network to an ONNX graph that takes camera pixels, and X where the network does, and gives ids and confidence."""
+"""From a trained network to an ONNX graph that takes camera pixels, and X where the network does, and gives ids and confidence.
+
+And back: `read_network`.
+"""
 
 from __future__ import annotations
 
 import copy
 import math
 import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import cv2
@@ -164,6 +169,120 @@ def store_as_float16(model: onnx.ModelProto) -> onnx.ModelProto:
         node.doc_string = ""
         del node.metadata_props[:]
     return model
+
+
+def read_network(graph: bytes, network: Network) -> None:
+    """Give a network, in place, the weights of a graph that `export_network` made of one like it; then both compute the same.
+
+    Of a batch normalisation that the export folded into the convolution before it nothing but its shift is left: here it has mean 0,
+    variance 1 and scale 1. So the network is whole in eval mode; before it is trained on, `renormalising` finds what it is to
+    normalise by.
+
+    Raises LixError where the graph lacks a weight of the network under its name, as graphs of networks do whose other weights the export
+    folds too, and where the two do not compute the same.
+    """
+    model = onnx.load_from_string(graph)
+    values = {tensor.name.removesuffix("_f16"): onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    biases = {node.input[1]: node.input[2] for node in model.graph.node if node.op_type == "Conv" and len(node.input) > 2}
+    folded = folded_norms(network, values)
+    state = {}
+    for name, module in network.named_modules():
+        own = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
+        place = exported_name(name, module)
+        found = {key: values.get(f"{place}.{key}") for key in own}
+        if isinstance(module, nn.Conv2d):
+            shift = values.get(biases.get(f"{place}.weight", ""), np.zeros(module.out_channels))
+            if norm := folded.get(name):
+                state |= {f"{norm}.{key}": value for key, value in identity_norm(network.get_submodule(norm), shift).items()}
+                shift = np.zeros(module.out_channels)
+            found["bias"] = shift
+        state |= {f"{name}.{key}": found[key] for key in own if f"{name}.{key}" not in state and found[key] is not None}
+    lacking = [key for key, value in network.state_dict().items() if key not in state and not key.endswith("num_batches_tracked")]
+    unlike = [key for key, value in network.state_dict().items() if key in state and value.shape != np.shape(state[key])]
+    if lacking or unlike:
+        raise LixError(f"weights cannot be read out of this graph: it has {(lacking or unlike)[0]} in another form")
+    network.load_state_dict({key: torch.tensor(np.asarray(value, np.float32)) for key, value in state.items()}, strict=False)
+    agreement(graph, network.eval())
+
+
+def exported_name(name: str, module: nn.Module) -> str:
+    """Of a module of a network, in its graph: see CameraGraph and StaticSame."""
+    return f"network.{name}.conv" if type(module).__name__ == "Conv2dSame" else f"network.{name}"
+
+
+def folded_norms(network: Network, values: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Convolution -> the batch normalisation of what it gives, where the graph with these values has none of its own for that."""
+    gives: dict[int, tuple[str, Tensor]] = {}
+    pairs = {}
+
+    def note(name: str, output: Tensor) -> None:
+        gives[id(output)] = (name, output)
+
+    def pair(name: str, given: Tensor) -> None:
+        if id(given) in gives and f"network.{name}.running_mean" not in values:
+            pairs[gives[id(given)][0]] = name
+
+    handles = []
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d):
+            handles.append(module.register_forward_hook(lambda _, __, output, name=name: note(name, output)))
+        elif isinstance(module, nn.BatchNorm2d):
+            handles.append(module.register_forward_pre_hook(lambda _, given, name=name: pair(name, given[0])))
+    try:
+        with torch.inference_mode():
+            network.eval().coarse_logits(*blank(network, 2 * network.stride, 2 * network.stride))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return pairs
+
+
+def identity_norm(norm: nn.BatchNorm2d, shift: np.ndarray) -> dict[str, np.ndarray]:
+    """State of a batch normalisation that adds `shift` and does nothing else."""
+    zeros = np.zeros(norm.num_features)
+    return {"running_mean": zeros, "running_var": zeros + (1 - norm.eps), "weight": zeros + 1, "bias": shift}
+
+
+def blank(network: Network, height: int, width: int) -> list[Tensor]:
+    """What a network takes, one frame of nothing."""
+    image, known = torch.zeros(1, 3, height, width), torch.zeros(1, height, width, dtype=torch.bool)
+    return [image, torch.zeros(1, network.x_channels, height, width), known] if isinstance(network, Teacher) else [image]
+
+
+@contextmanager
+def renormalising(network: Network) -> Iterator[None]:
+    """After it every batch normalisation of the network has the mean and variance of what went through it meanwhile, and the scale and
+    shift with which it goes on to compute the same as before in eval mode; in training it then begins at what it does in eval mode.
+
+    Within it the network is in eval mode; run it on batches like those of training.
+    """
+    sums: dict[str, Tensor] = {}
+
+    def count(name: str, given: Tensor) -> None:
+        values = given.detach().double().transpose(0, 1).flatten(1)
+        sums[name] = sums.get(name, 0) + torch.stack(
+            [torch.full_like(values[:, 0], values.shape[1]), values.sum(1), values.square().sum(1)]
+        )
+
+    norms = {name: module for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    handles = [m.register_forward_pre_hook(lambda _, given, name=name: count(name, given[0])) for name, m in norms.items()]
+    training = network.training
+    try:
+        network.eval()
+        yield
+    finally:
+        network.train(training)
+        for handle in handles:
+            handle.remove()
+    with torch.no_grad():
+        for name, (number, total, squares) in sums.items():
+            norm, mean = norms[name], total / number
+            variance = (squares / number - mean.square()).clamp(min=0)
+            factor = norm.weight / (norm.running_var + norm.eps).sqrt()
+            norm.bias += (mean - norm.running_mean) * factor
+            norm.weight.copy_(factor * (variance + norm.eps).sqrt())
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(variance)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -44,6 +45,7 @@ def ros() -> Iterator[None]:
 
     rclpy.init(args=[])
     yield
+    gc.collect()  # what still holds the participant, whose shared memory nobody else removes
     rclpy.try_shutdown()
 
 

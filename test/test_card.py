@@ -30,7 +30,8 @@ from lix_core.training.card import model_card  # noqa: E402
 from lix_core.training.config import Config, from_dict, to_dict  # noqa: E402
 from lix_core.training.module import build_network  # noqa: E402
 from lix_core.training.provenance import Lineage, data_behind, data_of, licence_of, lineage, manifest_of, training_of  # noqa: E402
-from lix_core.training.run import Record, RunResult, checksum, load_network, summary  # noqa: E402
+from lix_core.training.run import RunResult, summary  # noqa: E402
+from lix_core.training.weights import Record, checksum, load_network  # noqa: E402
 from test_export import Stages, use_small_parts  # noqa: E402
 
 LABELS = LabelSet("three", (Label("road", (1, 2, 3)), Label("sky", (4, 5, 6)), Label("kerb", (7, 8, 9))))
@@ -198,7 +199,7 @@ def test_the_teacher_of_the_teacher_counts_too_whatever_the_order_in_which_they_
 
 @pytest.mark.parametrize(("student", "given"), [("student", []), ("student", ["grandchild"]), ("grandchild", ["student"])])
 def test_a_teacher_that_is_not_named_is_asked_for(family, student, given):
-    with pytest.raises(TrainingError, match="was taught by a run whose best.ckpt has the SHA-256 .*name its folder"):
+    with pytest.raises(TrainingError, match="was taught by a run whose best.ckpt or bundle has the SHA-256 .*name its folder"):
         described(family[student], *(family[name] for name in given))
 
 
@@ -209,7 +210,7 @@ def test_a_folder_without_a_run_is_no_teacher(family, tmp_path):
 
 def test_the_run_that_a_run_started_from_is_behind_it_too_with_its_data_and_what_taught_it(family, tmp_path):
     tuned = make_run(tmp_path / "tuned", configuration("student", "silent"), start=family["student"])
-    with pytest.raises(TrainingError, match="started from a run whose best.ckpt has the SHA-256"):
+    with pytest.raises(TrainingError, match="started from a run whose best.ckpt or bundle has the SHA-256"):
         described(tuned)
     manifest = described(tuned, family["teacher"], family["student"])
     uses = {d["use"]: d["name"] for d in manifest.data}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -21,7 +22,16 @@ from torch import nn  # noqa: E402
 import bundles  # noqa: E402
 from lix_core import export  # noqa: E402
 from lix_core.errors import LixError  # noqa: E402
-from lix_core.export import OUTPUTS, StaticSame, agreement, export_network, store_as_float16, with_static_padding  # noqa: E402
+from lix_core.export import (  # noqa: E402
+    OUTPUTS,
+    StaticSame,
+    agreement,
+    export_network,
+    read_network,
+    renormalising,
+    store_as_float16,
+    with_static_padding,
+)
 from lix_core.labels import STREET  # noqa: E402
 from lix_core.models import networks  # noqa: E402
 from lix_core.models.decoders import DECODERS  # noqa: E402
@@ -232,6 +242,118 @@ def test_a_graph_that_is_not_the_network_is_refused(exported: tuple[Teacher, byt
         parameter.data.mul_(1.2)
     with pytest.raises(LixError, match="the graph is not the network: logits differ by .*% of the largest"):
         agreement(graph, other)
+
+
+# And back.
+
+
+def twin(network: networks.Network) -> networks.Network:
+    """Another of the same kind, whose weights are other ones."""
+    other = copy.deepcopy(network)
+    with torch.no_grad():
+        for tensor in (*other.parameters(), *other.buffers()):
+            if tensor.is_floating_point():
+                tensor.uniform_(0.5, 1.5)
+    return other
+
+
+def test_weights_are_read_back_out_of_the_students_graph(student: Student, bundle: Bundle) -> None:
+    found = twin(student)
+    read_network(bundle.graph, found)
+    given = random_inputs(64, 96, 3)
+    _, _, logits = load_backend("onnxruntime", bundle.graph, F32).run(given["image"], OUTPUTS)
+    read = expected_logits(found, given)
+    np.testing.assert_allclose(read, logits, atol=1e-4 * np.abs(logits).max())
+    np.testing.assert_allclose(read, expected_logits(student, given), atol=0.02 * np.abs(logits).max())  # as float16 was stored
+
+
+def test_weights_are_read_back_out_of_every_teachers_graph(exported: tuple[Teacher, bytes]) -> None:
+    network, graph = exported
+    found = twin(network)
+    read_network(graph, found)
+    given = random_inputs(16, 104, 3)
+    for inputs in (given, {**given, "x": np.zeros_like(given["x"]), "known": np.zeros_like(given["known"])}):
+        expected = expected_logits(network, inputs)
+        np.testing.assert_allclose(expected_logits(found, inputs), expected, atol=1e-4 * max(1, np.abs(expected).max()))
+
+
+class Normed(Stages):
+    """Stages with batch normalisations that the export cannot fold: before a convolution, and of what is used without it too."""
+
+    def __init__(self, in_channels: int):
+        super().__init__(in_channels)
+        self.before, self.after = nn.BatchNorm2d(8), nn.BatchNorm2d(16)
+        self.biased, self.folded = nn.Conv2d(12, 12, 1), nn.BatchNorm2d(12)
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        first = self.convs[0](x).relu()
+        second = self.folded(self.biased(self.convs[1](self.before(first)).relu()))
+        third = self.convs[2](second)
+        return [first, second, third + self.after(third)]
+
+
+@pytest.fixture(scope="module")
+def normed() -> Iterator[tuple[Student, bytes]]:
+    with pytest.MonkeyPatch.context() as patch:
+        use_small_parts(patch)
+        patch.setattr(networks, "build_encoder", lambda name, weights, in_channels=3: Normed(in_channels))
+        patch.setattr(export, "store_as_float16", lambda model: model)
+        torch.manual_seed(2)
+        network = Student(4, decoder="thin")
+        with torch.no_grad():
+            for norm in (network.encoder.before, network.encoder.after, network.encoder.folded):
+                norm.weight.uniform_(0.5, 2)
+                norm.bias.normal_()
+        with_statistics(network, planes(random_inputs(64, 96)["image"], network))
+        yield network, export_network(network, network.mean, network.std)
+
+
+def test_batch_norms_that_the_graph_has_kept_are_read_back_whole(normed: tuple[Student, bytes]) -> None:
+    network, graph = normed
+    found = twin(network)
+    read_network(graph, found)
+    given = random_inputs(32, 48, 3)
+    np.testing.assert_allclose(expected_logits(found, given), expected_logits(network, given), atol=1e-4)
+    for norm in ("before", "after"):
+        ours, theirs = (getattr(each.encoder, norm) for each in (found, network))
+        for key in ("weight", "bias", "running_mean", "running_var"):
+            np.testing.assert_allclose(getattr(ours, key).detach(), getattr(theirs, key).detach(), rtol=1e-5, err_msg=f"{norm}.{key}")
+
+
+def test_a_graph_that_has_a_weight_in_another_form_is_refused(normed: tuple[Student, bytes]) -> None:
+    network, graph = normed
+    model = onnx.load_from_string(graph)
+    head = next(tensor for tensor in model.graph.initializer if tensor.name == "network.decoder.head.weight")
+    head.name = "val_1"
+    with pytest.raises(LixError, match="cannot be read out of this graph: it has decoder.head.weight in another form"):
+        read_network(model.SerializeToString(), twin(network))
+    head.CopyFrom(numpy_helper.from_array(np.zeros((4, 3, 1, 1), np.float32), "network.decoder.head.weight"))
+    with pytest.raises(LixError, match="it has decoder.head.weight in another form"):
+        read_network(model.SerializeToString(), twin(network))
+
+
+def test_batch_norms_find_what_they_normalise_by_and_the_network_stays_the_same(normed: tuple[Student, bytes]) -> None:
+    network, graph = normed
+    read_network(graph, found := twin(network))
+    images = [planes(random_inputs(64, 96, seed)["image"], network) for seed in (4, 5)]
+    with torch.no_grad():
+        before = [found.coarse_logits(image) for image in images]
+        inner = torch.cat([found.encoder.convs[0](image).relu() for image in images])
+        with renormalising(found):
+            assert not found.training
+            for image in images:
+                found.coarse_logits(image)
+        for image, logits in zip(images, before):
+            assert torch.allclose(found.eval().coarse_logits(image), logits, atol=1e-4)
+        norm = found.encoder.before
+        assert torch.allclose(norm.running_mean, inner.mean((0, 2, 3)), atol=1e-4)
+        assert torch.allclose(norm.running_var, inner.var((0, 2, 3), correction=0), rtol=1e-4)
+        found.decoder.dropout.p = 0.0
+        in_training = found.train().coarse_logits(torch.cat(images))
+        assert torch.allclose(in_training, torch.cat(before), atol=1e-3 * in_training.abs().max())
+        read_network(graph, found)
+        found.decoder.dropout.p = 0.0
+        assert not torch.allclose(found.train().coarse_logits(torch.cat(images)), torch.cat(before), atol=0.1 * in_training.abs().max())
 
 
 class Attention(Stages):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -41,15 +42,18 @@ from lix_core.training.retrain import (
     Comparison,
     Retraining,
     answer,
+    first_of,
     kind_of_labels,
     known_judge,
+    matching_lines,
     note_inputs,
     old_frames,
     retrain,
     tuned,
     verdict,
 )
-from lix_core.training.run import fit, load_network
+from lix_core.training.run import fit
+from lix_core.training.weights import load_network
 from recorded import PERIOD, START, Recorded, camera_info, image, text, write
 from small_networks import use_small_parts
 from tiny_street import TINY, TinyStreet
@@ -170,6 +174,44 @@ def test_the_report_has_the_figures_of_both_and_a_picture(retrained):
     assert f"| **mean** | {before:.3f} | {after:.3f} | {100 * (after - before):+.1f} |" in text
     assert "| night | 40 | 40 | 40 | 0 |" in text and f"## IoU on {OLD}" in text and "labels of kind `bag`" in text
     assert (out / "report.jpg").stat().st_size > 5000
+
+
+@pytest.fixture(scope="module")
+def old_bundles(old):
+    """The bundles of both old runs, which do not say where their data is."""
+    return {kind: module.make_bundle(old / kind, "best", "", [])[0].save(old / f"{kind}.lix") for kind in ("teacher", "student")}
+
+
+def test_bundles_are_retrained_as_their_runs(retrained, old, old_bundles, tmp_path):
+    task = task_of(old, tmp_path / "out", **old_bundles, data={"tiny": "."})
+    found = retrain(task, quiet=True)
+    assert found.before == retrained[1].before and found.better and found.after[NEW]["miou"] > found.before[NEW]["miou"] + 0.2
+    of_runs, of_bundles = (Bundle.load(out / "model.lix").manifest for out in (retrained[0], tmp_path / "out"))
+    assert of_bundles.data == of_runs.data and of_bundles.licence == of_runs.licence
+    for key in ("start", "teacher"):
+        ours, theirs = of_bundles.training[key], of_runs.training[key]
+        assert ours["run"] == theirs["run"] and ours["metrics"].keys() == theirs["metrics"].keys()
+    start = of_bundles.training["start"]
+    assert start["sha256"] == hashlib.sha256(old_bundles["student"].read_bytes()).hexdigest()
+    assert start["metrics"] == Bundle.load(old_bundles["student"]).manifest.metrics
+    new = replace(task, student=tmp_path / "out" / "model.lix", teacher=tmp_path / "out" / "teacher", behind=(task.teacher,))
+    first = first_of(matching_lines(replace(new, data={"tiny": ".", "bag": "x"}))["student"])
+    assert first.name == "student" and first.data.val.root == "."  # of the run before the last retraining
+
+
+def test_data_of_bundles_is_asked_for_where_it_is_trained_on(old, old_bundles, tmp_path, monkeypatch):
+    task = task_of(old, tmp_path / "out", **old_bundles)
+    with pytest.raises(
+        TrainingError, match="teacher.lix does not say where tiny is, .* --data tiny=FOLDER, or train on new frames .*--share 1"
+    ):
+        retrain(task, quiet=True)
+    with pytest.raises(TrainingError, match="--data camvid: the old runs had tiny"):
+        retrain(replace(task, data={"camvid": "."}), quiet=True)
+    lines = []
+    found = retrain(replace(task, share=1.0, teacher_steps=0, student_steps=2), quiet=True, tell=lines.append)
+    assert any(f"no {OLD}" in line for line in lines) and list(found.before) == [NEW]
+    with pytest.raises(TrainingError, match="student.lix is the run of a student, not of a teacher"):
+        retrain(replace(task, teacher=old_bundles["student"]), quiet=True)
 
 
 def test_nothing_is_done_twice(retrained, old, monkeypatch):

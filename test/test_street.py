@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from lix_core.labels import STREET, UNLABELLED
+from lix_core.pixels import to_rgb
 from lix_core.runtime.bundle import SHIPPED, Bundle, find_bundle
 from lix_core.runtime.segmenter import Segmenter
 from lix_core.runtime.sources import open_source
 from lix_ros.paths import sample_clip
+from trees import write_image
 
 
 @pytest.fixture(scope="module")
@@ -51,3 +56,59 @@ def test_street_sees_cars_road_and_trees_in_the_clip(bundle: Bundle, max_pixels:
     assert not (result.mask == UNLABELLED).any()
     share = np.bincount(result.mask.ravel(), minlength=len(STREET)) / result.mask.size
     assert share[STREET.id_of("car")] > 0.2 and share[STREET.id_of("road")] > 0.1 and share[STREET.id_of("pedestrian")] < 0.03
+
+
+def test_street_can_be_trained_on(bundle: Bundle, tmp_path: Path) -> None:
+    """One step with a rate of zero: what may change is what the batch normalisations go by, which the bundle no longer has."""
+    pytest.importorskip("lightning", reason="the extra `train` is not installed")
+    from lix_core.cli.main import app
+    from lix_core.data.sample import Sample, collate
+    from lix_core.errors import TrainingError
+    from lix_core.models.decoders import upsample
+    from lix_core.training.module import outputs
+    from lix_core.training.provenance import data_behind, line_of
+    from lix_core.training.weights import load_network
+
+    images = [to_rgb(*frame.load())[::2, ::2] for frame in list(open_source(sample_clip()))[::8]]
+    for place, image in enumerate(images):
+        write_image(tmp_path / "camvid" / "train" / "image" / f"{place}.png", image[..., ::-1])
+        write_image(tmp_path / "camvid" / "train" / "label" / f"{place}.png", np.full(image.shape[:2], 3, np.uint8))
+    options = ["optim.steps=1", "optim.lr=0", "optim.weight_decay=0", "optim.ema=0", "optim.warmup=0", "data.val=null", "data.workers=0"]
+    run = [*options, "data.crop=[160, 192]", "data.batch=4", "data.scale=[1, 1]", "data.colour=0", "trainer.sheet_frames=0"]
+    out, camvid = tmp_path / "run", f"camvid={tmp_path / 'camvid'}"
+    done = CliRunner().invoke(app, ["train", "student", "street", *run, "--start", "street", "--data", camvid, "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    (network, record), segmenter = load_network(out), Segmenter(bundle)
+    assert record.start == hashlib.sha256((SHIPPED / "street.lix").read_bytes()).hexdigest()
+    for image in images:
+        image = image[: len(image) // 32 * 32, : image.shape[1] // 32 * 32]
+        batch = collate([Sample("", image, None)])
+        ours = upsample(outputs(network, batch).logits, network.output_stride).argmax(1)[0].numpy()
+        assert (ours == segmenter.segment(image).mask).mean() > 0.97
+    with pytest.raises(TrainingError, match="started from a run whose best.ckpt or bundle has the SHA-256 .*; none is named"):
+        line_of(out, [])
+    behind = data_behind(line_of(out, [SHIPPED / "street.lix"]))
+    told = [{**entry, "use": f"{entry['use']} of the run it started from"} for entry in bundle.manifest.data]
+    assert behind[-len(told) :] == told and [entry["name"] for entry in behind[: -len(told)]] == ["camvid train"]
+
+
+def test_a_bundle_of_no_training_run_is_refused_with_the_reason(bundle: Bundle, tmp_path: Path) -> None:
+    pytest.importorskip("lightning", reason="the extra `train` is not installed")
+    from lix_core.errors import TrainingError
+    from lix_core.training.provenance import make_bundle
+    from lix_core.training.weights import load_network
+
+    training = bundle.manifest.training
+    for changed, words in (
+        ({}, "foreign.lix cannot be trained on: its manifest does not tell of a training run as `lix export` does .'step' is missing"),
+        ({**training, "config": {**training["config"], "sparkle": 1}}, "foreign.lix cannot be trained on: unknown key sparkle"),
+        (
+            {**training, "config": {**training["config"], "model": {**training["config"]["model"], "encoder": "resnet18"}}},
+            "foreign.lix cannot be trained on: weights cannot be read out of this graph: it has .* in another form",
+        ),
+    ):
+        path = replace(bundle, manifest=replace(bundle.manifest, training=changed)).save(tmp_path / "foreign.lix")
+        with pytest.raises(TrainingError, match=words):
+            load_network(path)
+    with pytest.raises(TrainingError, match="street.lix is a bundle already"):
+        make_bundle(SHIPPED / "street.lix")

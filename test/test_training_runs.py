@@ -41,7 +41,8 @@ from lix_core.training.compare import compare, short_names
 from lix_core.training.config import Config, from_dict, to_dict, to_yaml
 from lix_core.training.losses import HardLoss, class_weights
 from lix_core.training.module import outputs
-from lix_core.training.run import Run, RunResult, evaluate, evaluate_run, fit, load_network
+from lix_core.training.run import Run, RunResult, evaluate, evaluate_run, fit
+from lix_core.training.weights import load_network
 from tiny_street import TINY
 
 ROOT = Path(__file__).resolve().parents[1]

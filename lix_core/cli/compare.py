@@ -8,13 +8,14 @@ from typing import Optional
 import typer
 from rich.console import Console
 
+from lix_core.cli.places import origin
 from lix_core.cli.train import score_table
 from lix_core.files import make_picture_folder
 from lix_core.progress import progress_bar
 
 
 def compare(
-    runs: list[Path] = typer.Argument(..., help="Run folders of one label set, students and teachers."),
+    runs: list[Path] = typer.Argument(..., help="Run folders or models of one label set, students and teachers."),
     out: Path = typer.Option(Path("compare.png"), "--out", "-o", help="The sheet of pictures, PNG or JPEG."),
     frames: int = typer.Option(4, min=0, help="Frames on the sheet, spread over all; 0: no sheet."),
     split: str = typer.Option("test", help="val or test, as the configuration of the first run has them."),
@@ -25,9 +26,16 @@ def compare(
     from lix_core.training.compare import compare as of_runs
 
     make_picture_folder(out)
+    runs = [origin(run) for run in runs]
     with progress_bar() as progress:
         task = progress.add_task(f"{len(runs)} runs", total=None, note="")
-        found = of_runs(runs, split, checkpoint, data or "", lambda count, total: progress.update(task, advance=count, total=total))
+        found = of_runs(
+            [origin(run) for run in runs],
+            split,
+            checkpoint,
+            data or "",
+            lambda count, total: progress.update(task, advance=count, total=total),
+        )
     console = Console()
     console.print(score_table({name: matrix.summary(found.labels.names) for name, matrix in found.scores.items()}))
     if frames:

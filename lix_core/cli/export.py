@@ -8,6 +8,7 @@ from typing import List, Optional
 import typer
 from rich.console import Console
 
+from lix_core.cli.places import origin
 from lix_core.errors import TrainingError
 from lix_core.files import make_place
 from lix_core.runtime.bundle import SUFFIX
@@ -19,7 +20,7 @@ def export(
     checkpoint: str = typer.Option("best", help="best or last."),
     name: str = typer.Option("", help="Name of the model; left out, that of the file."),
     teacher: Optional[List[Path]] = typer.Option(
-        None, help="Run folders behind this one: its teacher, the run that it started from, and those behind them."
+        None, help="Runs behind this one, folders or models: its teacher, the one that it started from, and those behind them."
     ),
     notes: Optional[Path] = typer.Option(None, help="Markdown for the card: known weaknesses, in the words of people who looked."),
 ) -> None:
@@ -32,7 +33,7 @@ def export(
     make_place(out)
     from lix_core.training.provenance import make_bundle
 
-    bundle, found = make_bundle(run, checkpoint, name or out.stem, teacher or [], words)
+    bundle, found = make_bundle(run, checkpoint, name or out.stem, [origin(other) for other in teacher or []], words)
     path = bundle.save(out)
     counts = bundle.manifest.training["parameters"]
     parts = ", ".join(f"{part} {count / 1e6:.2f}" for part, count in counts.items())

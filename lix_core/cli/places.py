@@ -1,13 +1,16 @@
-"""Where data sets are, as a user says it: `--data NAME=FOLDER`."""
+"""Where data sets and trained networks are, as a user says it: `--data NAME=FOLDER`, and a run folder or the name of a model."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 import typer
 
 from lix_core.errors import TrainingError
 from lix_core.options import nearest
+from lix_core.runtime.bundle import SUFFIX, find_bundle
 
 DATA = typer.Option([], "--data", help="Where a data set is, as NAME=FOLDER; may be repeated.")
 
@@ -26,3 +29,10 @@ def places_of(pairs: Iterable[str], needed: Iterable[str], also: Iterable[str] =
         if found.setdefault(name, path) != path:
             raise TrainingError(f"--data {name} is given twice, {found[name]} and {path}: name one folder")
     return found
+
+
+def origin(path: Path) -> Path:
+    """A run folder as it is; else the bundle of that path or, of a word that is no folder here, that model's. Raises BundleError."""
+    if path.is_dir() or path.suffix != SUFFIX and os.sep in str(path):
+        return path
+    return find_bundle(path)

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from lix_core.cli import bag
+from lix_core.cli.places import origin, places_of
 from lix_core.runtime.bundle import SUFFIX
 
 STEPS = {
@@ -28,10 +29,11 @@ READING = (
 
 def retrain(
     bags: List[Path] = typer.Argument(..., help="Bags, or folders of bags."),
-    teacher: Path = typer.Option(..., help="Run folder of the RGB + X teacher (lix train teacher)."),
-    student: Path = typer.Option(..., help="Run folder of the student that the robot's model is of (lix distill)."),
+    teacher: Path = typer.Option(..., help="Run folder of the RGB + X teacher (lix train teacher), or its bundle."),
+    student: Path = typer.Option(..., help="The robot's model, by name or path, or its run folder (lix distill)."),
     out: Path = typer.Option(..., "--out", "-o", help="Folder of the retraining; goes on with one that was stopped."),
-    behind: Optional[List[Path]] = typer.Option(None, help="Run folders behind those two, for data and licences."),
+    behind: Optional[List[Path]] = typer.Option(None, help="Run folders or bundles behind those two, for data and licences."),
+    data: list[str] = typer.Option([], "--data", help="Where the runs' old data is, as NAME=FOLDER; bundles do not know."),
     current: Optional[str] = typer.Option(None, help="Model that the new one must beat, by name or path; left out, that of the student."),
     labels: str = typer.Option(
         "auto", help="What trains on the new frames: masks, bag, pseudo or none; auto: for each frame the first of these that it has."
@@ -73,6 +75,7 @@ def retrain(
 
     keep_freed_memory()
     from lix_core.bags.pseudo import PseudoSettings
+    from lix_core.data.registry import DATASETS
     from lix_core.training.retrain import Retraining
     from lix_core.training.retrain import retrain as carry_out
 
@@ -80,9 +83,10 @@ def retrain(
     task = Retraining(
         bags=tuple(paths),
         out=out,
-        teacher=teacher,
-        student=student,
-        behind=tuple(behind or ()),
+        teacher=origin(teacher),
+        student=origin(student),
+        behind=tuple(map(origin, behind or ())),
+        data=places_of(data, DATASETS),
         current=current,
         labels=labels,
         share=share,

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lix_core.cli.places import DATA, places_of
+from lix_core.cli.places import DATA, origin, places_of
 from lix_core.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ OVERRIDES = typer.Argument(None, help="key=value for any option, such as optim.s
 OUT = typer.Option(..., "--out", "-o", help="Folder of the run; goes on with one that was stopped.")
 START = typer.Option(
     None,
-    help="Run folder of the same network, or of a student's teacher: begin with its best weights, with the data and schedule given here.",
+    help="Run folder or model of the same network, or of a student's teacher: begin with its best weights, with the data and schedule "
+    "given here.",
 )
 RESUME = typer.Option(True, "--resume/--no-resume", help="Go on with a run in the folder, or train it anew.")
 
@@ -47,7 +48,7 @@ def distill(
     config: str = CONFIG,
     overrides: Optional[list[str]] = OVERRIDES,
     data: list[str] = DATA,
-    teacher: Path = typer.Option(..., help="Run folder of the teacher, made by `lix train teacher`."),
+    teacher: Path = typer.Option(..., help="Run folder of the teacher, made by `lix train teacher`, or its bundle."),
     out: Path = OUT,
     start: Optional[Path] = START,
     resume: bool = RESUME,
@@ -85,7 +86,7 @@ def run(
     from lix_core.training.run import fit, rank_zero
 
     try:
-        result = fit(chosen, out, teacher, resume, start=start)
+        result = fit(chosen, out, teacher and origin(teacher), resume, start=start and origin(start))
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from the last epoch that was finished", file=sys.stderr)
         raise typer.Exit(130) from None

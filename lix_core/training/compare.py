@@ -15,7 +15,8 @@ from lix_core.metrics import ConfusionMatrix
 from lix_core.models.networks import Network
 from lix_core.training import report
 from lix_core.training.data import AtSize, Frames
-from lix_core.training.run import Record, Which, check_split, check_x, evaluate, frames_of, load_network
+from lix_core.training.run import check_split, check_x, evaluate, frames_of
+from lix_core.training.weights import Record, Which, load_network
 
 
 @dataclass

@@ -7,6 +7,7 @@ each of which takes every n-th place of it.
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -250,7 +251,7 @@ class TrainingData(pl.LightningDataModule):
                 raise TrainingError(f"{source.dataset} has X {frames.dataset.x_kind!r}, {config.sources[0].dataset} {self.x_kind!r}")
             if not self.x_kind and frames in self.frames:  # X of frames that are scored teaches nothing
                 self.x_kind, self.x_channels = frames.dataset.x_kind, frames.dataset.x_channels
-        self.transform = training_transform(config)
+        self.views = Views(self.frames, training_transform(config), seed, config.cutmix)
         self.mixture = Mixture([len(f) for f in self.frames], [s.per_batch for s in config.sources], config.batch, seed)
 
     def train_dataloader(self) -> DataLoader:
@@ -264,7 +265,7 @@ class TrainingData(pl.LightningDataModule):
             trainer.world_size,
         )
         return DataLoader(
-            Views(self.frames, self.transform, self.seed, config.cutmix),
+            self.views,
             batch_sampler=batches,
             collate_fn=partial(collate, x_channels=self.x_channels),
             num_workers=config.workers,
@@ -272,6 +273,11 @@ class TrainingData(pl.LightningDataModule):
             worker_init_fn=one_thread,
             pin_memory=torch.cuda.is_available(),
         )
+
+    def first_batches(self, views: int) -> Iterator[Batch]:
+        """Whole batches from the first of training on, with at least `views` views together."""
+        for number in range(math.ceil(views / self.config.batch)):
+            yield collate([self.views[draw] for draw in self.mixture.draws(number)], self.x_channels)
 
     def count_pixels(self, frames: int = 256) -> torch.Tensor:
         """(C,) int64 pixels of each class in the first frames that training will draw, before they are changed."""

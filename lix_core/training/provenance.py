@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +26,23 @@ from lix_core.runtime.bundle import Bundle, InputSpec, Manifest, SizePolicy, XSp
 from lix_core.runtime.segmenter import Segmenter
 from lix_core.training.card import model_card
 from lix_core.training.config import Config, ModelConfig, Source, to_dict
-from lix_core.training.run import Record, RunResult, Which, checksum, load_checkpoint, load_network
+from lix_core.training.run import RunResult
+from lix_core.training.weights import Record, Which, checksum, is_bundle, load_checkpoint, load_network, record_of
 
 NON_COMMERCIAL = re.compile(r"\bnc\b|non-?commercial", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """A run and the runs behind it: what taught it, and what its first weights are of."""
+    """A run and the runs behind it: what taught it, and what its first weights are of.
+
+    manifest: of a run that is known by its bundle: what that says of data, training and figures, those behind it included.
+    """
 
     record: Record
     teacher: "Lineage | None" = None
     start: "Lineage | None" = None
+    manifest: Manifest | None = None
 
     @property
     def behind(self) -> list[tuple[str, str, "Lineage"]]:
@@ -46,8 +51,22 @@ class Lineage:
         return [(key, words, line) for key, words, line in named if line]
 
 
+def line_of(run: Path, behind: Sequence[Path]) -> Lineage:
+    """The best checkpoint of a run, or a bundle, with the runs behind it. Raises TrainingError as `lineage`, and of a bundle of no run."""
+    if is_bundle(run):
+        return line_of_bundle(Bundle.load(run).manifest)
+    return lineage(Record.from_dict(load_checkpoint(run / "checkpoints" / "best.ckpt")["record"]), behind)
+
+
+def line_of_bundle(manifest: Manifest) -> Lineage:
+    """The run of a bundle and those behind it, as far as its manifest tells of them."""
+    record, told = record_of(manifest), {key: manifest.training[key] for key in ("teacher", "start") if key in manifest.training}
+    behind = {key: replace(line_of_bundle(replace(manifest, training=training, x=None)), manifest=None) for key, training in told.items()}
+    return Lineage(record, **behind, manifest=manifest)
+
+
 def lineage(record: Record, runs: Sequence[Path]) -> Lineage:
-    """The runs behind a record, found among run folders by the checksums that it keeps.
+    """The runs behind a record, found among run folders and bundles by the checksums that it keeps.
 
     Raises TrainingError where one of them is not there.
     """
@@ -59,26 +78,25 @@ def lineage(record: Record, runs: Sequence[Path]) -> Lineage:
         if digest not in folders:
             given = f"named: {', '.join(map(str, runs))}, which is none with it" if runs else "none is named"
             raise TrainingError(
-                f"{record.config.name!r} {what} a run whose best.ckpt has the SHA-256 {digest[:12]}...; {given}. "
-                "Its data and licences belong to this model too: name its folder (lix export --teacher, lix retrain --behind)"
+                f"{record.config.name!r} {what} a run whose best.ckpt or bundle has the SHA-256 {digest[:12]}...; {given}. "
+                "Its data and licences belong to this model too: name its folder or bundle (lix export --teacher, lix retrain --behind)"
             )
-        return line(Record.from_dict(load_checkpoint(folders[digest] / "checkpoints" / "best.ckpt")["record"]))
+        return line_of(folders[digest], runs)
 
-    def line(record: Record) -> Lineage:
-        return Lineage(record, find("was taught by", record, record.teacher), find("started from", record, record.start))
-
-    return line(record)
+    return Lineage(record, find("was taught by", record, record.teacher), find("started from", record, record.start))
 
 
 def make_bundle(run: Path, which: Which = "best", name: str = "", behind: Sequence[Path] = (), notes: str = "") -> tuple[Bundle, Agreement]:
     """The bundle of a run's network, with its licences, figures and model card; and how well its graph agrees with the network.
 
-    name: of the model; empty: that of the run. behind: folders of the runs behind it, see `lineage`. notes: for the card.
+    name: of the model; empty: that of the run. behind: folders or bundles of the runs behind it, see `lineage`. notes: for the card.
 
     Raises:
         TrainingError: no such checkpoint; a run behind it is not named.
         BundleError: the graph does not do as the manifest says.
     """
+    if is_bundle(run):
+        raise TrainingError(f"{run} is a bundle already; a run folder is exported")
     network, record = load_network(run, which)
     result = RunResult.load(run) if (run / "result.json").is_file() else None
     manifest = manifest_of(name or record.config.name, network, lineage(record, behind), result)
@@ -141,6 +159,8 @@ def data_of(config: Config, whose: str = "") -> list[dict[str, str]]:
 
 def data_behind(line: Lineage, whose: str = "") -> list[dict[str, str]]:
     """The same of a run and of all that are behind it. What a run started from says what its pretrained weights were."""
+    if line.manifest:
+        return [{**entry, "use": f"{entry.get('use', 'training')}{whose}"} for entry in line.manifest.data]
     entries = data_of(line.record.config, whose)
     if line.start:
         entries = [entry for entry in entries if not entry["use"].startswith("initial weights")]
@@ -193,6 +213,8 @@ def licence_of(data: Sequence[dict[str, str]]) -> str:
 
 def training_of(line: Lineage) -> dict[str, Any]:
     """The record of a run and, nested in it, of those behind it. Folders are left out: they are those of the machine that trained."""
+    if line.manifest:
+        return dict(line.manifest.training)
     record, config = line.record, to_dict(line.record.config)
     for source in (*config["data"]["sources"], config["data"]["val"], config["data"]["test"]):
         if source:
@@ -210,7 +232,8 @@ def training_of(line: Lineage) -> dict[str, Any]:
         "config": config,
     }
     for key, _, other in line.behind:
-        facts[key] = {"sha256": getattr(record, key), **training_of(other), "metrics": metrics_of(other.record, None)}
+        figures = other.manifest.metrics if other.manifest else metrics_of(other.record, None)
+        facts[key] = {"sha256": getattr(record, key), **training_of(other), "metrics": figures}
     return facts
 
 

@@ -56,7 +56,7 @@ def reproduce(
     """
     taught_by = ""
     if teacher:
-        from lix_core.training.run import checksum
+        from lix_core.training.weights import checksum
 
         taught_by = checksum(teacher)[:16]
     units = cells(table, roots, overrides, taught_by)

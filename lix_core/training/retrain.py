@@ -36,9 +36,10 @@ from lix_core.runtime.bundle import SUFFIX, Bundle, find_bundle
 from lix_core.runtime.segmenter import Segmenter
 from lix_core.training.config import Config, Source, from_dict, override, to_dict
 from lix_core.training.data import Frames
-from lix_core.training.provenance import Lineage, lineage, make_bundle
+from lix_core.training.provenance import Lineage, line_of, make_bundle
 from lix_core.training.report import captioned, error_picture
-from lix_core.training.run import Record, RunResult, checksum, fit, load_network
+from lix_core.training.run import RunResult, fit
+from lix_core.training.weights import Record, checksum, is_bundle
 from lix_core.viz import colorize, contact_sheet
 
 Labels = Literal["auto", "masks", "bag", "pseudo", "none"]
@@ -58,8 +59,9 @@ SHOWN = 6
 class Retraining:
     """What is asked for.
 
-    bags: paths. out: the folder. teacher, student: folders of the runs that the robot's models come from. behind: folders of the runs
-    behind those, for data and licences. current: the bundle to beat, by name or path; None: the student's. labels: what the new frames are
+    bags: paths. out: the folder. teacher, student: folders of the runs that the robot's models come from, or their bundles. behind: the
+    same of the runs behind those, for data and licences. data: name of a data set -> its folder, where the old runs' data is not where it
+    was; bundles do not know where. current: the bundle to beat, by name or path; None: the student's. labels: what the new frames are
     trained with; auto: each with people's masks, else the bags' label topic, else pseudo-labels of the teacher. share: of a batch that is
     new frames. teacher_steps, student_steps: length of the runs; 0 steps of the teacher keep the old one. lr: peak learning rates, as a
     share of those of the first runs, which were no retraining. held_out, block: see BagDataset. gain: mIoU by which the new model must be
@@ -72,6 +74,7 @@ class Retraining:
     teacher: Path
     student: Path
     behind: tuple[Path, ...] = ()
+    data: Mapping[str, str] = field(default_factory=dict)
     current: str | Path | None = None
     labels: Labels = "auto"
     share: float = 0.5
@@ -193,20 +196,39 @@ def retrain(
 
 
 def matching_lines(task: Retraining) -> dict[str, Lineage]:
-    """Teacher and student with the runs behind them, by these names. Raises TrainingError where teacher and student are not what they are
-    called, differ in their labels, or a run behind them is not named: without it no bundle can say what is in it."""
-    teacher, student = load_network(task.teacher)[1], load_network(task.student)[1]
-    for name, run, record in (("teacher", task.teacher, teacher), ("student", task.student, student)):
-        if record.config.model.kind != name:
-            raise TrainingError(f"{run} is the run of a {record.config.model.kind}, not of a {name}")
+    """Teacher and student with the runs behind them, by these names; their data where `task.data` has it.
+
+    Raises TrainingError where teacher and student are not what they are called, differ in their labels, a run behind them is not named,
+    without which no bundle can say what is in it, or nobody says where data is that is to be trained on.
+    """
+    runs = {"teacher": task.teacher, "student": task.student}
+    lines = {name: line_of(run, (*task.behind, task.teacher, task.student)) for name, run in runs.items()}
+    teacher, student = (line.record for line in lines.values())
+    for name, run in runs.items():
+        if (kind := lines[name].record.config.model.kind) != name:
+            raise TrainingError(f"{run} is the run of a {kind}, not of a {name}")
     if teacher.labels.names != student.labels.names:
         raise TrainingError(
             f"teacher and student must have one label set, got {', '.join(teacher.labels.names)} and {', '.join(student.labels.names)}"
         )
-    return {
-        "teacher": lineage(teacher, (*task.behind, task.teacher)),
-        "student": lineage(student, (*task.behind, task.teacher, task.student)),
-    }
+    sources = [source for line in lines.values() for each in whole_line(line) for source in each.record.config.data.all_sources]
+    if unused := set(task.data) - {source.dataset for source in sources}:
+        raise TrainingError(f"--data {unused.pop()}: the old runs had {', '.join(sorted({source.dataset for source in sources}))}")
+    for source in sources:
+        source.root = task.data.get(source.dataset, source.root)
+    for name, line in lines.items():
+        trained = overridden(line.record.config, unscored(task.overrides)).data.sources
+        if task.share < 1 and (lost := [source.dataset for source in trained if not source.root]):
+            raise TrainingError(
+                f"{runs[name]} does not say where {lost[0]} is, on which it was trained: give --data {lost[0]}=FOLDER, or train on new "
+                "frames alone with --share 1"
+            )
+    return lines
+
+
+def whole_line(line: Lineage) -> list[Lineage]:
+    """A run and all behind it."""
+    return [line, *(each for _, _, other in line.behind for each in whole_line(other))]
 
 
 def first_of(line: Lineage) -> Config:
@@ -389,11 +411,11 @@ def kind_of_labels(task: Retraining) -> tuple[str, bool]:
 
 
 def bundle_of(run: Path, path: Path, behind: Sequence[Path]) -> Bundle:
-    """The bundle of a run, out of `path` where it is there and is of these weights."""
+    """The bundle of a run, out of `path` where it is there and is of these weights; of a bundle, a copy."""
     mark = path.with_suffix(".sha256")
     digest = checksum(run)
     if not path.exists() or not mark.exists() or mark.read_text() != digest:
-        bundle, _ = make_bundle(run, "best", "", [other for other in behind if other != run])
+        bundle = Bundle.load(run) if is_bundle(run) else make_bundle(run, "best", "", [other for other in behind if other != run])[0]
         bundle.save(path)
         save(mark, digest.encode())
     return Bundle.load(path)

@@ -1,9 +1,8 @@
-"""A run: from a configuration to a folder with trained weights and their figures. `fit`, `load_network`, `evaluate`, `RunResult`."""
+"""A run: from a configuration to a folder with trained weights and their figures. `fit`, `evaluate`, `RunResult`."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
 import math
@@ -17,7 +16,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -29,6 +28,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lix_core.data.registry import difference
 from lix_core.distill.objective import LIX, build_distiller
 from lix_core.errors import LixError, TrainingError, first_line
+from lix_core.export import renormalising
 from lix_core.files import locked, make_folder, save
 from lix_core.labels import LabelSet
 from lix_core.metrics import ConfusionMatrix
@@ -38,50 +38,18 @@ from lix_core.training.callbacks import Board, Checkpoints, Journal, MovingAvera
 from lix_core.training.config import FREE, Config, differences, from_dict, to_dict, to_yaml
 from lix_core.training.data import AtSize, Frames, TrainingData, own_words, seed_of
 from lix_core.training.losses import HardLoss, class_weights
-from lix_core.training.module import Learner, build_network
+from lix_core.training.module import Learner, build_network, outputs
 from lix_core.training.scoring import chance, evaluate
+from lix_core.training.weights import Record, Which, checksum, is_bundle, load_checkpoint, load_network
 
-__all__ = ["Record", "RunResult", "evaluate", "evaluate_run", "fit", "load_network"]
+__all__ = ["RunResult", "evaluate", "evaluate_run", "fit"]
 
 SHAPES = ("kind", "encoder", "x_encoder", "fusion", "decoder")
 """What a run and the one that it starts from have in common, of `config.model`."""
+NORM_VIEWS = 32
+"""Views on which the batch normalisations of a bundle's network find what they are to normalise by, before it is trained on."""
 INHERITED = ("encoder", "decoder")
 """The parts of a teacher that a student which starts from it has too: the teacher without X is that student."""
-Which = Literal["best", "last"]
-
-
-@dataclass
-class Record:
-    """What the weights of a checkpoint are: enough to build their network and to say where it comes from."""
-
-    config: Config
-    labels: LabelSet
-    x_kind: str
-    x_channels: int
-    step: int
-    git_revision: str
-    torch: str
-    teacher: str = ""
-    """SHA-256 of the teacher's checkpoint; empty without one."""
-    val_counts: list[list[int]] | None = None
-    """The confusion matrix on the validation frames; None where they were not scored at that step."""
-    start: str = ""
-    """SHA-256 of the checkpoint whose weights were the first ones of this run; empty without one."""
-    always_x: bool = True
-    """Whether every source of training frames had X."""
-
-    @property
-    def needs_x(self) -> bool:
-        """Whether the network never was without X in training, so that without it it does not know what it says."""
-        return self.config.model.kind == "teacher" and self.config.data.x_dropout == 0 and self.always_x
-
-    def to_dict(self) -> dict[str, Any]:
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {**fields, "config": to_dict(self.config), "labels": self.labels.to_dict()}
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "Record":
-        return cls(**{**data, "config": from_dict(data["config"]), "labels": LabelSet.from_dict(data["labels"])})
 
 
 @dataclass
@@ -127,34 +95,6 @@ class RunResult:
 
 def summary(matrix: ConfusionMatrix, labels: LabelSet) -> dict[str, Any]:
     return {**matrix.summary(labels.names), "names": list(labels.names), "counts": matrix.counts.tolist()}
-
-
-def load_network(run: str | Path, which: Which = "best", device: str | torch.device = "cpu") -> tuple[Network, Record]:
-    """The network of a run, in eval mode, with the record of its weights. Loading executes no code from the file.
-
-    Raises TrainingError where the checkpoint is missing or damaged.
-    """
-    if which not in get_args(Which):
-        raise TrainingError(f"the checkpoint of a run is best or last, got {which!r}")
-    path = Path(run) / "checkpoints" / f"{which}.ckpt"
-    saved = load_checkpoint(path)
-    record = Record.from_dict(saved["record"])
-    network = build_network(record.config.model, len(record.labels), record.x_channels, weights="none")
-    network.load_state_dict(saved["network"])
-    return network.to(device, memory_format=torch.channels_last).eval(), record
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        others = sorted(p.stem for p in path.parent.glob("*.ckpt"))
-        raise TrainingError(f"there is no {path}; checkpoints there: {', '.join(others) or 'none'}") from None
-    except Exception as error:
-        raise TrainingError(f"checkpoint {path} cannot be read: {first_line(error)}") from None
-    if not isinstance(saved, dict) or not {"network", "record"} <= set(saved):
-        raise TrainingError(f"{path} is no checkpoint of lix")
-    return saved
 
 
 def evaluate_run(run: str | Path, split: str, which: Which = "best", root: str | Path = "") -> tuple[ConfusionMatrix, Record]:
@@ -206,10 +146,10 @@ def fit(
 ) -> RunResult:
     """Train the network of a configuration into the run folder `out`, or go on where a run in it was stopped.
 
-    teacher: run folder of the teacher, needed where `distill.method` is not `none`. start: run folder of the same network on the same
-    labels and X, whose best weights are the first ones (fine-tuning); of a teacher, a student takes its RGB encoder and decoder. resume:
-    without it, what is in `out` is trained anew. quiet: no progress. wait: where another process trains in `out`, wait for its end and take
-    its result, instead of refusing.
+    teacher: run folder of the teacher, or its bundle, needed where `distill.method` is not `none`. start: run folder or bundle of the same
+    network on the same labels and X, whose best weights are the first ones (fine-tuning); of a teacher, a student takes its RGB encoder
+    and decoder. resume: without it, what is in `out` is trained anew. quiet: no progress. wait: where another process trains in `out`,
+    wait for its end and take its result, instead of refusing.
 
     A finished run is returned without training. A run that was killed and resumed comes to the same weights as one that was not, on
     CPUs bit by bit.
@@ -444,6 +384,10 @@ class Run:
             getattr(network, name).load_state_dict(getattr(weights, name).state_dict())
         if not inherits:
             network.load_state_dict(weights.state_dict())
+        if is_bundle(run) and not self.begun:
+            with renormalising(network), torch.no_grad():
+                for batch in self.data.first_batches(NORM_VIEWS):
+                    outputs(network, batch)
         return digest
 
     def _check_begun(self, what: str, digest: str, otherwise: str) -> None:
@@ -581,15 +525,6 @@ class Run:
             if isinstance(distiller, LIX) and self.config.distill.lix.logit:
                 distiller.to(self.trainer.strategy.root_device)  # Lightning puts it back on the CPU
                 report.weights(network, self.learner.teacher, distiller, samples, self.out / "weights.png")
-
-
-def checksum(run: Path) -> str:
-    """SHA-256 of a run's best checkpoint. Raises TrainingError where there is none."""
-    path = run / "checkpoints" / "best.ckpt"
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
-        raise TrainingError(f"{run} is no run folder: there is no checkpoints/best.ckpt") from None
 
 
 def check_crop(config: Config, network: Network, encoder: str) -> None:

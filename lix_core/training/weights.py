@@ -1,0 +1,128 @@
+"""The weights that a run or a bundle holds, with the record of what they are: `load_network`, `Record`."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+
+from lix_core.errors import LixError, TrainingError, first_line
+from lix_core.export import read_network
+from lix_core.labels import LabelSet
+from lix_core.models.networks import Network
+from lix_core.runtime.bundle import SUFFIX, Bundle, Manifest
+from lix_core.training.config import Config, from_dict, to_dict
+from lix_core.training.module import build_network
+
+Which = Literal["best", "last"]
+
+
+@dataclass
+class Record:
+    """What the weights of a checkpoint are: enough to build their network and to say where it comes from."""
+
+    config: Config
+    labels: LabelSet
+    x_kind: str
+    x_channels: int
+    step: int
+    git_revision: str
+    torch: str
+    teacher: str = ""
+    """SHA-256 of the teacher's checkpoint; empty without one."""
+    val_counts: list[list[int]] | None = None
+    """The confusion matrix on the validation frames; None where they were not scored at that step."""
+    start: str = ""
+    """SHA-256 of the checkpoint whose weights were the first ones of this run; empty without one."""
+    always_x: bool = True
+    """Whether every source of training frames had X."""
+
+    @property
+    def needs_x(self) -> bool:
+        """Whether the network never was without X in training, so that without it it does not know what it says."""
+        return self.config.model.kind == "teacher" and self.config.data.x_dropout == 0 and self.always_x
+
+    def to_dict(self) -> dict[str, Any]:
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {**fields, "config": to_dict(self.config), "labels": self.labels.to_dict()}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Record":
+        return cls(**{**data, "config": from_dict(data["config"]), "labels": LabelSet.from_dict(data["labels"])})
+
+
+def load_network(run: str | Path, which: Which = "best", device: str | torch.device = "cpu") -> tuple[Network, Record]:
+    """The network of a run, or of a bundle that was exported from one, in eval mode, with the record of its weights. Loading executes no
+    code from the file. A bundle's network has yet to learn what its batch normalisations are to normalise by before it is trained on, see
+    `lix_core.export.read_network`.
+
+    Raises TrainingError where the checkpoint is missing or damaged, or the bundle is of no training run.
+    """
+    if which not in get_args(Which):
+        raise TrainingError(f"the checkpoint of a run is best or last, got {which!r}")
+    if is_bundle(run):
+        return network_of_bundle(run, device)
+    path = Path(run) / "checkpoints" / f"{which}.ckpt"
+    saved = load_checkpoint(path)
+    record = Record.from_dict(saved["record"])
+    network = build_network(record.config.model, len(record.labels), record.x_channels, weights="none")
+    network.load_state_dict(saved["network"])
+    return network.to(device, memory_format=torch.channels_last).eval(), record
+
+
+def is_bundle(run: str | Path) -> bool:
+    """Whether a path is that of a bundle, and not of a run folder."""
+    return Path(run).suffix == SUFFIX and not Path(run).is_dir()
+
+
+def network_of_bundle(path: str | Path, device: str | torch.device = "cpu") -> tuple[Network, Record]:
+    """`load_network` of a bundle."""
+    bundle = Bundle.load(path)
+    try:
+        record = record_of(bundle.manifest)
+        network = build_network(record.config.model, len(record.labels), record.x_channels, weights="none")
+        read_network(bundle.graph, network)
+    except LixError as error:
+        raise TrainingError(f"{path} cannot be trained on: {error}") from None
+    return network.to(device, memory_format=torch.channels_last).eval(), record
+
+
+def record_of(manifest: Manifest) -> Record:
+    """What a bundle says of its weights, as the record of a run. Raises TrainingError where it does not say it."""
+    x, training = manifest.x, manifest.training
+    try:
+        facts = (training["step"], training["git_revision"], training["torch"])
+        behind = {key: training[key]["sha256"] for key in ("teacher", "start") if key in training}
+        needs_x = training.get("needs_x", True)  # older ones do not say it; see Manifest.needs_x
+        return Record(
+            from_dict(training["config"]), manifest.labels, training["x"], x.channels if x else 0, *facts, **behind, always_x=needs_x
+        )
+    except (KeyError, TypeError) as error:
+        raise TrainingError(f"its manifest does not tell of a training run as `lix export` does ({first_line(error)} is missing)") from None
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        others = sorted(p.stem for p in path.parent.glob("*.ckpt"))
+        raise TrainingError(f"there is no {path}; checkpoints there: {', '.join(others) or 'none'}") from None
+    except Exception as error:
+        raise TrainingError(f"checkpoint {path} cannot be read: {first_line(error)}") from None
+    if not isinstance(saved, dict) or not {"network", "record"} <= set(saved):
+        raise TrainingError(f"{path} is no checkpoint of lix")
+    return saved
+
+
+def checksum(run: Path) -> str:
+    """SHA-256 of a run's best checkpoint, or of a bundle. Raises TrainingError where there is none."""
+    path = run if is_bundle(run) else run / "checkpoints" / "best.ckpt"
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        lacking = "there is no such bundle" if is_bundle(run) else f"{run} is no run folder: there is no checkpoints/best.ckpt"
+        raise TrainingError(lacking) from None
