@@ -572,7 +572,7 @@ def test_runs_that_do_not_fit_are_refused_before_anything_is_done(old, tmp_path)
     with pytest.raises(TrainingError, match="student is the run of a student, not of a teacher"):
         retrain(task_of(old, tmp_path / "out", teacher=old / "student"), quiet=True)
     assert not (tmp_path / "out" / "extraction").exists()
-    done = CliRunner().invoke(
-        app, ["retrain", str(old / "night"), "--teacher", "t", "--student", "s", "--out", str(tmp_path / "o"), "--share", "0"]
-    )
-    assert isinstance(done.exception, TrainingError) and "share is above 0" in str(done.exception)
+    for teacher, words in (("x/t", "share is above 0"), ("t", "there is no run folder t, and no model 't'; known are ")):
+        command = ["retrain", str(old / "night"), "--teacher", teacher, "--student", "x/s", "--out", str(tmp_path / "o"), "--share", "0"]
+        done = CliRunner().invoke(app, command)
+        assert isinstance(done.exception, TrainingError) and words in str(done.exception)

@@ -36,6 +36,7 @@ from lix_core.errors import DataError, SourceError, TrainingError
 from lix_core.labels import Label, LabelSet
 from lix_core.training import report
 from lix_core.training import run as run_module
+from lix_core.training import weights as weights_module
 from lix_core.training.callbacks import MovingAverage
 from lix_core.training.compare import compare, short_names
 from lix_core.training.config import Config, from_dict, to_dict, to_yaml
@@ -693,7 +694,8 @@ def test_a_student_that_starts_from_a_teacher_is_that_teacher_without_x(teacher,
 
 def test_weights_that_are_replaced_at_once_are_not_fetched(student, tmp_path, monkeypatch):
     asked, build = [], run_module.build_network
-    monkeypatch.setattr(run_module, "build_network", lambda *given, weights: asked.append(weights) or build(*given, weights="none"))
+    for module in (run_module, weights_module):
+        monkeypatch.setattr(module, "build_network", lambda *given, weights: asked.append(weights) or build(*given, weights="none"))
     config = tiny_config({"model.kind": "student", "model.weights": "timm", "distill.method": "none", "optim.steps": 1})
     Run(config, tmp_path, None)
     Run(config, tmp_path, None, start=student)

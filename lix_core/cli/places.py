@@ -8,7 +8,7 @@ from pathlib import Path
 
 import typer
 
-from lix_core.errors import TrainingError
+from lix_core.errors import BundleError, TrainingError
 from lix_core.options import nearest
 from lix_core.runtime.bundle import SUFFIX, find_bundle
 
@@ -32,7 +32,13 @@ def places_of(pairs: Iterable[str], needed: Iterable[str], also: Iterable[str] =
 
 
 def origin(path: Path) -> Path:
-    """A run folder as it is; else the bundle of that path or, of a word that is no folder here, that model's. Raises BundleError."""
+    """A run folder as it is; else the bundle of that path or, of a word that is no folder here, that model's.
+
+    Raises TrainingError where there is neither.
+    """
     if path.is_dir() or path.suffix != SUFFIX and os.sep in str(path):
         return path
-    return find_bundle(path)
+    try:
+        return find_bundle(path)
+    except BundleError as error:
+        raise TrainingError(f"there is no run folder {path}, and {error}") from None
