@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+import sys
 import time
 from threading import Lock
 from typing import Any, Callable, ClassVar, Mapping
@@ -179,6 +181,7 @@ class StreamNode(LifecycleNode):
         """Take `pipeline` into use between two frames."""
         with self._frame_lock:
             self._take_over(pipeline)
+        release_freed_memory()
 
     def _take_over(self, pipeline: Any) -> None:
         self._pipeline, self._fault = pipeline, ""
@@ -334,3 +337,10 @@ class StreamNode(LifecycleNode):
     def _description(self) -> tuple[str, dict[str, str]]:
         """hardware_id and values for /diagnostics."""
         raise NotImplementedError
+
+
+def release_freed_memory() -> None:
+    """Give back what the model before took, of which glibc keeps more with each load: 340 MB after forty. Without glibc, nothing."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    if trim:
+        trim(0)

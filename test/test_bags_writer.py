@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ import struct
 import subprocess
 import sys
 import time
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -97,6 +99,28 @@ def test_what_is_written_comes_back_with_types_hashes_and_qos(tmp_path, storage,
     assert information["message_count"] == 3 and information["storage_identifier"] == storage
     assert information["starting_time"]["nanoseconds_since_epoch"] == 5 and information["duration"]["nanoseconds"] == 4
     assert information["compression_mode"] == ("message" if (storage, compression) == ("sqlite3", "zstd") else "")
+
+
+def test_memory_of_a_bag_of_days_stays_small(tmp_path):
+    """Four flushes a second, as the logger makes; of each no more is kept than what the summary says of its chunk."""
+    writer, sizes = RosbagsWriter(tmp_path / "bag"), []
+    topics = ("/a", "/b", "/c")
+    for topic in topics:
+        writer.add(Topic(topic, TEXT))
+    tracemalloc.start()
+    try:
+        for _ in range(2):
+            for stamp in range(2000):
+                for topic in topics:
+                    writer.write(topic, stamp, text("x"))
+                writer.flush()
+            gc.collect()
+            sizes.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    writer.close()
+    assert (sizes[1] - sizes[0]) / 2000 < 200
+    assert len(contents(tmp_path / "bag")) == 12000
 
 
 @pytest.mark.parametrize("storage", ["mcap", "sqlite3"])

@@ -11,8 +11,8 @@ import os
 import struct
 import zlib
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,13 +33,19 @@ NEVER = 2**63 - 1
 
 
 @dataclass(frozen=True)
-class ChunkIndex:
-    """What the summary says of a chunk. counts: messages by channel. start, end: of its messages [ns]."""
+class Tally:
+    """What the summary will say of the chunks so far, but for their records, of which there are `length` bytes. counts: messages by
+    channel. start, end: of the messages [ns]."""
 
-    record: bytes
-    counts: dict[int, int]
-    start: int
-    end: int
+    chunks: int = 0
+    length: int = 0
+    counts: Mapping[int, int] = field(default_factory=dict)
+    start: int = NEVER
+    end: int = 0
+
+    def with_chunk(self, length: int, counts: Mapping[int, int], start: int, end: int) -> Tally:
+        together = {channel: self.counts.get(channel, 0) + counts.get(channel, 0) for channel in (*self.counts, *counts)}
+        return Tally(self.chunks + 1, self.length + length, together, min(self.start, start), max(self.end, end))
 
 
 class McapStorage:
@@ -58,12 +64,14 @@ class McapStorage:
         self._sequence: dict[int, int] = defaultdict(int)
         self._schemas: dict[str, bytes] = {}
         self._channels: list[bytes] = []
-        self._chunks: list[ChunkIndex] = []
+        self._tally = Tally()
+        self._chunk_records = bytearray()
+        """One after the other, as the summary has them: a bag of days has a million."""
         self._repeat_at = 0
         """Size of the file with which a chunk begins with all definitions again: the first may be damaged, and a killed file has no
         summary to look them up in."""
         self._put([MAGIC, record(HEADER, text("ros2"), text(f"lix {__version__}"))])
-        self._flushed = (self._at, 0)
+        self._flushed = self._at, self._tally
 
     @property
     def size(self) -> int:
@@ -95,13 +103,13 @@ class McapStorage:
     def flush(self) -> None:
         """Whatever was written until now is the kernel's."""
         self._end_chunk()
-        self._flushed = self._at, len(self._chunks)
+        self._flushed = self._at, self._tally
 
     def rollback(self) -> None:
         """Forget what came after the last flush, also of the file; for when writing failed in the middle of a record."""
         self._clear()
-        self._at, chunks = self._flushed
-        del self._chunks[chunks:]
+        self._at, self._tally = self._flushed
+        del self._chunk_records[self._tally.length :]
         os.ftruncate(self._file, self._at)
         os.lseek(self._file, self._at, os.SEEK_SET)
 
@@ -115,7 +123,7 @@ class McapStorage:
         groups = [
             (SCHEMA, list(self._schemas.values())),
             (CHANNEL, self._channels),
-            (CHUNK_INDEX, [chunk.record for chunk in self._chunks]),
+            (CHUNK_INDEX, [bytes(self._chunk_records)] if self._chunk_records else []),
             (METADATA_INDEX, [record(METADATA_INDEX, metadata_index)]),
             (STATISTICS, [self._statistics()]),
         ]
@@ -169,7 +177,9 @@ class McapStorage:
         where = struct.pack("<QQQQ", start, end, chunk_at, chunk_length) + sized(places)
         sizes = struct.pack("<Q", sum(map(len, indexes))) + text(compression) + struct.pack("<QQ", length, size)
         counts = {channel: len(entries) for channel, entries in self._indexes.items()}
-        self._chunks.append(ChunkIndex(record(CHUNK_INDEX, where, sizes), counts, start, end))
+        index = record(CHUNK_INDEX, where, sizes)
+        self._chunk_records += index
+        self._tally = self._tally.with_chunk(len(index), counts, start, end)
         self._clear()
         if self._at >= self._repeat_at:
             for definition in (*self._schemas.values(), *self._channels):
@@ -181,12 +191,10 @@ class McapStorage:
         self._indexes.clear()
 
     def _statistics(self) -> bytes:
-        counts = dict.fromkeys(range(1, len(self._channels) + 1), 0)
-        for chunk in self._chunks:
-            for channel, count in chunk.counts.items():
-                counts[channel] += count
-        start, end = min((c.start for c in self._chunks), default=0), max((c.end for c in self._chunks), default=0)
-        numbers = sum(counts.values()), len(self._schemas), len(self._channels), 0, 1, len(self._chunks), start, end
+        tally = self._tally
+        counts = {channel: tally.counts.get(channel, 0) for channel in range(1, len(self._channels) + 1)}
+        start = tally.start if tally.chunks else 0
+        numbers = sum(counts.values()), len(self._schemas), len(self._channels), 0, 1, tally.chunks, start, tally.end
         table = b"".join(struct.pack("<HQ", *entry) for entry in counts.items())
         return record(STATISTICS, struct.pack("<QHIIIIQQ", *numbers), sized(table))
 
