@@ -47,7 +47,7 @@ def in_training_mode(network: Network, frames: Frames, batch: int) -> float:
 
 
 def config_of(data: list[str], *changes: str) -> Config:
-    config = load_config("street", ["model.kind=student", "distill.method=none", *changes])
+    config = load_config("street", ["model.kind=student", "distill.method=none", "trainer.accelerator=cpu", *changes])
     places = places_of(data, {source.dataset for source in config.data.all_sources})
     for source in config.data.all_sources:
         source.root = places.get(source.dataset, source.root)

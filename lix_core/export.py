@@ -181,7 +181,10 @@ def read_network(graph: bytes, network: Network) -> None:
     Raises LixError where the graph lacks a weight of the network under its name, as graphs of networks do whose other weights the export
     folds too, and where the two do not compute the same.
     """
-    model = onnx.load_from_string(graph)
+    try:
+        model = onnx.load_from_string(graph)
+    except Exception as error:  # of protobuf
+        raise LixError(f"its graph cannot be read: {first_line(error)}") from None
     values = {tensor.name.removesuffix("_f16"): onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     biases = {node.input[1]: node.input[2] for node in model.graph.node if node.op_type == "Conv" and len(node.input) > 2}
     folded = folded_norms(network, values)
@@ -259,10 +262,10 @@ def renormalising(network: Network) -> Iterator[None]:
     sums: dict[str, Tensor] = {}
 
     def count(name: str, given: Tensor) -> None:
-        values = given.detach().double().transpose(0, 1).flatten(1)
-        sums[name] = sums.get(name, 0) + torch.stack(
-            [torch.full_like(values[:, 0], values.shape[1]), values.sum(1), values.square().sum(1)]
-        )
+        for frame in given.detach():
+            values = frame.double().flatten(1)
+            numbers = torch.full_like(values[:, 0], values.shape[1])
+            sums[name] = sums.get(name, 0) + torch.stack([numbers, values.sum(1), values.square().sum(1)])
 
     norms = {name: module for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)}
     handles = [m.register_forward_pre_hook(lambda _, given, name=name: count(name, given[0])) for name, m in norms.items()]

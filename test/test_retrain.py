@@ -48,6 +48,7 @@ from lix_core.training.retrain import (
     matching_lines,
     note_inputs,
     old_frames,
+    refuse_other_blocks,
     retrain,
     tuned,
     verdict,
@@ -195,8 +196,15 @@ def test_bundles_are_retrained_as_their_runs(retrained, old, old_bundles, tmp_pa
     assert start["sha256"] == hashlib.sha256(old_bundles["student"].read_bytes()).hexdigest()
     assert start["metrics"] == Bundle.load(old_bundles["student"]).manifest.metrics
     new = replace(task, student=tmp_path / "out" / "model.lix", teacher=tmp_path / "out" / "teacher", behind=(task.teacher,))
-    first = first_of(matching_lines(replace(new, data={"tiny": ".", "bag": "x"}))["student"])
+    lines = matching_lines(replace(new, data={"tiny": ".", "bag": "x"}))
+    first = first_of(lines["student"])
     assert first.name == "student" and first.data.val.root == "."  # of the run before the last retraining
+    bags = {name: line.record.config.data.sources[-1].root for name, line in lines.items()}
+    assert bags == {"teacher": str(tmp_path / "out" / "extraction"), "student": "x"}  # a run folder knows where its bags' frames are
+    with pytest.raises(TrainingError, match="the student was trained on bags that its bundle does not name, .*: give --held-out 0.25"):
+        refuse_other_blocks(
+            replace(new, share=1.0, held_out=0.5, out=task.out), {"student": matching_lines(replace(new, share=1.0))["student"]}
+        )
 
 
 def test_data_of_bundles_is_asked_for_where_it_is_trained_on(old, old_bundles, tmp_path, monkeypatch):
@@ -207,6 +215,8 @@ def test_data_of_bundles_is_asked_for_where_it_is_trained_on(old, old_bundles, t
         retrain(task, quiet=True)
     with pytest.raises(TrainingError, match="--data camvid: the old runs had tiny"):
         retrain(replace(task, data={"camvid": "."}), quiet=True)
+    with pytest.raises(TrainingError, match="student.lix does not say where tiny is"):  # a teacher that stays as it is needs none
+        retrain(replace(task, teacher_steps=0), quiet=True)
     lines = []
     found = retrain(replace(task, share=1.0, teacher_steps=0, student_steps=2), quiet=True, tell=lines.append)
     assert any(f"no {OLD}" in line for line in lines) and list(found.before) == [NEW]

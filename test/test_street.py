@@ -95,20 +95,39 @@ def test_street_can_be_trained_on(bundle: Bundle, tmp_path: Path) -> None:
 def test_a_bundle_of_no_training_run_is_refused_with_the_reason(bundle: Bundle, tmp_path: Path) -> None:
     pytest.importorskip("lightning", reason="the extra `train` is not installed")
     from lix_core.errors import TrainingError
-    from lix_core.training.provenance import make_bundle
+    from lix_core.training.compare import compare
+    from lix_core.training.provenance import line_of, make_bundle
     from lix_core.training.weights import load_network
 
     training = bundle.manifest.training
     for changed, words in (
-        ({}, "foreign.lix cannot be trained on: its manifest does not tell of a training run as `lix export` does .'step' is missing"),
-        ({**training, "config": {**training["config"], "sparkle": 1}}, "foreign.lix cannot be trained on: unknown key sparkle"),
+        ({}, "foreign.lix does not do for a run: its manifest does not tell of a training run as `lix export` does .'step' is missing"),
+        ({**training, "step": None}, "does not tell of a training run as `lix export` does .int.. argument must be"),
+        (
+            {**training, "teacher": {"sha256": "0", **training}},
+            "does not tell of a training run as `lix export` does .'metrics' is missing",
+        ),
+        ({**training, "config": {**training["config"], "sparkle": 1}}, "foreign.lix does not do for a run: unknown key sparkle"),
         (
             {**training, "config": {**training["config"], "model": {**training["config"]["model"], "encoder": "resnet18"}}},
-            "foreign.lix cannot be trained on: weights cannot be read out of this graph: it has .* in another form",
+            "foreign.lix does not do for a run: weights cannot be read out of this graph: it has .* in another form",
         ),
     ):
         path = replace(bundle, manifest=replace(bundle.manifest, training=changed)).save(tmp_path / "foreign.lix")
         with pytest.raises(TrainingError, match=words):
             load_network(path)
+        with pytest.raises(TrainingError, match=words if "weights" not in words else "a bundle already"):
+            line_of(path, []) if "weights" not in words else make_bundle(path)
+    for changes, words in (
+        ({"graph": b"nothing"}, "foreign.lix does not do for a run: its graph cannot be read"),
+        ({"manifest": replace(bundle.manifest, data=({"name": "x"},))}, "its manifest does not tell name and licence of all that"),
+    ):
+        path = replace(bundle, **changes).save(tmp_path / "foreign.lix")
+        with pytest.raises(TrainingError, match=words):
+            load_network(path)
+    with pytest.raises(TrainingError, match="street.lix is a bundle, which holds one checkpoint: there is no last one"):
+        load_network(SHIPPED / "street.lix", "last")
+    with pytest.raises(TrainingError, match="street.lix does not say where its data set camvid is: name the folder with --data FOLDER"):
+        compare([SHIPPED / "street.lix"], "val")
     with pytest.raises(TrainingError, match="street.lix is a bundle already"):
         make_bundle(SHIPPED / "street.lix")

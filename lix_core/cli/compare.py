@@ -29,13 +29,7 @@ def compare(
     runs = [origin(run) for run in runs]
     with progress_bar() as progress:
         task = progress.add_task(f"{len(runs)} runs", total=None, note="")
-        found = of_runs(
-            [origin(run) for run in runs],
-            split,
-            checkpoint,
-            data or "",
-            lambda count, total: progress.update(task, advance=count, total=total),
-        )
+        found = of_runs(runs, split, checkpoint, data or "", lambda count, total: progress.update(task, advance=count, total=total))
     console = Console()
     console.print(score_table({name: matrix.summary(found.labels.names) for name, matrix in found.scores.items()}))
     if frames:

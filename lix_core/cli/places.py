@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -39,6 +40,9 @@ def origin(path: Path) -> Path:
     if path.is_dir() or path.suffix != SUFFIX and os.sep in str(path):
         return path
     try:
-        return find_bundle(path)
+        found = find_bundle(path)
+        if found != path:
+            print(f"lix: {path} is the model {found}", file=sys.stderr)
+        return found
     except BundleError as error:
         raise TrainingError(f"there is no run folder {path}, and {error}") from None

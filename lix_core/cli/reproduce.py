@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table as Grid
 
-from lix_core.cli.places import DATA, places_of
+from lix_core.cli.places import DATA, origin, places_of
 from lix_core.errors import TrainingError
 from lix_core.files import make_folder
 from lix_core.progress import progress_bar
@@ -66,7 +66,7 @@ def ablate(
         ..., help="key=value,value,...: one row for each value; key=value with one value is for all rows."
     ),
     data: list[str] = DATA,
-    teacher: Optional[Path] = typer.Option(None, help="Folder of the teacher's run."),
+    teacher: Optional[Path] = typer.Option(None, help="Folder of the teacher's run, or its bundle."),
     name: str = typer.Option("ablation", help="Name of the table."),
     metric: str = typer.Option("miou", help="`miou`, or a class whose IoU counts."),
     out: Path = OUT,
@@ -96,7 +96,7 @@ def ablate(
     places = places_of(data, chosen.datasets)
     for source in sources_of(chosen.base["data"]):
         source["root"] = places.get(source["dataset"], source["root"])
-    run(chosen, out, work, places, [], jobs, keep, teacher)
+    run(chosen, out, work, places, [], jobs, keep, teacher and origin(teacher))
 
 
 def render_world(root: Path, progress: Progress) -> None:

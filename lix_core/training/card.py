@@ -68,7 +68,7 @@ def _behind(training: dict[str, Any]) -> list[str]:
             sees = f"RGB and {run['x']}, joined by {model['fusion']}" if model["kind"] == "teacher" else "RGB"
             told += [
                 f"`{training['run']}` was {way} the run `{run['run']}` (seed {run['seed']}, git {run['git_revision'][:12]}, SHA-256 of its "
-                f"checkpoint {run['sha256'][:12]}): {model['encoder']} that sees {sees}, trained on {data}{scores}.",
+                f"checkpoint or bundle {run['sha256'][:12]}): {model['encoder']} that sees {sees}, trained on {data}{scores}.",
                 *_behind(run),
             ]
     return told

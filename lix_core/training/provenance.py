@@ -27,7 +27,7 @@ from lix_core.runtime.segmenter import Segmenter
 from lix_core.training.card import model_card
 from lix_core.training.config import Config, ModelConfig, Source, to_dict
 from lix_core.training.run import RunResult
-from lix_core.training.weights import Record, Which, checksum, is_bundle, load_checkpoint, load_network, record_of
+from lix_core.training.weights import Record, Which, checksum, is_bundle, load_checkpoint, load_network, of_bundle, record_of
 
 NON_COMMERCIAL = re.compile(r"\bnc\b|non-?commercial", re.IGNORECASE)
 
@@ -54,7 +54,8 @@ class Lineage:
 def line_of(run: Path, behind: Sequence[Path]) -> Lineage:
     """The best checkpoint of a run, or a bundle, with the runs behind it. Raises TrainingError as `lineage`, and of a bundle of no run."""
     if is_bundle(run):
-        return line_of_bundle(Bundle.load(run).manifest)
+        with of_bundle(run) as bundle:
+            return line_of_bundle(bundle.manifest)
     return lineage(Record.from_dict(load_checkpoint(run / "checkpoints" / "best.ckpt")["record"]), behind)
 
 
@@ -79,7 +80,8 @@ def lineage(record: Record, runs: Sequence[Path]) -> Lineage:
             given = f"named: {', '.join(map(str, runs))}, which is none with it" if runs else "none is named"
             raise TrainingError(
                 f"{record.config.name!r} {what} a run whose best.ckpt or bundle has the SHA-256 {digest[:12]}...; {given}. "
-                "Its data and licences belong to this model too: name its folder or bundle (lix export --teacher, lix retrain --behind)"
+                "Its data and licences belong to this model too: name its folder, or its bundle where that was named then "
+                "(lix export --teacher, lix retrain --behind)"
             )
         return line_of(folders[digest], runs)
 

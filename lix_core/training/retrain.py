@@ -215,10 +215,15 @@ def matching_lines(task: Retraining) -> dict[str, Lineage]:
     if unused := set(task.data) - {source.dataset for source in sources}:
         raise TrainingError(f"--data {unused.pop()}: the old runs had {', '.join(sorted({source.dataset for source in sources}))}")
     for source in sources:
-        source.root = task.data.get(source.dataset, source.root)
+        if source.dataset != "bag" or not source.root:  # each week's bags have a folder of their own
+            source.root = task.data.get(source.dataset, source.root)
     for name, line in lines.items():
         trained = overridden(line.record.config, unscored(task.overrides)).data.sources
-        if task.share < 1 and (lost := [source.dataset for source in trained if not source.root]):
+        bags = [source for source in trained if source.dataset == "bag"]
+        if len(bags) > 1 and {source.root for source in bags} == {task.data.get("bag")}:
+            raise TrainingError(f"{runs[name]} was trained on several folders of bags, which --data cannot tell apart: name its run folder")
+        used = task.share < 1 and (name == "student" or task.teacher_steps)
+        if used and (lost := [source.dataset for source in trained if not source.root]):
             raise TrainingError(
                 f"{runs[name]} does not say where {lost[0]} is, on which it was trained: give --data {lost[0]}=FOLDER, or train on new "
                 "frames alone with --share 1"
@@ -339,9 +344,16 @@ def refuse_other_blocks(task: Retraining, lines: Mapping[str, Lineage]) -> None:
     bags = {bag["fingerprint"]: bag["name"] for bag in Extraction.open(task.out / "extraction").bags}
     for name, line in lines.items():
         for source in overridden(line.record.config, unscored(task.overrides)).data.sources:
-            if source.dataset != "bag" or not Extraction.is_one(source.root):
+            if source.dataset != "bag" or source.root and not Extraction.is_one(source.root):
                 continue
             then = tuple(source.options.get(key, getattr(Retraining, key)) for key in ("held_out", "block"))
+            if not source.root and then != (task.held_out, task.block):
+                raise TrainingError(
+                    f"the {name} was trained on bags that its bundle does not name, held out in other blocks: give --held-out {then[0]:g} "
+                    f"--block {then[1]:g} as then, or --data bag=FOLDER"
+                )
+            if not source.root:
+                continue
             both = [bags[bag["fingerprint"]] for bag in Extraction.open(source.root).bags if bag["fingerprint"] in bags]
             if both and then != (task.held_out, task.block):
                 raise TrainingError(

@@ -122,6 +122,8 @@ def frames_of(run: str | Path, record: Record, split: str, root: str | Path, x: 
     source = getattr(record.config.data, split)
     if source is None:
         raise TrainingError(f"the configuration of {run} has no data.{split}")
+    if not str(root) and not source.root:
+        raise TrainingError(f"{run} does not say where its data set {source.dataset} is: name the folder with --data FOLDER")
     frames = Frames(dataclasses.replace(source, root=str(root) or source.root), x)
     if frames.labels.names != record.labels.names:
         raise TrainingError(f"{frames.source.root} has other labels than {run}: {difference(record.labels, frames.labels)}")

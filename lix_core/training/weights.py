@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -65,6 +67,8 @@ def load_network(run: str | Path, which: Which = "best", device: str | torch.dev
     if which not in get_args(Which):
         raise TrainingError(f"the checkpoint of a run is best or last, got {which!r}")
     if is_bundle(run):
+        if which != "best":
+            raise TrainingError(f"{run} is a bundle, which holds one checkpoint: there is no {which} one")
         return network_of_bundle(run, device)
     path = Path(run) / "checkpoints" / f"{which}.ckpt"
     saved = load_checkpoint(path)
@@ -81,28 +85,43 @@ def is_bundle(run: str | Path) -> bool:
 
 def network_of_bundle(path: str | Path, device: str | torch.device = "cpu") -> tuple[Network, Record]:
     """`load_network` of a bundle."""
-    bundle = Bundle.load(path)
-    try:
+    with of_bundle(path) as bundle:
         record = record_of(bundle.manifest)
         network = build_network(record.config.model, len(record.labels), record.x_channels, weights="none")
         read_network(bundle.graph, network)
-    except LixError as error:
-        raise TrainingError(f"{path} cannot be trained on: {error}") from None
     return network.to(device, memory_format=torch.channels_last).eval(), record
 
 
+@contextmanager
+def of_bundle(path: str | Path) -> Iterator[Bundle]:
+    """A bundle, for what a run is asked for; errors name it."""
+    bundle = Bundle.load(path)
+    try:
+        yield bundle
+    except LixError as error:
+        raise TrainingError(f"{path} does not do for a run: {error}") from None
+
+
 def record_of(manifest: Manifest) -> Record:
-    """What a bundle says of its weights, as the record of a run. Raises TrainingError where it does not say it."""
+    """What a bundle says of its weights, as the record of a run.
+
+    Raises TrainingError where it does not say it, or not of its data, which is behind whatever is made of these weights.
+    """
+    if not manifest.data or not all({"name", "licence"} <= entry.keys() for entry in manifest.data):
+        raise TrainingError("its manifest does not tell name and licence of all that it was trained on")
     x, training = manifest.x, manifest.training
     try:
-        facts = (training["step"], training["git_revision"], training["torch"])
-        behind = {key: training[key]["sha256"] for key in ("teacher", "start") if key in training}
-        needs_x = training.get("needs_x", True)  # older ones do not say it; see Manifest.needs_x
-        return Record(
-            from_dict(training["config"]), manifest.labels, training["x"], x.channels if x else 0, *facts, **behind, always_x=needs_x
-        )
-    except (KeyError, TypeError) as error:
-        raise TrainingError(f"its manifest does not tell of a training run as `lix export` does ({first_line(error)} is missing)") from None
+        facts = (int(training["step"]), str(training["git_revision"]), str(training["torch"]))
+        told = {key: training[key] for key in ("teacher", "start") if key in training}
+        behind = {key: run["sha256"] for key, run in told.items() if run["metrics"] is not None}
+        config, kind, channels = from_dict(training["config"]), training["x"], x.channels if x else 0
+        always_x = training.get("needs_x", True)  # older ones do not say it; see Manifest.needs_x
+        return Record(config, manifest.labels, kind, channels, *facts, **behind, always_x=always_x)
+    except LixError:  # of the configuration
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else first_line(error)
+        raise TrainingError(f"its manifest does not tell of a training run as `lix export` does ({what})") from None
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -124,5 +143,5 @@ def checksum(run: Path) -> str:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError:
-        lacking = "there is no such bundle" if is_bundle(run) else f"{run} is no run folder: there is no checkpoints/best.ckpt"
+        lacking = f"there is no bundle {run}" if is_bundle(run) else f"{run} is no run folder: there is no checkpoints/best.ckpt"
         raise TrainingError(lacking) from None
