@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -293,7 +292,7 @@ class Normed(Stages):
 
 
 @pytest.fixture(scope="module")
-def normed() -> Iterator[tuple[Student, bytes]]:
+def normed() -> tuple[Student, bytes]:
     with pytest.MonkeyPatch.context() as patch:
         use_small_parts(patch)
         patch.setattr(networks, "build_encoder", lambda name, weights, in_channels=3: Normed(in_channels))
@@ -305,7 +304,7 @@ def normed() -> Iterator[tuple[Student, bytes]]:
                 norm.weight.uniform_(0.5, 2)
                 norm.bias.normal_()
         with_statistics(network, planes(random_inputs(64, 96)["image"], network))
-        yield network, export_network(network, network.mean, network.std)
+        return network, export_network(network, network.mean, network.std)
 
 
 def test_batch_norms_that_the_graph_has_kept_are_read_back_whole(normed: tuple[Student, bytes]) -> None:
