@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "start")
     args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    street = find_bundle("street")
+    street, revision = find_bundle("street"), git_revision()
     config = config_of(args.data)
     data = TrainingData(config.data, config.seed)
     batch = config.trainer.val_batch
@@ -80,7 +80,7 @@ def main() -> None:
         found[f"{args.steps} steps from {words}, rate {lr:g}"] = run.val["miou"]
     found = {name: round(float(value), 4) for name, value in found.items()}
     command = shlex.join(["python", "bench/start.py", *sys.argv[1:]])
-    facts = {"command": command, "git_revision": git_revision(), "device": device_name(torch.device("cpu")), "frames": len(data.val)}
+    facts = {"command": command, "git_revision": revision, "device": device_name(torch.device("cpu")), "frames": len(data.val)}
     args.out.with_suffix(".json").write_text(json.dumps({**facts, "miou": found}, indent=1) + "\n")
     rows = ["| CamVid val | mIoU |", "| --- | --- |", *(f"| {name} | {value:.3f} |" for name, value in found.items())]
     words = f"`{command}`, {facts['device']}. One seed; of each run its best epoch, chosen on these {facts['frames']} frames."

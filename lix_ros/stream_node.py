@@ -340,7 +340,7 @@ class StreamNode(LifecycleNode):
 
 
 def release_freed_memory() -> None:
-    """Give back what the model before took, of which glibc keeps more with each load: 340 MB after forty. Without glibc, nothing."""
+    """Give back what the model before took, of which glibc keeps more with each load. Without glibc, nothing."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
     if trim:
         trim(0)

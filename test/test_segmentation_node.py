@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -358,6 +359,23 @@ def test_a_cured_node_that_a_lifecycle_manager_is_to_start_waits_for_it(start: A
     assert peer.set_parameter(NODE, "model", str(model)).successful
     told.wait("not configured: waiting for a lifecycle manager", DiagnosticStatus.OK)
     assert peer.call(ChangeState, f"{NODE}/change_state", configure).success
+
+
+def test_models_that_were_replaced_do_not_stay_in_memory(start: Any, peer: Peer) -> None:
+    node = start(model=str(SHIPPED / "street.lix"), threads=1)
+
+    def megabytes() -> float:
+        status = Path(f"/proc/{node.process.pid}/status").read_text()
+        return int(re.search(r"RssAnon:\s+(\d+) kB", status)[1]) / 1e3
+
+    def reload() -> None:
+        assert peer.call(Trigger, f"{NODE}/reload", Trigger.Request()).success
+
+    reload()
+    before = megabytes()
+    for _ in range(30):
+        reload()
+    assert megabytes() - before < 80
 
 
 def test_reload_reads_the_file_again(start: Any, peer: Peer, model: Path) -> None:

@@ -214,14 +214,15 @@ def matching_lines(task: Retraining) -> dict[str, Lineage]:
     sources = [source for line in lines.values() for each in whole_line(line) for source in each.record.config.data.all_sources]
     if unused := set(task.data) - {source.dataset for source in sources}:
         raise TrainingError(f"--data {unused.pop()}: the old runs had {', '.join(sorted({source.dataset for source in sources}))}")
+    for name, line in lines.items():
+        lost = [source for source in line.record.config.data.sources if source.dataset == "bag" and not source.root]
+        if len(lost) > 1 and "bag" in task.data:
+            raise TrainingError(f"{runs[name]} was trained on several folders of bags, which --data cannot tell apart: name its run folder")
     for source in sources:
         if source.dataset != "bag" or not source.root:  # each week's bags have a folder of their own
             source.root = task.data.get(source.dataset, source.root)
     for name, line in lines.items():
         trained = overridden(line.record.config, unscored(task.overrides)).data.sources
-        bags = [source for source in trained if source.dataset == "bag"]
-        if len(bags) > 1 and {source.root for source in bags} == {task.data.get("bag")}:
-            raise TrainingError(f"{runs[name]} was trained on several folders of bags, which --data cannot tell apart: name its run folder")
         used = task.share < 1 and (name == "student" or task.teacher_steps)
         if used and (lost := [source.dataset for source in trained if not source.root]):
             raise TrainingError(
@@ -344,18 +345,16 @@ def refuse_other_blocks(task: Retraining, lines: Mapping[str, Lineage]) -> None:
     bags = {bag["fingerprint"]: bag["name"] for bag in Extraction.open(task.out / "extraction").bags}
     for name, line in lines.items():
         for source in overridden(line.record.config, unscored(task.overrides)).data.sources:
-            if source.dataset != "bag" or source.root and not Extraction.is_one(source.root):
-                continue
             then = tuple(source.options.get(key, getattr(Retraining, key)) for key in ("held_out", "block"))
-            if not source.root and then != (task.held_out, task.block):
+            if source.dataset != "bag" or then == (task.held_out, task.block):
+                continue
+            if not source.root:
                 raise TrainingError(
                     f"the {name} was trained on bags that its bundle does not name, held out in other blocks: give --held-out {then[0]:g} "
                     f"--block {then[1]:g} as then, or --data bag=FOLDER"
                 )
-            if not source.root:
-                continue
-            both = [bags[bag["fingerprint"]] for bag in Extraction.open(source.root).bags if bag["fingerprint"] in bags]
-            if both and then != (task.held_out, task.block):
+            known = Extraction.open(source.root).bags if Extraction.is_one(source.root) else []
+            if both := [bags[bag["fingerprint"]] for bag in known if bag["fingerprint"] in bags]:
                 raise TrainingError(
                     f"the {name} was trained on other blocks of {', '.join(both)}, some of which would be held out now, and judge what has "
                     f"seen them: give --held-out {then[0]:g} --block {then[1]:g} as then, or leave these bags out"

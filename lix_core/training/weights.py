@@ -113,7 +113,9 @@ def record_of(manifest: Manifest) -> Record:
     try:
         facts = (int(training["step"]), str(training["git_revision"]), str(training["torch"]))
         told = {key: training[key] for key in ("teacher", "start") if key in training}
-        behind = {key: run["sha256"] for key, run in told.items() if run["metrics"] is not None}
+        behind = {key: run["sha256"] for key, run in told.items()}
+        if not all("metrics" in run for run in told.values()):
+            raise KeyError("metrics")
         config, kind, channels = from_dict(training["config"]), training["x"], x.channels if x else 0
         always_x = training.get("needs_x", True)  # older ones do not say it; see Manifest.needs_x
         return Record(config, manifest.labels, kind, channels, *facts, **behind, always_x=always_x)
