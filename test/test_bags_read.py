@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import struct
 from pathlib import Path
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rosbags.interfaces import ConnectionExtRosbag1
@@ -24,6 +26,7 @@ from lix_core.bags.check import check, check_all, lines_of
 from lix_core.bags.extract import extract
 from lix_core.bags.index import NS, Frames, Options, nearest, pair
 from lix_core.bags.reader import Bag, DamagedBag, bags_in, decode, header_stamp, is_latched, whole_of
+from lix_core.bags.repair import repair
 from lix_core.bags.topics import find_topics
 from lix_core.camera import Camera
 from lix_core.errors import GeometryError, SourceError
@@ -151,6 +154,80 @@ def test_bags_are_found_in_a_folder_and_a_split_bag_is_one(tmp_path):
         bags_in(tmp_path / "nowhere")
 
 
+def test_recordings_of_several_days_are_not_the_parts_of_one_bag(tmp_path):
+    """Tools put a date or a number at the end of a file's name too; parts follow each other in number and in time."""
+    for day, name in enumerate(("drive_20240101", "drive_20240102")):
+        write(tmp_path / name, drive(2, start=START + day * 86400 * NS))
+        shutil.copy(data_file(tmp_path / name), tmp_path / f"{name}.mcap")
+        shutil.rmtree(tmp_path / name)
+    files = [tmp_path / "drive_20240101.mcap", tmp_path / "drive_20240102.mcap"]
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    for apart, together in ((60, True), (61, False)):
+        first, later = drive(2), drive(2, start=START + apart * NS + PERIOD)
+        for number, messages in ((4, first), (5, later)):
+            write(tmp_path / "part", messages)
+            data_file(tmp_path / "part").rename(folder / f"drive_{number}.mcap")
+            shutil.rmtree(tmp_path / "part")
+        assert bags_in(folder) == ([folder] if together else [folder / "drive_4.mcap", folder / "drive_5.mcap"])
+    (folder / "drive_5.mcap").rename(folder / "drive_6.mcap")
+    assert bags_in(folder) == [folder / "drive_4.mcap", folder / "drive_6.mcap"], "one is missing between"
+    assert bags_in(tmp_path) == [folder, *files]
+    with pytest.raises(SourceError, match="drive_4.mcap, drive_6.mcap in .* are not the parts of one bag.*; repair them one by one"):
+        repair(folder)
+    assert not (folder / "metadata.yaml").exists()
+
+
+def test_a_file_that_metadata_does_not_name_is_a_bag_of_its_own(tmp_path):
+    bag, other = write(tmp_path / "bag", drive(1)), write(tmp_path / "other", drive(2))
+    own, stray = data_file(bag), bag / "stray.mcap"
+    shutil.copy(data_file(other), stray)
+    assert bags_in(stray) == [stray] and bags_in(own) == [bag]
+    with Bag(stray) as opened:
+        assert read(opened) == rows(drive(2))
+
+
+def test_what_may_not_be_looked_at_is_passed_over_in_a_folder_and_named_by_itself(tmp_path, monkeypatch):
+    write(tmp_path / "bag", drive(1))
+    (tmp_path / "lost+found").mkdir()
+    stat = Path.stat
+
+    def guarded(path: Path, **options: bool) -> os.stat_result:
+        if path.parent.name == "lost+found":
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", guarded)
+    assert bags_in(tmp_path) == [tmp_path / "bag"]
+    with pytest.raises(SourceError, match="lost.found.* cannot be looked at: Permission denied"):
+        bags_in(tmp_path / "lost+found")
+
+
+@pytest.mark.parametrize("qos", ["''", "[]"])
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+def test_messages_are_read_whatever_metadata_says_of_their_qos(tmp_path, storage, qos):
+    """People empty it, by hand, so that Humble plays the bags of newer distributions."""
+    messages = [*drive(2), Recorded("/tf_static", START + 1, recorded.transform("base", "lidar", np.eye(4)))]
+    path = write(tmp_path / "bag", messages, storage)
+    content = yaml.safe_load((path / "metadata.yaml").read_text())
+    for topic in content["rosbag2_bagfile_information"]["topics_with_message_count"]:
+        topic["topic_metadata"]["offered_qos_profiles"] = yaml.safe_load(qos)
+    (path / "metadata.yaml").write_text(yaml.safe_dump(content))
+    with Bag(path) as bag:
+        assert sorted(read(bag)) == sorted(rows(messages)) and bag.faults == []
+
+
+def test_topics_that_metadata_has_under_other_names_are_salvaged(tmp_path):
+    messages = drive(2)
+    path = write(tmp_path / "bag", messages)
+    metadata = (path / "metadata.yaml").read_text()
+    (path / "metadata.yaml").write_text(metadata.replace("name: /image\n", "name: /front\n"))
+    assert (path / "metadata.yaml").read_text() != metadata
+    found, faults = whole_of(path, lambda bag: (read(bag), bag.faults))
+    assert found == rows(messages)
+    assert "its files have none of the topics /front (sensor_msgs/msg/Image) that its metadata.yaml tells of" in faults[0]
+
+
 # Damaged bags.
 
 
@@ -223,11 +300,29 @@ def test_a_damaged_chunk_is_passed_over_and_the_rest_is_read(tmp_path, place):
     assert "the chunk at byte" in faults[1] and "is damaged and left out" in faults[1]
 
 
-def test_messages_compressed_one_by_one_are_salvaged_too(tmp_path):
+def test_messages_compressed_one_by_one_are_read_from_the_file_alone_and_salvaged_too(tmp_path):
     messages = drive(2)
     path = WRITERS["sqlite3, messages in zstd"](tmp_path / "bag", messages)
+    shutil.copy(data_file(path), tmp_path / "alone.db3")
+    with Bag(tmp_path / "alone.db3") as bag:
+        assert read(bag) == rows(messages) and bag.faults == []
     (path / "metadata.yaml").unlink()
     assert whole_of(path, read) == rows(messages)
+
+
+@pytest.mark.parametrize("journal", ["-wal", "-journal"])
+def test_a_journal_beside_a_file_is_told(tmp_path, journal):
+    messages = drive(2)
+    path = write(tmp_path / "bag", messages, "sqlite3")
+    file = data_file(path)
+    beside = file.with_name(file.name + journal)
+    beside.touch()
+    with Bag(path) as bag:
+        assert read(bag) == rows(messages)
+    beside.write_bytes(b"what was not written yet")
+    found, faults = whole_of(path, lambda bag: (read(bag), bag.faults))
+    assert found == rows(messages)
+    assert f"was not closed, as {beside.name} beside it says: `lix bag repair` takes in what is there too" in faults[0]
 
 
 @pytest.mark.parametrize("storage", [StoragePlugin.SQLITE3, StoragePlugin.MCAP])

@@ -6,8 +6,9 @@ changed since ROS 2 Foxy, Humble's sqlite3 bags carry none, and a broken definit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -18,9 +19,12 @@ from lix_core.bags.salvage import TopicInfo
 from lix_core.camera import Camera
 from lix_core.errors import DataError, ImageError, LixError, SourceError, first_line
 from lix_core.files import UriPath, expanded
+from lix_core.pairing import NS
 from lix_core.pixels import read_compressed, read_pixels
 
 T = TypeVar("T")
+PART_GAP_S = 60.0
+"""Longest time between the end of a part of a bag and the beginning of the next: of topics that are slow."""
 BAG_SUFFIXES = (".mcap", ".db3", ".bag")
 IMAGE_TYPE, COMPRESSED_TYPE, CAMERA_INFO_TYPE, CLOUD_TYPE = (
     f"sensor_msgs/msg/{t}" for t in ("Image", "CompressedImage", "CameraInfo", "PointCloud2")
@@ -112,23 +116,31 @@ class RosbagsStorage:
     def __init__(self, path: Path):
         from rosbags import rosbag1, rosbag2
 
+        if left := salvage.left_open(path):
+            raise DamagedBag(f"{path} was not closed, as {', '.join(left)} beside it says: `lix bag repair` takes in what is there too")
         self.faults: list[str] = []
         self.is_ros2 = path.suffix != ".bag"
         self._reader = rosbag2.Reader(UriPath(path)) if self.is_ros2 else rosbag1.Reader(path)
         self._reader.open()
-        self._connections = list(self._reader.connections)
         counts: dict[tuple[str, str], int] = {}
-        for c in self._connections:
+        for c in self._reader.connections:
             counts[c.topic, c.msgtype] = counts.get((c.topic, c.msgtype), 0) + c.msgcount
-        latched = {(c.topic, c.msgtype) for c in self._connections if is_latched(c)}
+        latched = {(c.topic, c.msgtype) for c in self._reader.connections if is_latched(c)}
         self.topics = [TopicInfo(*key, count, key in latched) for key, count in counts.items()]
         self.start, self.end = self._reader.start_time, self._reader.end_time - 1  # rosbags' end is behind the last message
+        # The files themselves: of a folder, rosbags passes over topics whose QoS is another in metadata.yaml, which people edit.
+        self._parts = getattr(self._reader.storage, "storages", [self._reader.storage]) if self.is_ros2 else [self._reader]
+        there = {(c.topic, c.msgtype) for part in self._parts for c in part.connections}
+        if gone := [f"{topic} ({kind})" for (topic, kind), count in counts.items() if count and (topic, kind) not in there]:
+            raise DamagedBag(f"{path}: its files have none of the topics {', '.join(gone)} that its metadata.yaml tells of")
 
     def messages(self, topics: Collection[str], start: int | None, stop: int | None) -> Iterator[tuple[str, str, int, bytes]]:
-        chosen = [c for c in self._connections if not topics or c.topic in topics]
-        if chosen:
-            for connection, recorded, raw in self._reader.messages(chosen, start, stop):
-                yield connection.topic, connection.msgtype, recorded, raw
+        for part in self._parts:
+            chosen = [c for c in part.connections if not topics or c.topic in topics]
+            for connection, recorded, raw in part.messages(chosen, start, stop) if chosen else ():
+                if (whole := salvage.decompressed(raw) if self.is_ros2 else raw) is None:
+                    raise ValueError(f"a message of {connection.topic} cannot be decompressed")
+                yield connection.topic, connection.msgtype, recorded, bytes(whole)
 
     def close(self) -> None:
         self._reader.close()
@@ -145,28 +157,48 @@ def is_latched(connection: Any) -> bool:
 def home_of(path: str | Path) -> Path:
     """What of a bag to open: its folder where it has metadata.yaml, also for the file in it. Raises SourceError where there is no bag."""
     path = expanded(path)
-    if not path.exists():
-        raise SourceError(f"no such bag: {path}")
-    if path.suffix in (".mcap", ".db3") and (path.parent / "metadata.yaml").exists():
-        return path.parent
-    if path.is_dir() and not (path / "metadata.yaml").exists() and not salvage.files_of(path):
-        raise SourceError(f"{path} is no bag: neither metadata.yaml nor a .mcap or .db3 file is in it")
+    try:
+        if not path.exists():
+            raise SourceError(f"no such bag: {path}")
+        if path.suffix in (".mcap", ".db3") and names_file(path.parent, path.name):
+            return path.parent
+        if path.is_dir() and not (path / "metadata.yaml").exists() and not salvage.files_of(path):
+            raise SourceError(f"{path} is no bag: neither metadata.yaml nor a .mcap or .db3 file is in it")
+    except OSError as error:
+        raise SourceError(f"bag {path} cannot be looked at: {error.strerror}") from None
     return path
 
 
+def names_file(folder: Path, name: str) -> bool:
+    """Whether a folder's metadata.yaml is there, and names a file, or cannot be read: a bag that is damaged has the files in its folder."""
+    if not (folder / "metadata.yaml").exists():
+        return False
+    text = (folder / "metadata.yaml").read_text(errors="replace")
+    return "relative_file_paths" not in text or name in text
+
+
 def is_bag(path: Path) -> bool:
-    """Whether a path looks like a bag: a file with a bag's suffix, a folder with metadata.yaml, or one with the files of a bag."""
-    if path.is_dir():
-        return (path / "metadata.yaml").exists() or bool(salvage.files_of(path))
-    return path.suffix in BAG_SUFFIXES and path.is_file()
+    """Whether a path looks like a bag: a file with a bag's suffix, a folder with metadata.yaml, or one with the files of a bag. What may
+    not be looked at, as lost+found of a disk, is none."""
+    try:
+        if path.is_dir():
+            return (path / "metadata.yaml").exists() or bool(salvage.files_of(path))
+        return path.suffix in BAG_SUFFIXES and path.is_file()
+    except OSError:
+        return False
 
 
 def bags_in(path: str | Path) -> list[Path]:
-    """The bag at a path, or those in a folder of bags, by name. Raises SourceError where there is none."""
+    """The bag at a path, or those in a folder of bags, by name. Raises SourceError where there is none, or it may not be looked at."""
     path = expanded(path)
-    if path.is_dir() and not (path / "metadata.yaml").exists():
+    try:
+        is_folder = path.is_dir() and not (path / "metadata.yaml").exists()
+        entries = sorted(path.iterdir()) if is_folder else []
+    except OSError as error:
+        raise SourceError(f"{path} cannot be looked at: {error.strerror}") from None
+    if is_folder:
         files = salvage.files_of(path)
-        others = sorted(p for p in path.iterdir() if is_bag(p) and p not in files)
+        others = [p for p in entries if is_bag(p) and p not in files]
         # Files of one split bag share a stem but for a number; several bags beside each other are folders, or files of their own.
         together = one_bag(files) if len(files) > 1 else not others
         found = [*others, *([path] if files and together else files)]
@@ -181,10 +213,26 @@ def repaired_of(home: Path) -> Path:
     return home.with_name(f"{home.stem if home.suffix in BAG_SUFFIXES and not home.is_dir() else home.name}_repaired")
 
 
-def one_bag(files: list[Path]) -> bool:
-    """Whether files are the parts of one bag, named <stem>_0, <stem>_1, ..."""
-    stems = {file.stem.rpartition("_")[0] for file in files if file.stem.rpartition("_")[2].isdecimal()}
-    return len(stems) == 1 and all(file.stem.rpartition("_")[2].isdecimal() for file in files)
+def one_bag(files: Sequence[Path]) -> bool:
+    """Whether files, in the order of their names, are the parts of one bag: named <stem>_0, <stem>_1, ..., and each begun where the one
+    before ends, as far as the files tell; recordings of several days may be numbered too."""
+    names = [file.stem.rpartition("_") for file in files]
+    numbers = [int(number) for _, _, number in names if number.isdecimal()]
+    if len({stem for stem, _, _ in names}) > 1 or numbers != list(range(numbers[0] if numbers else 0, len(files) + (numbers or [0])[0])):
+        return False
+    spans = [span_of(file) for file in files]
+    return all(not before or not after or abs(after[0] - before[1]) <= PART_GAP_S * NS for before, after in pairwise(spans))
+
+
+def span_of(file: Path) -> tuple[int, int] | None:
+    """When the first and the last message of a file were recorded [ns]; None where it is damaged, or has none."""
+    from rosbags.rosbag2 import Reader
+
+    try:
+        with Reader(UriPath(file)) as reader:
+            return (reader.start_time, reader.end_time) if reader.message_count else None
+    except Exception:  # whatever a damaged file makes rosbags raise
+        return None
 
 
 def whole_of(path: str | Path, use: Callable[[Bag], T]) -> T:

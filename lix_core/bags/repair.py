@@ -5,14 +5,15 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import struct
-from collections.abc import Sequence
-from contextlib import closing, nullcontext, suppress
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from lix_core.bags.reader import repaired_of
+from lix_core.bags.reader import one_bag, repaired_of
 from lix_core.bags.salvage import SCHEMA, McapPart, SqlitePart, files_of, read_text
 from lix_core.bags.space import delete_bag, free_space
 from lix_core.bags.writer import NO_HASH, Qos, RosbagsWriter, Topic, definition_of, metadata_version
@@ -63,7 +64,8 @@ def repair(bag: str | Path, out: str | Path | None = None) -> RepairReport:
     """
     bag = expanded(bag).resolve()  # `.` has no name
     files = _files_in(bag)
-    with TemporaryDirectory(prefix=".repair-", dir=bag.parent) if _journals(files) else nullcontext() as folder:
+    target = expanded(out) if out else repaired_of(bag)
+    with _workshop(files, target) as folder:
         parts = [_part(file, folder) for file in files]
         whole = not folder and not any(part.faults for part in parts)
         has_metadata = bag.is_file() or (bag / "metadata.yaml").exists()
@@ -75,8 +77,7 @@ def repair(bag: str | Path, out: str | Path | None = None) -> RepairReport:
             return _report(bag, "nothing" if has_metadata else "metadata", parts, 0, faults)
         if not any(part.counts for part in parts):
             raise SourceError(f"nothing can be recovered of {bag}: " + ("; ".join(faults) or "it holds no whole message"))
-        target = expanded(out) if out else repaired_of(bag)
-        _copy(parts, target)
+        faults += _copy(parts, target)
         return _report(target, "new", parts, sum(part.dropped for part in parts), faults)
 
 
@@ -94,7 +95,35 @@ def _files_in(bag: Path) -> list[Path]:
         raise SourceError(f"{bag} is no bag of ROS 2: it has no .mcap or .db3 file; where one is compressed (.zstd), unpack it first")
     if len({file.suffix for file in files}) > 1:
         raise SourceError(f"{bag} has both .mcap and .db3 files; repair them one by one")
+    if len(files) > 1 and not (bag / "metadata.yaml").exists() and not one_bag(files):
+        names = ", ".join(file.name for file in files)
+        raise SourceError(f"{names} in {bag} are not the parts of one bag, by their names or the times in them; repair them one by one")
     return files
+
+
+@contextmanager
+def _workshop(files: list[Path], target: Path) -> Iterator[Path | None]:
+    """A folder for copies of those files that have journals, beside the bag that is to be made; None where none has. Raises SourceError."""
+    files = [file for file in files if _journals([file])]
+    if not files:
+        yield None
+        return
+    _check_space(files, target)
+    try:
+        folder = TemporaryDirectory(prefix=".repair-", dir=target.parent)
+    except OSError as error:
+        raise SourceError(f"cannot write to {target.parent}: {error.strerror}; name another place with --out") from None
+    with folder as name:
+        yield Path(name)
+
+
+def _check_space(files: Iterable[Path], target: Path) -> None:
+    """Raises SourceError where a copy of the files would not fit."""
+    size = sum(file.stat().st_size for file in files)
+    if free_space(target.parent) < size:
+        raise SourceError(
+            f"a whole copy of the bag needs {size / 1e6:.0f} MB, more than is free for {target}; name a folder on another disk"
+        )
 
 
 def _journals(files: list[Path]) -> list[Path]:
@@ -160,15 +189,18 @@ class WholeSqlite(SqlitePart):
 Part = WholeMcap | WholeSqlite
 
 
-def _part(file: Path, folder: str | None) -> Part:
+def _part(file: Path, folder: Path | None) -> Part:
     """A file; one with a journal is copied into the folder, and rolled back there to what was flushed."""
     if file.suffix == ".mcap":
         return WholeMcap(file)
     if journals := _journals([file]):
         assert folder
-        copy = Path(folder, file.name)
-        for source in [file, *journals]:
-            shutil.copyfile(source, copy.with_name(source.name))
+        copy = folder / file.name
+        try:
+            for source in [file, *journals]:
+                shutil.copyfile(source, copy.with_name(source.name))
+        except OSError as error:
+            raise SourceError(f"{file} cannot be copied to {folder.parent}: {error.strerror}") from None
         with suppress(sqlite3.Error), closing(sqlite3.connect(copy)) as database:
             database.execute("SELECT count(*) FROM topics").fetchone()
             database.execute("PRAGMA journal_mode = DELETE")
@@ -271,19 +303,23 @@ def write_metadata(
     save(folder / "metadata.yaml", text.encode())
 
 
-def _copy(parts: list[Part], out: Path) -> None:
-    """Write all whole messages into a new bag; nothing is left of it where that fails."""
-    size = sum(part.file.stat().st_size for part in parts)
-    if free_space(out.parent) < size:
-        raise SourceError(f"a whole copy of the bag needs {size / 1e6:.0f} MB, more than is free for {out}; name a folder on another disk")
+def _copy(parts: list[Part], out: Path) -> tuple[str, ...]:
+    """Write all whole messages into a new bag; nothing is left of it where that fails. Returns what could not be, in words: a topic of the
+    new bag is of one type."""
+    _check_space((part.file for part in parts), out)
     compression = "zstd" if any(part.compressed for part in parts) else "none"
     writer = RosbagsWriter(out, STORAGE[parts[0].file.suffix], compression)
     try:
-        known: set[str] = set()
+        known: dict[str, str] = {}
+        others: Counter[tuple[str, str]] = Counter()
         for part in parts:
             for topic, kind, recorded, raw in part.messages((), 0, 2**63 - 1):
+                if known.get(topic, kind) != kind:
+                    others[topic, kind] += 1
+                    part.counts[topic, kind] -= 1
+                    continue
                 if topic not in known:
-                    known.add(topic)
+                    known[topic] = kind
                     writer.add(Topic(topic, kind, _offered(part.offers.get(topic, ""))), _definition(kind, part.texts.get(kind, "")))
                 writer.write(topic, recorded, raw)
         writer.close()
@@ -293,6 +329,7 @@ def _copy(parts: list[Part], out: Path) -> None:
         with suppress(SourceError):
             delete_bag(out)
         raise
+    return tuple(f"{n} messages of {topic} are of another type ({kind}) than its first and left out" for (topic, kind), n in others.items())
 
 
 def _offered(text: str) -> tuple[Qos, ...]:

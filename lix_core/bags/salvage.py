@@ -54,6 +54,13 @@ def files_of(bag: Path) -> list[Path]:
     return sorted((p for p in bag.iterdir() if p.suffix in SUFFIXES and p.is_file()), key=lambda p: natural_key(p.name))
 
 
+def left_open(bag: Path) -> list[str]:
+    """Names of the journals that hold something, which SQLite leaves beside a file whose writer was killed: without them the file may be
+    neither here nor there."""
+    journals = (file.with_name(file.name + suffix) for file in files_of(bag) if file.suffix == ".db3" for suffix in ("-journal", "-wal"))
+    return [journal.name for journal in journals if journal.exists() and journal.stat().st_size]
+
+
 class Part(Protocol):
     """One file. counts: (topic, type) -> messages. start, end: of its messages [ns]. faults: in words. dropped: bytes of damaged records,
     where they are known. zstd: whether messages are compressed one by one; `messages` are not."""
