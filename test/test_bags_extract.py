@@ -222,6 +222,53 @@ def test_depth_beside_a_calibration_of_the_rectified_image_is_not_rectified_agai
     assert [doubt in remark for remark in outcome.remarks] == ([] if beside else [True])
 
 
+@pytest.mark.parametrize(("beside", "warped"), [(DISTORTED, True), (DISTORTED.rectified(), False), (None, False)])
+def test_raw_depth_beside_a_rectified_image_is_rectified_with_the_lens(tmp_path, beside, warped):
+    """camera_info is that of the lens on both, by the conventions of ROS: D is not zero beside image_rect."""
+    depth = np.full((64, 160), 10, np.float32)
+    depth[5:25, 5:45] = 3.0
+    messages = [
+        Recorded("/cam/image_rect", START, recorded.image(START, world_frame(0).rgb, "rgb8")),
+        Recorded("/cam/camera_info", START, recorded.camera_info(START, DISTORTED)),
+        Recorded("/cam/aligned_depth/image_raw", START, recorded.image(START, depth, "32FC1")),
+    ]
+    if beside:
+        messages.append(Recorded("/cam/aligned_depth/camera_info", START, recorded.camera_info(START, beside)))
+    extract([write(tmp_path / "bag", messages)], tmp_path / "out")
+    (frame,) = Extraction.open(tmp_path / "out").frames
+    assert np.array_equal(png(frame.image), world_frame(0).rgb)
+    expected = DISTORTED.rectify_nearest(depth, np.nan) if warped else depth
+    np.testing.assert_array_equal(to_metres(png(frame.depth)), expected)
+
+
+def test_one_bag_is_open_at_a_time_and_one_process_extracts_into_a_folder(tmp_path, monkeypatch):
+    """Of a thousand bags the descriptors would not do, and of compressed files each that is open is a copy."""
+    paths = [write(tmp_path / f"bag{n}", drive(2, ("image",), start=START + n * NS)) for n in range(3)]
+    opened, most, refused = set(), 0, []
+    begin, end = Bag.__init__, Bag.__exit__
+
+    def opening(bag, path, *args):
+        nonlocal most
+        begin(bag, path, *args)
+        opened.add(bag)
+        most = max(most, len(opened))
+
+    def closing(bag, *args):
+        opened.discard(bag)
+        end(bag, *args)
+
+    def on_frame():
+        with pytest.raises(SourceError, match="another process extracts bags into .*out: wait for its end, or name another folder"):
+            extract(paths[:1], tmp_path / "out")
+        refused.append(True)
+
+    monkeypatch.setattr(Bag, "__init__", opening)
+    monkeypatch.setattr(Bag, "__exit__", closing)
+    extract(paths, tmp_path / "out", on_frame=on_frame)
+    assert (most, opened, len(refused)) == (1, set(), 6)
+    assert len(Extraction.open(tmp_path / "out").frames) == 6
+
+
 def test_a_topic_that_is_rectified_already_is_not_rectified_again(tmp_path):
     messages = [Recorded("/cam/image_rect", START, recorded.image(START, world_frame(0).rgb, "rgb8"))]
     messages.append(Recorded("/cam/camera_info", START, recorded.camera_info(START, DISTORTED)))

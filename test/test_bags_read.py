@@ -10,6 +10,7 @@ import struct
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 import yaml
@@ -23,11 +24,12 @@ import bags
 import recorded
 from bags import MS, STORE
 from lix_core.bags.check import check, check_all, lines_of
-from lix_core.bags.extract import extract
+from lix_core.bags.extract import ExtractedFrame, Extraction, extract
 from lix_core.bags.index import NS, Frames, Options, nearest, pair
 from lix_core.bags.reader import Bag, DamagedBag, bags_in, decode, header_stamp, is_latched, whole_of
 from lix_core.bags.repair import repair
-from lix_core.bags.topics import find_topics
+from lix_core.bags.sensors import to_metres
+from lix_core.bags.topics import find_topics, shows_rectified
 from lix_core.camera import Camera
 from lix_core.errors import GeometryError, SourceError
 from lix_core.geometry.poses import matrix_from_pose, pose_from_matrix
@@ -498,6 +500,36 @@ def test_two_pictures_of_one_camera_are_no_pair(tmp_path):
     assert roles(path) == {"image": "/right/image_raw", "camera_info": "/right/camera_info"}
 
 
+@pytest.mark.parametrize(
+    ("names", "frames", "several"),
+    [
+        (("front", "rear", "side"), ("front", "rear", "side"), True),
+        (("image_front", "image_rear"), ("", ""), True),
+        (("image_raw", "thermal"), ("color", "infrared"), True),
+        (("image_raw", "thermal"), ("color", "color"), False),
+        (("image_raw", "image_color"), ("", "color"), False),
+    ],
+)
+def test_cameras_in_one_namespace_are_told_apart_by_frame_and_name(tmp_path, names, frames, several):
+    messages = [Recorded(f"/cams/{name}", START, recorded.image(START, *RGB)) for name in names]
+    for m, frame in zip(messages, frames):
+        m.message.header.frame_id = frame
+    with Bag(write(tmp_path / "bag", messages)) as bag:
+        topics, remarks = find_topics(bag)
+    assert topics.image == ("" if several else f"/cams/{names[0]}" if "color" not in names[1] else "/cams/image_raw")
+    assert any("several cameras; choose one with --image: /cams/" in remark for remark in remarks) == several
+
+
+@pytest.mark.parametrize("name", ["image_rect", "image_rect_color", "rect", "left_rectified", "image_rect/compressed", "image_rect0"])
+def test_a_topic_says_by_a_word_of_its_name_that_it_is_rectified(name):
+    assert shows_rectified(f"/cam/{name}")
+
+
+@pytest.mark.parametrize("name", ["image_raw", "image_color_corrected", "image_direct", "image_unrectified", "rectangle", "rect/image_raw"])
+def test_letters_within_a_word_say_nothing_of_rectification(name):
+    assert not shows_rectified(f"/cam/{name}")
+
+
 def test_roles_can_be_named_and_refused(tmp_path):
     path = some_bag(tmp_path, **{"/a/image": "rgb", "/b/image": "rgb", "/depth": "metres"})
     with Bag(path) as bag:
@@ -745,7 +777,97 @@ def test_a_bad_transform_says_nothing_of_those_beside_it(tmp_path, order):
     message = recorded.transform("camera", "lidar", np.eye(4))
     message.transforms = [bad, good][::order]
     with Bag(write(tmp_path / "bag", [Recorded("/tf_static", START, message)])) as bag:
-        np.testing.assert_allclose(Frames.read(bag).lookup("camera", "lidar"), np.eye(4))
+        np.testing.assert_allclose(Frames.read(bag, "camera", "lidar").lookup("camera", "lidar"), np.eye(4))
+
+
+def test_of_moving_frames_only_those_that_are_needed_are_read(tmp_path):
+    turned = matrix_from_pose((1, 2, 3, 0.5, -0.5, 0.5, -0.5))
+    messages = [Recorded("/tf_static", START, recorded.transform("camera", "lidar", turned))]
+    messages += [Recorded("/tf", START + n, recorded.transform("odom", "camera", np.eye(4))) for n in range(3)]
+    with Bag(write(tmp_path / "bag", messages)) as bag:
+        static, all_of_them = Frames.read(bag, "camera", "lidar"), Frames.read(bag, "odom", "lidar")
+    assert set(static.parents) == {"lidar"} and set(all_of_them.parents) == {"lidar", "camera"}
+    np.testing.assert_allclose(all_of_them.lookup("odom", "lidar"), turned, atol=1e-12)
+
+
+@pytest.mark.parametrize("nameless", ["image", "points"])
+def test_a_frame_without_a_name_is_connected_to_none(tmp_path, nameless):
+    messages = drive(2, ("image", "camera_info", "points"))
+    for m in messages:
+        if nameless == "image" or m.topic == "/points":
+            m.message.header.frame_id = ""
+    report = check(write(tmp_path / "bag", messages))
+    assert report.with_depth == 0
+    names = ("lidar", "a frame without a name") if nameless == "image" else ("a frame without a name", "camera")
+    assert any(f"no transform from {names[0]} to {names[1]}" in remark for remark in report.remarks) == (nameless != "image") or any(
+        "no transform from a frame without a name to a frame without a name" in remark for remark in report.remarks
+    )
+
+
+def test_a_first_cloud_that_is_damaged_costs_its_own_frame_alone(tmp_path):
+    messages = drive(3, ("image", "camera_info", "points", "/tf_static"))
+    path = write(tmp_path / "bag", messages)
+    first = next(m.message for m in messages if m.topic == "/points")
+    content = bytearray(data_file(path).read_bytes())
+    raw = bytes(STORE.serialize_cdr(first, first.__msgtype__))
+    at = content.index(raw)
+    content[at + 12 : at + 16] = b"\xff\xff\xff\x7f"  # the length of the frame's name
+    data_file(path).write_bytes(content)
+    report = check(path)
+    assert (report.frames, report.with_depth, report.geometry) == (3, 3, "lidar")
+    assert [bool(frame.depth) for frame in extracted(path, tmp_path / "out")] == [True, True]
+
+
+def test_a_calibration_that_changes_is_told_and_the_one_of_the_stretch_is_taken(tmp_path):
+    before, after = Camera.pinhole(6, 4, 50.0), Camera.pinhole(6, 4, 100.0)
+    messages = []
+    for n in range(40):
+        stamp = START + n * PERIOD
+        messages.append(Recorded("/image", stamp, recorded.image(stamp, *RGB)))
+        messages.append(Recorded("/camera_info", stamp, recorded.camera_info(stamp, before if n < 20 else after)))
+    path = write(tmp_path / "bag", messages)
+    change = f"/camera_info says something else from {20 * PERIOD / NS:.1f} s on: the first calibration is taken"
+    for options, focal, is_told in (
+        (Options(), 50.0, True),
+        (Options(end=10 * PERIOD / NS), 50.0, False),
+        (Options(begin=35 * PERIOD / NS), 100.0, False),
+    ):
+        report = check(path, options)
+        assert report.calibration.startswith(f"fx {focal:.1f} px")
+        assert any(change in remark for remark in report.remarks) == is_told
+    late = [*messages[:1], *[m for m in messages[1:] if m.topic == "/image"], messages[1]]
+    assert check(write(tmp_path / "late", late), Options(begin=1.0)).calibration.startswith("fx 50.0 px"), "recorded once, at the start"
+
+
+@pytest.mark.parametrize("lag", [0, 700 * MS])
+def test_images_have_their_partners_of_the_same_run_of_a_clock_that_was_set_back(tmp_path, monkeypatch, lag):
+    """A simulation begins anew: its stamps do, the time of recording goes on. Depth may take a while to be made."""
+    rng, messages = np.random.default_rng(0), []
+    for run, (frames, metres, begun) in enumerate([(40, 2.0, 0), (24, 9.0, 40)]):
+        for n in range(frames):
+            stamp, recorded_at = START + n * PERIOD, START + (begun + n) * PERIOD
+            jitter = int(rng.integers(1, 4 * MS))
+            pixels = np.full((4, 6, 3), 100 + run, np.uint8)
+            messages.append(Recorded("/image", recorded_at, recorded.image(stamp + run * MS, pixels, "rgb8")))
+            depth = recorded.image(stamp + run * MS + jitter, np.full((4, 6), metres, np.float32), "32FC1")
+            messages.append(Recorded("/depth", recorded_at + lag, depth))
+            messages.append(Recorded("/camera_info", recorded_at, recorded.camera_info(stamp, Camera.pinhole(6, 4, 5.0))))
+    path = write(tmp_path / "bag", sorted(messages, key=lambda m: m.time))
+    read_on, count = Bag.messages, 0
+
+    def counted(bag, *args):
+        nonlocal count
+        for message in read_on(bag, *args):
+            count += 1
+            yield message
+
+    monkeypatch.setattr(Bag, "messages", counted)
+    frames = extracted(path, tmp_path / "out")
+    runs = {frame.stamp: int(cv2.imread(str(frame.image))[0, 0, 0]) - 100 for frame in frames}
+    depths = {frame.stamp: float(to_metres(cv2.imread(str(frame.depth), cv2.IMREAD_UNCHANGED))[0, 0]) for frame in frames if frame.depth}
+    assert len(frames) == 64 and len(depths) == 64
+    assert all(depth == (2.0, 9.0)[runs[stamp]] for stamp, depth in depths.items())
+    assert count < 8 * len(messages), "every stretch of the bag is read a few times, not once for each job"
 
 
 def test_a_lidar_of_unknown_place_is_told_with_the_cure(tmp_path):
@@ -757,6 +879,11 @@ def test_a_lidar_of_unknown_place_is_told_with_the_cure(tmp_path):
     assert check(path, Options(extrinsics=tuple(pose_from_matrix(world_frame(0).camera_from_lidar)))).with_depth == 2
     wrong = check(path, Options(extrinsics=(0, 0, 0, 0, 0, 0, 1)))
     assert wrong.with_depth == 0 and any("lidar: " in r and "camera_from_lidar is wrong" in r for r in wrong.remarks)
+
+
+def extracted(path: Path, out: Path) -> list[ExtractedFrame]:
+    extract([path], out)
+    return Extraction.open(out).frames
 
 
 def test_a_ros_1_bag_has_the_same_report(tmp_path):

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from lix_core.bags.extract import extract
 from lix_core.bags.index import NS, Options
+from lix_core.bags.reader import Bag
 from lix_core.bags.repair import repair
 from lix_core.data.bag import BagDataset, split_places
 from lix_core.data.registry import open_dataset
@@ -180,12 +181,17 @@ def test_a_kind_of_x_that_another_data_set_has_alone_is_not_there(places):
         assert (data.x_kind, data.x_channels, data[0].x) == ("", 0, None)
 
 
-def test_a_folder_of_bags_is_one_data_set(tmp_path):
+def test_a_folder_of_bags_is_one_data_set_of_which_a_few_bags_are_open(tmp_path, monkeypatch):
     for number, name in enumerate(("a", "b")):
         write(tmp_path / "bags" / name, drive(2, start=START + number * 100 * NS))
+    opened, begin, end = set(), Bag.__init__, Bag.__exit__
+    monkeypatch.setattr(Bag, "__init__", lambda bag, *args: (begin(bag, *args), opened.add(bag))[0])
+    monkeypatch.setattr(Bag, "__exit__", lambda bag, *args: (opened.discard(bag), end(bag, *args))[0])
+    monkeypatch.setattr("lix_core.data.bag.OPEN_BAGS", 1)
     data = BagDataset(tmp_path / "bags", "all", reading={"every": 2})
     assert data.names == [f"a/{START}", f"b/{START + 100 * NS}"]
-    assert np.array_equal(data[1].image, world_frame(0).rgb)
+    for place in (1, 0, 1, 1):
+        assert np.array_equal(data[place].image, world_frame(0).rgb) and len(opened) == 1
 
 
 def test_a_damaged_bag_beside_the_repaired_one_is_in_the_data_set_once(tmp_path):

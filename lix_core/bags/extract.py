@@ -20,7 +20,10 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +36,7 @@ from lix_core.bags.reader import home_of, is_bag, repaired_of, whole_of
 from lix_core.bags.sensors import BagFrame, FrameReader, open_frames
 from lix_core.camera import Camera
 from lix_core.errors import DataError, LabelError, LixError, SourceError
-from lix_core.files import expanded, make_folder, save, save_image
+from lix_core.files import expanded, locked, make_folder, save, save_image
 from lix_core.labels import LABELS_FILE, LabelSet
 from lix_core.workers import begin_work
 
@@ -224,9 +227,19 @@ def extract(
         What became of each bag. A bag that cannot be read is among them, with its fault; the others are extracted.
 
     Raises:
-        SourceError: a folder of other options or one that cannot be written, or no bag can be read.
+        SourceError: a folder of other options, one that cannot be written or that another process extracts into, or no bag can be read.
     """
     make_folder(out)
+    with locked(out, wait_s=0) as free:
+        if not free:
+            raise SourceError(f"another process extracts bags into {out}: wait for its end, or name another folder")
+        return extract_all(bags, out, options, jobs, on_start, on_frame)
+
+
+def extract_all(
+    bags: Sequence[Path], out: Path, options: Options, jobs: int, on_start: Callable[[int, int], None], on_frame: Callable[[], None]
+) -> list[BagOutcome]:
+    """The same, in a folder that is there and no other process extracts into."""
     entries = begun_with(out, options)
     given = {expanded(path).resolve() for path in bags}
     found, works, others = [], [], []
@@ -402,7 +415,8 @@ def make_frames(works: list[Work], jobs: int, on_frame: Callable[[], None]) -> N
     """Make what is missing, and write it down as it comes."""
     todo = []
     for place, work in enumerate(works):
-        missing = [plan for plan in work.plans if plan.stamp not in work.rows]
+        # As they were recorded: where the clock was set back, frames that follow each other by stamp lie far apart in the bag.
+        missing = sorted((plan for plan in work.plans if plan.stamp not in work.rows), key=lambda plan: plan.members["image"])
         todo += [(place, missing[start : start + JOB_FRAMES]) for start in range(0, len(missing), JOB_FRAMES)]
     saved = time.monotonic()
     try:
@@ -428,11 +442,13 @@ Results = list[tuple[int, "dict[str, Any] | str"]]
 
 
 def results_of(works: list[Work], todo: list[tuple[int, list[FramePlan]]], jobs: int) -> Iterator[tuple[int, Results]]:
-    """Which bag, and its results, of each job; in any order."""
+    """Which bag, and its results, of each job; in any order. todo: bag by bag; a process has one of them open at a time."""
     crew = [(work.folder, work.reader) for work in works]
     if min(jobs, len(todo)) <= 1:
-        for place, plans in todo:
-            yield place, make_job(*crew[place], plans)
+        for place, of_bag in groupby(todo, key=itemgetter(0)):
+            with closing(works[place].reader):
+                for _, plans in of_bag:
+                    yield place, make_job(*crew[place], plans)
         return
     # A forked child of a process that has used OpenCV's threads may hang.
     context = multiprocessing.get_context("spawn")
@@ -459,6 +475,9 @@ def join_crew(crew: list[tuple[Path, FrameReader]]) -> None:
 
 
 def make_job_at(place: int, plans: list[FramePlan]) -> Results:
+    for other, (_, reader) in enumerate(CREW):
+        if other != place:
+            reader.close()
     return make_job(*CREW[place], plans)
 
 

@@ -12,13 +12,13 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from itertools import takewhile
+from itertools import chain, islice, takewhile
 from pathlib import Path
 
 import numpy as np
 
 from lix_core.bags.keyframes import keyframe_record
-from lix_core.bags.reader import CAMERA_INFO_TYPE, CLOUD_TYPE, TEXT_TYPE, TF_TYPE, Bag, camera_of, header_stamp, load_image
+from lix_core.bags.reader import CAMERA_INFO_TYPE, TEXT_TYPE, TF_TYPE, Bag, camera_of, header_stamp, load_image
 from lix_core.bags.topics import NONE, Topics, beside, find_topics, infos_of_depth, shows_rectified
 from lix_core.camera import Camera
 from lix_core.errors import DataError, GeometryError, LabelError, LixError, SourceError
@@ -26,7 +26,7 @@ from lix_core.geometry.lidar import check_rigid
 from lix_core.geometry.poses import matrix_from_pose
 from lix_core.geometry.stereo import pair_geometry
 from lix_core.labels import LabelSet
-from lix_core.pairing import NS
+from lix_core.pairing import JUMP_NS, NS
 
 GEOMETRIES = {"depth": "depth", "stereo": "right_image", "lidar": "points"}
 """What depth is made of -> the role whose messages must be paired with the images for it. In the order of `auto`: the dense ones first."""
@@ -37,6 +37,10 @@ HEADER, RECORDED = "header", "recorded"
 """Clocks: the sensors' stamps, or the time of recording."""
 TIMED = ("image", "right_image", "depth", "points", "labels")
 """Roles that are paired by time."""
+RESET_NS = 2 * NS
+"""Within this time after it is set back, a clock is seen to have been so on all topics [ns]."""
+STAMP_END = 12
+"""Where the stamp of a serialised message ends that begins with a header [bytes]."""
 MARGIN_S = 1.0
 """Read more than the wanted stretch of time: a partner may be recorded later than its image."""
 LOOKED_AT = 200
@@ -93,7 +97,8 @@ class Options:
 class Stream:
     """The messages of a topic in time. recorded, stamps, headers: (N,) int64 [ns], in ascending order of stamps, none of them twice.
 
-    headers: what their headers say; `stamps` are these, or `recorded` where the time of recording counts.
+    headers: what their headers say; `stamps` are these, or `recorded` where the time of recording counts. runs: how often the clock had
+    been set back by then; stamps of several runs may be alike, and what they are of is not.
     """
 
     topic: str
@@ -101,6 +106,7 @@ class Stream:
     recorded: np.ndarray
     stamps: np.ndarray
     headers: np.ndarray
+    runs: np.ndarray
     repeated: int = 0
     """Messages left out because their stamp was there already."""
     backwards: int = 0
@@ -115,7 +121,7 @@ class Stream:
 
     def taken(self, places: np.ndarray) -> Stream:
         """These of the messages."""
-        return replace(self, recorded=self.recorded[places], stamps=self.stamps[places], headers=self.headers[places])
+        return replace(self, **{name: getattr(self, name)[places] for name in ("recorded", "stamps", "headers", "runs")})
 
 
 @dataclass(frozen=True)
@@ -150,6 +156,7 @@ class BagIndex:
 
     start, end: recorded [ns]. camera: of the image as it is on the topic; None where it is not known or cannot be rectified. right_camera:
     of the other one of the pair. depth_rectified: whether the depth images are of the rectified image; None where nothing tells.
+    depth_camera: of depth images that are not rectified, although the image on its topic is; None where they are as the image is.
     camera_from_lidar: (4, 4). unusable: what cannot be made although its messages are there, a geometry or "labels" -> why, in words.
     labels: what the ids of the label topic mean. keyframes: stamp -> why a frame was recorded, and with what. size: (height, width) of the
     first image. remarks: what a user should know. faults: what could not be read.
@@ -170,6 +177,7 @@ class BagIndex:
     camera: Camera | None = None
     right_camera: Camera | None = None
     depth_rectified: bool | None = None
+    depth_camera: Camera | None = None
     camera_from_lidar: np.ndarray | None = None
     unusable: dict[str, str] = field(default_factory=dict)
     labels: LabelSet | None = None
@@ -201,7 +209,7 @@ def scan(bag: Bag, options: Options) -> BagIndex:
         inside = (image.recorded >= begin) & (image.recorded < stop)
         index.streams["image"] = image.taken(inside)
     look_at_image(bag, index)
-    look_at_cameras(bag, index)
+    look_at_cameras(bag, index, begin)
     if topics.points and len(index.streams.get("points", ())):
         place_lidar(bag, index, options)
     if topics.label_names:
@@ -220,11 +228,22 @@ def fingerprint(bag: Bag) -> str:
 def read_streams(bag: Bag, topics: Topics, clock: str, start: int, stop: int, remarks: list[str]) -> dict[str, Stream]:
     """Role -> stream, of the roles that are paired by time; remarks on their stamps are added."""
     roles = {getattr(topics, role): role for role in TIMED if getattr(topics, role)}
+    infos = [info for info in (topics.camera_info, topics.right_camera_info) if info]
     rows: dict[str, list[MessageKey]] = defaultdict(list)
     types: dict[str, str] = {}
-    for topic, kind, recorded, raw in bag.messages(roles, max(0, start), stop) if roles else ():
-        rows[topic].append(key_of(recorded, raw, bag.is_ros2))
-        types[topic] = kind
+    calibrations: dict[str, dict[bytes, int]] = {info: {} for info in infos}
+    for topic, kind, recorded, raw in bag.messages([*roles, *infos], max(0, start), stop) if roles else ():
+        if topic in calibrations:
+            calibrations[topic].setdefault(bytes(raw[STAMP_END:]), recorded)
+        else:
+            rows[topic].append(key_of(recorded, raw, bag.is_ros2))
+            types[topic] = kind
+    for topic, found in calibrations.items():
+        if len(found) > 1:
+            after = (list(found.values())[1] - bag.start) / NS
+            remarks.append(
+                f"{topic} says something else from {after:.1f} s on: the first calibration is taken; --from and --to part the bag"
+            )
     streams = {}
     for topic, role in roles.items():
         recorded, headers = np.array(rows[topic], np.int64).reshape(-1, 2).T
@@ -243,8 +262,26 @@ def read_streams(bag: Bag, topics: Topics, clock: str, start: int, stop: int, re
             remarks.append(f"{repeated} messages of {topic} have a stamp that another has too; they are left out")
         if backwards:
             remarks.append(f"the stamps of {topic} go back {backwards} times: its clock was set back, or the bag was played in a loop")
-        streams[role] = Stream(topic, types.get(topic, ""), recorded[first], unique, headers[first], repeated, backwards)
-    return streams
+        none = np.zeros(len(unique), np.int64)
+        streams[role] = Stream(topic, types.get(topic, ""), recorded[first], unique, headers[first], none, repeated, backwards)
+    return in_runs(streams)
+
+
+def in_runs(streams: Mapping[str, Stream]) -> dict[str, Stream]:
+    """Streams with the runs of their messages: what sets one clock back, as a simulation that begins anew, does so to all, but not on all
+    topics in the same moment of recording."""
+    backs = []
+    for role, stream in streams.items():
+        order = np.argsort(stream.recorded, kind="stable")
+        back = np.flatnonzero(np.diff(stream.stamps[order]) < -JUMP_NS) + 1
+        backs += [(int(recorded), role) for recorded in stream.recorded[order][back]]
+    resets: list[dict[str, int]] = []  # of each, when the first message behind it was recorded, by role
+    for recorded, role in sorted(backs):
+        if not resets or role in resets[-1] or recorded - min(resets[-1].values()) > RESET_NS:
+            resets.append({})
+        resets[-1][role] = recorded
+    times = {role: [reset.get(role, min(reset.values())) for reset in resets] for role in streams}
+    return {role: replace(stream, runs=np.searchsorted(times[role], stream.recorded, side="right")) for role, stream in streams.items()}
 
 
 def key_of(recorded: int, raw: bytes, is_ros2: bool) -> MessageKey:
@@ -270,39 +307,51 @@ def look_at_image(bag: Bag, index: BagIndex) -> None:
     raise SourceError(f"bag {index.path}: none of the first {min(len(image), LOOKED_AT)} images of {image.topic} can be decoded: {reason}")
 
 
-def look_at_cameras(bag: Bag, index: BagIndex) -> None:
-    """The calibrations of the image and of its partner to the right, where they are usable."""
+def look_at_cameras(bag: Bag, index: BagIndex, begin: int) -> None:
+    """The calibrations of the image and of its partner to the right, where they are usable; as they are from `begin` [ns] on."""
     topics = index.topics
     if not topics.camera_info or index.size is None:
         return
-    index.camera = usable_camera(bag, topics.camera_info, topics.image, index)
-    if index.camera is not None and topics.right_image and topics.right_camera_info:
-        index.right_camera = usable_camera(bag, topics.right_camera_info, topics.right_image, index)
-    if index.camera is not None and topics.depth:
-        index.depth_rectified = shows_rectified(topics.depth) or is_of_rectified(bag, topics.depth, index.camera)
+    told = usable_camera(bag, topics.camera_info, topics.image, index, begin)
+    if told is None:
+        return
+    index.camera = told.rectified() if shows_rectified(topics.image) else told
+    if topics.right_image and topics.right_camera_info:
+        right = usable_camera(bag, topics.right_camera_info, topics.right_image, index, begin)
+        index.right_camera = right.rectified() if right and shows_rectified(topics.right_image) else right
+    if topics.depth:
+        own = camera_of_depth(bag, topics.depth)
+        index.depth_rectified = shows_rectified(topics.depth) or (own and is_of_rectified(own, index.camera))
+        if own and not index.depth_rectified and index.camera != told and is_of_lens(own, told):
+            index.depth_camera = told
 
 
-def is_of_rectified(bag: Bag, depth: str, camera: Camera) -> bool | None:
-    """Whether the calibration of a depth topic is that of the camera's rectified image, as the geometry node publishes it; None where
-    there is none."""
+def camera_of_depth(bag: Bag, depth: str) -> Camera | None:
+    """The calibration of a depth topic; None where there is none."""
     first = next(filter(None, map(bag.first, infos_of_depth(depth))), None)
     if first is None or first[0] != CAMERA_INFO_TYPE:
         return None
     try:
-        own = camera_of(bag.decode(first[2], CAMERA_INFO_TYPE))
+        return camera_of(bag.decode(first[2], CAMERA_INFO_TYPE))
     except SourceError:
         return None
-    if own is None:
-        return None
+
+
+def is_of_rectified(own: Camera, camera: Camera) -> bool:
+    """Whether a calibration is that of the camera's rectified image, as the geometry node publishes it."""
     return own.is_rectified and own.shape == camera.shape and np.allclose(own.matrix, camera.matrix, rtol=1e-4)
 
 
-def usable_camera(bag: Bag, topic: str, image: str, index: BagIndex) -> Camera | None:
-    """The first calibration on a topic that fits the image's size; what is wrong with it becomes a remark."""
+def is_of_lens(own: Camera, camera: Camera) -> bool:
+    """Whether a calibration is of the same unrectified pixels as another."""
+    return (own.shape, own.k, own.distortion_model, own.d) == (camera.shape, camera.k, camera.distortion_model, camera.d)
+
+
+def usable_camera(bag: Bag, topic: str, image: str, index: BagIndex, begin: int) -> Camera | None:
+    """The first calibration on a topic, from `begin` [ns] on or else before, that fits the image's size and, where that is not rectified
+    yet, can rectify it; what is wrong with it becomes a remark."""
     remark = f"{topic} has no message"
-    for place, (_, _, _, raw) in enumerate(bag.messages([topic])):
-        if place >= LOOKED_AT:
-            break
+    for _, _, _, raw in chain(islice(bag.messages([topic], begin), LOOKED_AT), islice(bag.messages([topic]), LOOKED_AT)):
         try:
             message = bag.decode(raw, CAMERA_INFO_TYPE)
         except SourceError as error:
@@ -317,7 +366,7 @@ def usable_camera(bag: Bag, topic: str, image: str, index: BagIndex) -> Camera |
         else:
             index.frame_id = (message.header.frame_id or index.frame_id) if topic == index.topics.camera_info else index.frame_id
             if shows_rectified(image):
-                return camera.rectified()
+                return camera
             try:
                 camera.rectification_maps()
             except GeometryError as error:
@@ -333,15 +382,22 @@ def place_lidar(bag: Bag, index: BagIndex, options: Options) -> None:
     if options.extrinsics:
         index.camera_from_lidar = matrix_from_pose(options.extrinsics)
         return
-    first = bag.first(index.topics.points)
-    lidar = bag.decode(first[2], CLOUD_TYPE).header.frame_id if first else ""
-    frames = Frames.read(bag)
+    lidar = frame_of_cloud(bag, index.topics.points)
+    frames = Frames.read(bag, index.frame_id, lidar)
     try:
         index.camera_from_lidar = check_rigid(frames.lookup(index.frame_id, lidar), "the LiDAR's place by TF")
         if frames.moving & {*frames.path(index.frame_id), *frames.path(lidar)}:
             index.remarks.append(f"the transform from {lidar} to {index.frame_id} changes with time; its first value is taken")
     except GeometryError as error:
         index.remarks.append(f"{error}; give it as --extrinsics 'x y z qx qy qz qw'")
+
+
+def frame_of_cloud(bag: Bag, topic: str) -> str:
+    """The frame of the first cloud that can be read; "" where none of the first can be, or it says none."""
+    for _, kind, _, raw in islice(bag.messages([topic]), LOOKED_AT):
+        with suppress(SourceError):
+            return str(bag.decode(raw, kind).header.frame_id)
+    return ""
 
 
 class Frames:
@@ -354,14 +410,19 @@ class Frames:
         """Frames that were told to be at different places."""
 
     @classmethod
-    def read(cls, bag: Bag) -> "Frames":
+    def read(cls, bag: Bag, target: str, source: str) -> "Frames":
+        """What leads from one frame to another; /tf, of which there is much, only where /tf_static does not."""
         frames = cls()
-        topics = [t.name for t in bag.topics if t.type == TF_TYPE and t.count]
-        for _, kind, _, raw in bag.messages(topics) if topics else ():
-            with suppress(LixError):
-                for transform in bag.decode(raw, kind).transforms:
-                    with suppress(LixError):  # a bad one says nothing of the others
-                        frames.add(transform)
+        for are_static in (True, False):
+            topics = [t.name for t in bag.topics if t.type == TF_TYPE and t.count and t.name.endswith("tf_static") == are_static]
+            for _, kind, _, raw in bag.messages(topics) if topics else ():
+                with suppress(LixError):
+                    for transform in bag.decode(raw, kind).transforms:
+                        with suppress(LixError):  # a bad one says nothing of the others
+                            frames.add(transform)
+            with suppress(GeometryError):
+                frames.lookup(target, source)
+                break
         return frames
 
     def add(self, message: object) -> None:
@@ -386,7 +447,8 @@ class Frames:
     def lookup(self, target: str, source: str) -> np.ndarray:
         """(4, 4) target_from_source. Raises GeometryError where the frames are not connected."""
         to_target, to_source = self.path(target), self.path(source)
-        common = next((frame for frame in to_source if frame in to_target), None)
+        # A frame without a name is connected to none, be the other one without a name too.
+        common = next((frame for frame in to_source if frame in to_target), None) if target and source else None
         if common is None:
             names = (source or "a frame without a name", target or "a frame without a name")
             raise GeometryError(f"the bag's TF has no transform from {names[0]} to {names[1]}")
@@ -445,19 +507,28 @@ def offset_of(role: str, options: Options) -> int:
     return round(options.offset * NS) if role in GEOMETRIES.values() else 0
 
 
+def pair_runs(image: Stream, other: Stream, slop: int, offset: int = 0) -> np.ndarray:
+    """`pair` of the images with the messages of another stream, of the same run of the clock."""
+    partners = np.full(len(image), -1, np.int64)
+    for run in np.unique(image.runs):
+        mine, theirs = np.flatnonzero(image.runs == run), np.flatnonzero(other.runs == run)
+        places = pair(image.stamps[mine], other.stamps[theirs], slop, offset)
+        partners[mine[places >= 0]] = theirs[places[places >= 0]]
+    return partners
+
+
 def pairs_of(index: BagIndex, options: Options) -> dict[str, np.ndarray]:
     """Role -> for each image the place of its partner in that role's stream, -1 for none."""
     image = index.streams.get("image")
-    stamps = image.stamps if image else np.zeros(0, np.int64)
     slop = round(options.slop * NS)
     pairs = {}
     for role, stream in index.streams.items():
-        if role != "image":
-            pairs[role] = pair(stamps, stream.stamps, slop, offset_of(role, options))
+        if role != "image" and image is not None:
+            pairs[role] = pair_runs(image, stream, slop, offset_of(role, options))
             # What the logger recorded with a keyframe is its partner, by the logger's own tolerance. It knew of no offset.
             recorded = index.keyframes and not offset_of(role, options)
             places = {int(stamp): place for place, stamp in enumerate(stream.headers)} if recorded else {}
-            for place, stamp in enumerate(image.headers.tolist() if image and places else ()):
+            for place, stamp in enumerate(image.headers.tolist() if places else ()):
                 partner = index.keyframes.get(stamp, NO_KEYFRAME).partners.get(stream.topic)
                 pairs[role][place] = places.get(partner, pairs[role][place])
     return pairs

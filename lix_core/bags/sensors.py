@@ -148,7 +148,7 @@ class FrameReader:
                 size, own = image.shape[1::-1], depth.shape[::-1]
                 raise GeometryError(f"the depth image is {own[0]}x{own[1]}, the image {size[0]}x{size[1]}: record depth registered to it")
             if not self._index.depth_rectified:
-                depth = self._rectified(depth, np.nan)
+                depth = rectified(depth, np.nan, self._index.depth_camera or self._index.camera)
         elif "right_image" in parts:
             baseline, infinity = self._pair
             disparity = self._matcher.match(image, self._right(*parts["right_image"]), infinity)
@@ -180,12 +180,7 @@ class FrameReader:
                 ids = ", ".join(map(str, np.unique(labels[beyond])))
                 warnings.append(f"labels have ids {ids}, which the label set does not; they become unlabelled")
                 labels = np.where(beyond, np.uint8(UNLABELLED), labels)
-        return self._rectified(labels, UNLABELLED)
-
-    def _rectified(self, pixels: np.ndarray, unknown: float) -> np.ndarray:
-        """(H, W) values of the raw image's pixels -> of the rectified one's, where there is a calibration."""
-        camera = self._index.camera
-        return np.ascontiguousarray(camera.rectify_nearest(pixels, unknown) if camera else pixels)
+        return rectified(labels, UNLABELLED, self._index.camera)
 
     @cached_property
     def _pair(self) -> tuple[float, float]:
@@ -227,6 +222,11 @@ class FrameReader:
             except LixError:
                 continue  # what is wrong with it is told where its frame is made
         return max(set(faults), key=faults.count) if faults else ""
+
+
+def rectified(pixels: np.ndarray, unknown: float, camera: Camera | None) -> np.ndarray:
+    """(H, W) values of the raw image's pixels -> of the rectified one's, where there is a calibration."""
+    return np.ascontiguousarray(camera.rectify_nearest(pixels, unknown) if camera else pixels)
 
 
 def some_of(plans: Sequence[FramePlan], role: str) -> list[FramePlan]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 
@@ -19,8 +20,8 @@ CAMERA_NAMES = ("image_raw", "image", "image_color", "image_mono", "image_rect_c
 """Last names of a camera's pictures, the best first: of one camera the raw picture is taken, and rectified here."""
 COMPRESSED_DEPTH = "/compressedDepth"
 """Ends the names of image_transport's compressed depth images."""
-RECTIFIED = "rect"
-"""In the last name of a picture that is rectified already."""
+RECTIFIED = re.compile(r"(^|_)rect(ified)?\d*(_|$)")
+"""A word in the last name of a picture that is rectified already; image_direct and image_unrectified are none."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def shows_depth(topic: str) -> bool:
 
 def shows_rectified(topic: str) -> bool:
     """Whether a picture's topic is named as one that is rectified already, whatever lens its calibration tells of."""
-    return RECTIFIED in last_name(topic)
+    return bool(RECTIFIED.search(last_name(topic)))
 
 
 def beside(topic: str, name: str) -> str:
@@ -184,10 +185,18 @@ class Search:
         choice = calibrated or lefts
         if not choice:
             return "", f"no topic of {IMAGE_TYPE} or {COMPRESSED_TYPE} is a camera's picture"
-        if len({beside(c, "") for c in choice}) > 1:
+        if self._are_several(choice):
             return "", f"several cameras; choose one with --image: {', '.join(choice)}"
         order = {name: place for place, name in enumerate(CAMERA_NAMES)}
         return min(choice, key=lambda c: (order.get(last_name(c), len(order)), c)), ""
+
+    def _are_several(self, pictures: list[str]) -> bool:
+        """Whether pictures are of more than one camera: in several namespaces, of several frames, or all by names that no camera's have."""
+        if len(pictures) == 1:
+            return False
+        frames = {self._frame(picture) for picture in pictures} - {""}
+        unusual = all(last_name(picture) not in CAMERA_NAMES for picture in pictures)
+        return len({beside(picture, "") for picture in pictures}) > 1 or len(frames) > 1 or unusual
 
     def camera_info(self, found: Topics) -> tuple[str, str]:
         return self._info_of(found.image)

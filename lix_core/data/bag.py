@@ -28,6 +28,8 @@ SPLITS = ("train", "val", "all")
 NO_LABELS, BEST = "none", "best"
 GUARD = 0.1
 """Training stays this share of a block away from held-out blocks: what is seen a moment before is no new scene."""
+OPEN_BAGS = 32
+"""So many bags stay open while frames are read straight from them: processes have limits, and of compressed files each is a copy."""
 Key = tuple[str, int]
 """A frame: its bag and its stamp [ns]."""
 Parts = tuple[np.ndarray, "np.ndarray | None", "np.ndarray | None"]
@@ -237,6 +239,8 @@ class Recorded:
         except TypeError as error:
             raise DataError(f"options of reading bags: {error}") from None
         self._bags: dict[str, tuple[BagIndex, FrameReader]] = {}
+        self._open: dict[str, FrameReader] = {}
+        """Bags that are open, those used last at the end."""
         self._plans: list[FramePlan] = []
         self.keys: list[Key] = []
         self._calibrations: dict[str, BagCalibration] = {}
@@ -269,7 +273,12 @@ class Recorded:
         return self._calibrations[bag]
 
     def read(self, place: int, kind: str, depth: bool) -> Parts:
-        ((_, frame),) = self._bags[self.keys[place][0]][1].read([self._plans[place]])
+        bag = self.keys[place][0]
+        reader = self._open.pop(bag, self._bags[bag][1])
+        self._open[bag] = reader
+        if len(self._open) > OPEN_BAGS:
+            self._open.pop(next(iter(self._open))).close()
+        ((_, frame),) = reader.read([self._plans[place]])
         if isinstance(frame, LixError):
             raise DataError(f"frame {'{}/{}'.format(*self.keys[place])}: {frame}")
         labels = frame.labels if frame.labels is not None else np.full(frame.image.shape[:2], UNLABELLED, np.uint8)

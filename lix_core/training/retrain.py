@@ -341,24 +341,43 @@ def gone(task: Retraining, outcomes: Sequence[BagOutcome]) -> list[BagOutcome]:
 
 
 def refuse_other_blocks(task: Retraining, lines: Mapping[str, Lineage]) -> None:
-    """Raises TrainingError where an old run was trained on frames that would be held out here: of the same bags, in other blocks."""
-    bags = {bag["fingerprint"]: bag["name"] for bag in Extraction.open(task.out / "extraction").bags}
+    """Raises TrainingError where an old run was trained on frames that would be held out here: of the same bags in other blocks, or of other
+    stretches of them, or before they grew."""
+    here = Extraction.open(task.out / "extraction")
+    keys = [(frame.bag, frame.stamp) for frame in here.frames]
+    held = {keys[place] for place in split_places(keys, "val", task.held_out, round(task.block * NS))}
     for name, line in lines.items():
         for source in overridden(line.record.config, unscored(task.overrides)).data.sources:
             then = tuple(source.options.get(key, getattr(Retraining, key)) for key in ("held_out", "block"))
-            if source.dataset != "bag" or then == (task.held_out, task.block):
+            if source.dataset != "bag" or (not source.root and then == (task.held_out, task.block)):
                 continue
             if not source.root:
                 raise TrainingError(
                     f"the {name} was trained on bags that its bundle does not name, held out in other blocks: give --held-out {then[0]:g} "
                     f"--block {then[1]:g} as then, or --data bag=FOLDER"
                 )
-            known = Extraction.open(source.root).bags if Extraction.is_one(source.root) else []
-            if both := [bags[bag["fingerprint"]] for bag in known if bag["fingerprint"] in bags]:
+            if both := held & (trained_on(source, then, here.bags) if Extraction.is_one(source.root) else set()):
+                bags = ", ".join(sorted({bag for bag, _ in both}))
+                cure = "take the same stretch of them as then, or leave them out"
+                if then != (task.held_out, task.block):
+                    cure = f"give --held-out {then[0]:g} --block {then[1]:g} as then, or leave these bags out"
                 raise TrainingError(
-                    f"the {name} was trained on other blocks of {', '.join(both)}, some of which would be held out now, and judge what has "
-                    f"seen them: give --held-out {then[0]:g} --block {then[1]:g} as then, or leave these bags out"
+                    f"the {name} was trained on {len(both)} frames of {bags} that would be held out now, and judge what has seen them: {cure}"
                 )
+
+
+def trained_on(source: Source, blocks: tuple[float, float], bags: Sequence[Mapping[str, Any]]) -> set[tuple[str, int]]:
+    """The frames of an extraction that a run was trained on, as (bag, stamp), of those that are among `bags` of another extraction: named as
+    there. A bag is known by its fingerprint, or by its place, where it may have grown."""
+    then = Extraction.open(source.root)
+    names = {entry["name"]: bag["name"] for entry in then.bags for bag in bags if is_same_bag(entry, bag)}
+    keys = [(frame.bag, frame.stamp) for frame in then.frames]
+    places = split_places(keys, source.split, blocks[0], round(blocks[1] * NS))
+    return {(names[keys[place][0]], keys[place][1]) for place in places if keys[place][0] in names}
+
+
+def is_same_bag(entry: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return entry["fingerprint"] == other["fingerprint"] or entry["path"] == other["path"]
 
 
 def refuse_other_pseudo_labels(task: Retraining) -> None:
