@@ -509,11 +509,42 @@ def test_what_is_wrong_with_bags_is_told_before_anything_is_trained(old, tmp_pat
 def test_frames_that_an_old_run_has_seen_do_not_judge(retrained, old, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "fit", lambda *_, **__: pytest.fail("trained"))
     week = {"student": retrained[0] / "student", "teacher": retrained[0] / "teacher", "behind": (old / "student", old / "teacher")}
-    words = "the teacher was trained on other blocks of night, .*: give --held-out 0.25 --block 0.4 as then, or leave these bags out"
+    words = (
+        "the teacher was trained on [0-9]+ frames of night that would be held out now, and judge what has seen them: "
+        "give --held-out 0.25 --block 0.4 as then, or leave these bags out"
+    )
     with pytest.raises(TrainingError, match=words):
         retrain(task_of(old, tmp_path / "other", block=0.8, **week), quiet=True)
     with pytest.raises(BaseException, match="trained"):  # held out now as then
         retrain(task_of(old, tmp_path / "same", **week), quiet=True)
+
+
+def test_frames_that_an_old_run_has_seen_do_not_judge_as_another_stretch_or_a_longer_one(retrained, old, tmp_path):
+    """Of a part of a bag, or of more of it, other blocks are held out by the same settings."""
+    week = {"student": retrained[0] / "student", "teacher": retrained[0] / "teacher", "behind": (old / "student", old / "teacher")}
+    lines = matching_lines(task_of(old, tmp_path, **week))
+
+    def names(extraction: Path, split: str) -> set[str]:
+        return set(BagDataset(extraction, split, labels="none", held_out=0.25, block=0.4).names)
+
+    seen = names(retrained[0] / "extraction", "train")
+    grown = write_drive(tmp_path / "grown" / "night", 90)
+    cases = [*((old / "night", options) for options in (Options(end=1.0), Options(end=2.2), Options(every=2))), (grown, Options())]
+    for number, (path, options) in enumerate(cases):
+        task = task_of(old, tmp_path / str(number), bags=(path,), extraction=options)
+        extract([path], task.out / "extraction", options)
+        if path == grown:
+            description = json.loads((task.out / "extraction" / "extraction.json").read_text())
+            description["bags"][0]["path"] = str((old / "night").resolve())
+            (task.out / "extraction" / "extraction.json").write_text(json.dumps(description))
+        leaked = names(task.out / "extraction", "val") & seen
+        assert bool(leaked) == (options.every == 1)
+        if not leaked:
+            refuse_other_blocks(task, lines)
+            continue
+        words = f"trained on {len(leaked)} frames of night that would be held out now.*: take the same stretch of them as then, or leave"
+        with pytest.raises(TrainingError, match=words):
+            refuse_other_blocks(task, lines)
 
 
 def test_pseudo_labels_that_somebody_made_otherwise_are_not_replaced(old, tmp_path, monkeypatch):

@@ -341,8 +341,8 @@ def gone(task: Retraining, outcomes: Sequence[BagOutcome]) -> list[BagOutcome]:
 
 
 def refuse_other_blocks(task: Retraining, lines: Mapping[str, Lineage]) -> None:
-    """Raises TrainingError where an old run was trained on frames that would be held out here: of the same bags in other blocks, or of other
-    stretches of them, or before they grew."""
+    """Raises TrainingError where an old run was trained on frames that would be held out here: of the same bags in other blocks, in
+    other stretches of them, or before they grew."""
     here = Extraction.open(task.out / "extraction")
     keys = [(frame.bag, frame.stamp) for frame in here.frames]
     held = {keys[place] for place in split_places(keys, "val", task.held_out, round(task.block * NS))}
@@ -361,14 +361,13 @@ def refuse_other_blocks(task: Retraining, lines: Mapping[str, Lineage]) -> None:
                 cure = "take the same stretch of them as then, or leave them out"
                 if then != (task.held_out, task.block):
                     cure = f"give --held-out {then[0]:g} --block {then[1]:g} as then, or leave these bags out"
-                raise TrainingError(
-                    f"the {name} was trained on {len(both)} frames of {bags} that would be held out now, and judge what has seen them: {cure}"
-                )
+                seen = f"the {name} was trained on {len(both)} frames of {bags}"
+                raise TrainingError(f"{seen} that would be held out now, and judge what has seen them: {cure}")
 
 
 def trained_on(source: Source, blocks: tuple[float, float], bags: Sequence[Mapping[str, Any]]) -> set[tuple[str, int]]:
-    """The frames of an extraction that a run was trained on, as (bag, stamp), of those that are among `bags` of another extraction: named as
-    there. A bag is known by its fingerprint, or by its place, where it may have grown."""
+    """The frames of an extraction that a run was trained on, as (bag, stamp), of bags that another extraction has too, and named as there.
+    A bag is known by its fingerprint, or by its place, where it may have grown."""
     then = Extraction.open(source.root)
     names = {entry["name"]: bag["name"] for entry in then.bags for bag in bags if is_same_bag(entry, bag)}
     keys = [(frame.bag, frame.stamp) for frame in then.frames]
