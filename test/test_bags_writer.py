@@ -21,7 +21,6 @@ from rosbags.rosbag2 import Reader
 from rosbags.rosbag2.metadata import parse_qos
 
 from bags import contents
-from lix_core.bags import writer as writing
 from lix_core.bags.reader import Bag
 from lix_core.bags.recording import Recording, RecordingSettings
 from lix_core.bags.repair import repair
@@ -206,11 +205,20 @@ def test_a_type_of_the_installation_is_recorded_with_its_definition(tmp_path, mo
     (messages / "Furrow.msg").write_text("# A furrow.\nstd_msgs/Header header\nfarm_msgs/Clod[] clods\n")
     (messages / "Clod.msg").write_text("float32 weight  # [kg]\n")
     monkeypatch.setenv("AMENT_PREFIX_PATH", f"/nowhere{os.pathsep}{tmp_path}")
-    writing.known_types.cache_clear()
     words, digest = definition_of("farm_msgs/msg/Furrow")
     assert "farm_msgs/Clod[] clods" in words and "MSG: farm_msgs/Clod\nfloat32 weight" in words and "MSG: std_msgs/Header" in words
     assert re.fullmatch("RIHS01_[0-9a-f]{64}", digest) and digest != NO_HASH
-    writing.known_types.cache_clear()
+
+
+def test_a_type_that_is_another_in_the_installation_is_recorded_as_it_is_there(tmp_path, monkeypatch):
+    """Humble's Range has no variance: by a newer definition its messages could not be read."""
+    newer, its_digest = definition_of("sensor_msgs/msg/Range")
+    messages = tmp_path / "share/sensor_msgs/msg"
+    messages.mkdir(parents=True)
+    (messages / "Range.msg").write_text("std_msgs/Header header\nuint8 ULTRASOUND=0\nfloat32 range\n")
+    monkeypatch.setenv("AMENT_PREFIX_PATH", str(tmp_path))
+    words, digest = definition_of("sensor_msgs/msg/Range")
+    assert "float32 variance" in newer and "float32 range" in words and "variance" not in words and digest != its_digest
 
 
 def test_a_topic_of_a_type_that_nobody_knows_is_recorded_all_the_same(tmp_path):

@@ -260,7 +260,7 @@ def storage_writer() -> Any:
 
 @lru_cache(maxsize=1)
 def known_types() -> Any:
-    """The types of ROS itself, as rosbags knows them; those of the installation are added as they are met. Building it takes 0.2 s."""
+    """The types of ROS itself, as rosbags knows them. Building it takes 0.2 s."""
     from rosbags.typesys import Stores, get_typestore
 
     return get_typestore(Stores.LATEST)
@@ -268,34 +268,40 @@ def known_types() -> Any:
 
 def definition_of(kind: str) -> tuple[str, str]:
     """The text of a message type with all that it consists of, and its hash (REP 2011); ("", NO_HASH) for a type nobody knows."""
-    from rosbags.typesys import TypesysError
+    from rosbags.typesys import Stores, TypesysError, get_typestore
 
-    store = known_types()
+    store = get_typestore(Stores.EMPTY)
     try:
-        if kind not in store.fielddefs:
-            store.register(installed_types(kind, set(store.fielddefs)))
+        store.register(types_in(kind))
         return store.generate_msgdef(kind, ros_version=2)[0], store.hash_rihs01(kind)
     except (SourceError, TypesysError, KeyError):
         return "", NO_HASH
 
 
-def installed_types(kind: str, known: set[str]) -> dict[str, Any]:
-    """Definitions of a type and of all in it that is not known, from the .msg files of the ROS installation. Raises SourceError."""
-    from rosbags.typesys import get_types_from_msg
-
+def types_in(kind: str) -> dict[str, Any]:
+    """Definitions of a type and of all in it: of the ROS installation, in which they may be others (Humble's Range lacks a field), or else
+    rosbags' own. Raises SourceError for a type that neither has."""
     found: dict[str, Any] = {}
     waiting = [kind]
     while waiting:
         name = waiting.pop()
-        if name in found or name in known:
+        if name in found:
             continue
-        files = [Path(root, "share", f"{name}.msg") for root in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if root]
-        file = next((file for file in files if file.is_file()), None)
-        if file is None:
-            raise SourceError(f"type {name} is not installed: no {name}.msg below share/ of AMENT_PREFIX_PATH")
-        found.update(get_types_from_msg(file.read_text(), name))
-        waiting += [part for part in _parts_of(found[name]) if part not in found]
+        definition = installed_type(name) or known_types().fielddefs.get(name)
+        if definition is None:
+            raise SourceError(f"type {name} is not known, and not installed: no {name}.msg below share/ of AMENT_PREFIX_PATH")
+        found[name] = definition
+        waiting += _parts_of(definition)
     return found
+
+
+def installed_type(name: str) -> Any | None:
+    """Definition of a type by its .msg file in the ROS installation; None where there is none."""
+    from rosbags.typesys import get_types_from_msg
+
+    files = [Path(root, "share", f"{name}.msg") for root in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep) if root]
+    file = next((file for file in files if file.is_file()), None)
+    return get_types_from_msg(file.read_text(), name)[name] if file else None
 
 
 def _parts_of(definition: Any) -> Iterator[str]:
