@@ -88,8 +88,11 @@ def predict(
         progress.update(task, total=done + len(unreadable))
     print(f"{done} frames segmented into {out} ({segmenter.description})")
     if unreadable:
-        others = "; the others are done" if done else ""
-        raise SourceError(f"{len(unreadable)} of {done + len(unreadable)} frames could not be read{others}")
+        why = f"{len(unreadable)} of {done + len(unreadable)} frames could not be read"
+        if not done:
+            raise SourceError(why)
+        print(f"lix: {why}; the others are done", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 def refuse_inputs(source: ImageSource, input: Path, out: Path, suffix: str) -> None:

@@ -208,7 +208,7 @@ def gains_of(table: Table, data: Mapping[str, Any]) -> dict[str, tuple[list[floa
 def plus_minus(found: Mapping[str, Any] | None) -> str:
     if not found or found["mean"] is None:
         return "-"
-    return f"{found['mean']:.3f}" + (f" ± {found['std']:.3f}" if found["std"] is not None else "")
+    return f"{float(np.mean(found['per_seed'])):.3f}" + (f" ± {found['std']:.3f}" if found["std"] is not None else "")
 
 
 def against(row: Mapping[str, Any], control: Mapping[str, Any] | None, key: str, name: str = "") -> str:
