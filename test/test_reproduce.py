@@ -12,6 +12,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -322,6 +323,32 @@ def test_a_row_that_starts_from_a_teacher_has_its_weights_even_without_distillat
     assert inherited.start is teacher and inherited.teacher is None
     control = cells(table(seeds=[0], rows=rows), ROOTS)[0][-1]
     assert control.fingerprint != inherited.fingerprint
+
+
+def test_a_row_that_learns_from_a_row_above_is_made_after_it_and_keeps_its_weights(tmp_path, monkeypatch):
+    rows = {
+        "control": {"set": ["distill.method=none"]},
+        "pseudo by control": {"teacher": "control", "set": ["distill.method=pseudo", "distill.rgb_teacher=true"]},
+        "pseudo": {"set": ["distill.method=pseudo"]},
+    }
+    narrowed = table(seeds=[0], rows=rows).narrowed(["pseudo by control"])
+    control, by_control = cells(narrowed, ROOTS)[0]
+    assert by_control.teacher is control and by_control.taught_by == control.fingerprint and control.row == "control"
+    *_, by_teacher = cells(table(seeds=[0], rows=rows), ROOTS)[0]
+    assert by_teacher.teacher.row == "teacher" and by_teacher.fingerprint != by_control.fingerprint
+    there = []
+
+    def train(config, out, teacher, start, wait):
+        (out / "checkpoints").mkdir(parents=True)
+        for file in ("result.json", "checkpoints/best.ckpt"):
+            (out / file).touch()
+        there.append([teacher and (teacher / "result.json").exists(), out.name.split("-")[0]])
+        return SimpleNamespace(test={**run([[1, 0], [0, 1]]), "iou": {"a": 1, "b": 1}}, val=None, seconds=1, device="cpu", git_revision="")
+
+    monkeypatch.setattr("lix_core.training.run.fit", train)
+    reproduce(narrowed, tmp_path, tmp_path / "runs", ROOTS)
+    assert there == [[None, "control"], [True, "pseudo_by_control"]]
+    assert [path.name.split("-")[0] for path in (tmp_path / "runs").iterdir()] == ["control"], "weights that others need stay"
 
 
 def test_a_row_that_does_not_learn_from_its_teacher_is_made_without_it():

@@ -25,6 +25,7 @@ import yaml
 torch = pytest.importorskip("torch")
 pytest.importorskip("lightning")
 
+from torch.nn.modules.batchnorm import _BatchNorm
 from typer.testing import CliRunner
 
 import tiny_street
@@ -34,14 +35,16 @@ from lix_core.distill.config import DistillConfig, LIXConfig
 from lix_core.distill.objective import build_distiller
 from lix_core.errors import DataError, SourceError, TrainingError
 from lix_core.labels import Label, LabelSet
+from lix_core.models.networks import Student
 from lix_core.training import report
 from lix_core.training import run as run_module
 from lix_core.training import weights as weights_module
-from lix_core.training.callbacks import MovingAverage
+from lix_core.training.callbacks import MovingAverage, SyncedBatchNorms
 from lix_core.training.compare import compare, short_names
 from lix_core.training.config import Config, from_dict, to_dict, to_yaml
 from lix_core.training.losses import HardLoss, class_weights
 from lix_core.training.module import outputs
+from lix_core.training.provenance import Lineage, description
 from lix_core.training.run import Run, RunResult, evaluate, evaluate_run, fit
 from lix_core.training.weights import load_network
 from tiny_street import TINY
@@ -519,6 +522,19 @@ def test_the_initial_weights_do_not_depend_on_the_method(teacher, tmp_path):
     assert not torch.equal(plain["decoder.head.weight"], other["decoder.head.weight"])
 
 
+@pytest.mark.parametrize("encoder", ["efficientnet_lite0", "mobilenetv3_small_050", "resnet18"])
+def test_batch_norms_that_are_synchronised_leave_the_network_what_it_is(encoder):
+    """Activations that timm has in its batch norms too: PyTorch's own conversion takes them out."""
+    torch.manual_seed(0)
+    network = Student(3, encoder, weights="none").eval()
+    image = torch.rand(1, 3, 64, 96)
+    before, keys, norms = network(image), list(network.state_dict()), sum(isinstance(m, _BatchNorm) for m in network.modules())
+    sync = SyncedBatchNorms()
+    synced = sync.revert(sync.apply(network))
+    assert torch.equal(synced(image), before) and list(synced.state_dict()) == keys
+    assert sum(isinstance(m, torch.nn.SyncBatchNorm) for m in synced.modules()) == norms > 0
+
+
 def test_the_last_epoch_may_be_shorter_and_without_validation_the_last_weights_are_kept(tmp_path):
     result = fit(tiny_config({"optim.steps": 5}, val=None), tmp_path, quiet=True)
     assert [row["step"] for row in rows_of(tmp_path)] == ["3", "5"]
@@ -598,8 +614,18 @@ def test_a_teacher_is_checked_on_labelled_frames_that_it_can_see(teacher, tmp_pa
 
 
 def test_a_student_is_no_teacher(student, tmp_path):
-    with pytest.raises(TrainingError, match="is the run of a student, not of a teacher"):
+    with pytest.raises(TrainingError, match="is the run of a student, not of a teacher; set distill.rgb_teacher=true where one that sees"):
         fit(tiny_config({"model.kind": "student"}), tmp_path, student, quiet=True)
+
+
+def test_a_student_teaches_where_that_is_asked_for(student, tmp_path):
+    """Self-training: what beside it is taught with X tells what X is worth."""
+    changes = {"model.kind": "student", "distill.method": "kd", "distill.rgb_teacher": True, "optim.steps": 2, "optim.steps_per_epoch": 2}
+    result = fit(tiny_config(changes), tmp_path, student, quiet=True)
+    network, record = load_network(tmp_path)
+    assert result.steps == 2 and record.teacher == result.teacher == weights_module.checksum(student)
+    line = Lineage(record, Lineage(load_network(student)[1]))
+    assert description(line).endswith("with the decoder fast_fpn, taught by an RGB teacher (kd).")
 
 
 BLIND = {"dataset": "tiny", "root": ".", "options": {"blind": True}}

@@ -143,6 +143,7 @@ class DistillConfig(Checked):
 
     method: Literal["none", "kd", "dkd", "cwd", "cirkd", "mgd", "pseudo", "lix"] = option("lix", "How the student is taught.")
     class_weights: bool = option(False, "Whether L_H's class weights also weigh the pixels in terms over logits (not CWD's).")
+    rgb_teacher: bool = option(False, "Whether the run of a student, which sees RGB alone, may teach: to tell what X is worth.")
     edge: int = option(0, "Cells with another target class within so many cells do not count in terms over logits (not CWD's).", 0)
     kd: KDConfig = field(default_factory=KDConfig)
     dkd: DKDConfig = field(default_factory=DKDConfig)

@@ -18,6 +18,9 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins import LayerSync
+from timm.layers import convert_sync_batchnorm
+from torch import nn
 
 from lix_core.errors import TrainingError
 from lix_core.files import save
@@ -209,6 +212,17 @@ class WholeFiles(TorchCheckpointIO):
             temporary.unlink(missing_ok=True)
             room = "what was saved before is whole, and the run goes on from there when there is room"
             raise TrainingError(f"cannot write checkpoint {path}: {error.strerror}; {room}") from None
+
+
+class SyncedBatchNorms(LayerSync):
+    """Batch norms with the statistics of all processes, on GPUs. timm's have an activation in them, which the conversion of PyTorch, and so
+    Lightning's sync_batchnorm, would take out of the network."""
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        return convert_sync_batchnorm(model)
+
+    def revert(self, model: nn.Module) -> nn.Module:
+        return model
 
 
 class Progress(Callback):

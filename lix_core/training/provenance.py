@@ -132,7 +132,11 @@ def manifest_of(name: str, network: Network, line: Lineage, result: RunResult | 
 def description(line: Lineage) -> str:
     record, model = line.record, line.record.config.model
     sees = f"RGB and {record.x_kind}" if model.kind == "teacher" else "RGB"
-    taught = f", taught by an RGB + {line.teacher.record.x_kind} teacher ({record.config.distill.method})" if line.teacher else ""
+    taught = ""
+    if line.teacher:
+        by = line.teacher.record
+        x = f" + {by.x_kind}" if by.config.model.kind == "teacher" else ""
+        taught = f", taught by an RGB{x} teacher ({record.config.distill.method})"
     return f"{len(record.labels)} classes ({record.labels.name}) from {sees}: {model.encoder} with the decoder {model.decoder}{taught}."
 
 

@@ -69,7 +69,8 @@ def reproduce(
     report(f"{record.done(units)} of {total} runs are there", record.done(units), total)
     for cell, result in finished_cells(units, record, work, jobs, teacher):
         record.add(cell, result)
-        if not keep and not cell.is_teacher and not any(other.start is cell for unit in units for other in unit):
+        wanted = any(cell is other.start or cell is other.teacher for unit in units for other in unit)
+        if not keep and not cell.is_teacher and not wanted:
             shutil.rmtree(folder(work, cell), ignore_errors=True)
         report(f"{cell.key}: {table.metric} {score_of(result['counts'], result['names'], table.metric):.4f}", record.done(units), total)
     record.write()

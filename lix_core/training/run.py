@@ -34,7 +34,7 @@ from lix_core.labels import LabelSet
 from lix_core.metrics import ConfusionMatrix
 from lix_core.models.networks import Network
 from lix_core.training import report
-from lix_core.training.callbacks import Board, Checkpoints, Journal, MovingAverage, Progress, WholeFiles
+from lix_core.training.callbacks import Board, Checkpoints, Journal, MovingAverage, Progress, SyncedBatchNorms, WholeFiles
 from lix_core.training.config import FREE, Config, differences, from_dict, to_dict, to_yaml
 from lix_core.training.data import AtSize, Frames, TrainingData, own_words, seed_of
 from lix_core.training.losses import HardLoss, class_weights
@@ -332,12 +332,14 @@ class Run:
     def _teacher(self, run: Path) -> tuple[Network, str]:
         """The teacher and the hash of its checkpoint, found fit to teach on this data."""
         network, record = load_network(run)
-        if record.config.model.kind != "teacher":
-            raise TrainingError(f"{run} is the run of a {record.config.model.kind}, not of a teacher")
+        sees_x = record.config.model.kind == "teacher"
+        if not sees_x and not self.config.distill.rgb_teacher:
+            cure = "set distill.rgb_teacher=true where one that sees RGB alone shall teach"
+            raise TrainingError(f"{run} is the run of a {record.config.model.kind}, not of a teacher; {cure}")
         if record.labels.names != self.labels.names:
             unlike = difference(record.labels, self.labels)
             raise TrainingError(f"the teacher {run} was trained on other labels than this data has: {unlike}")
-        if record.x_channels and record.x_kind != self.data.x_kind:
+        if sees_x and record.x_channels and record.x_kind != self.data.x_kind:
             has = f"this data gives {self.data.x_kind!r}: set data.x={record.x_kind}"
             if record.x_kind == self.config.data.x:
                 has = f"no frames of {self._sources()} have any: add a data set that has, or train the teacher with data.x_dropout"
@@ -451,6 +453,7 @@ class Run:
         folder = self.out / "checkpoints"
         averaging = [MovingAverage(optim.ema)] if optim.ema else []
         spread = options.devices * options.nodes > 1
+        synced = [SyncedBatchNorms()] if spread and torch.cuda.is_available() and options.accelerator != "cpu" else []
         # A term without a pixel to look at leaves the distiller's own weights without gradients.
         unused = self.learner.distiller is not None and any(True for _ in self.learner.distiller.parameters())
         progress = [] if quiet else [Progress(config.name, optim.steps, self.journal)]
@@ -459,7 +462,6 @@ class Run:
             devices=options.devices,
             num_nodes=options.nodes,
             strategy=DDPStrategy(find_unused_parameters=unused) if spread else "auto",
-            sync_batchnorm=spread and torch.cuda.is_available() and options.accelerator != "cpu",
             precision=options.precision,
             deterministic=options.deterministic,
             benchmark=False,
@@ -473,7 +475,7 @@ class Run:
             enable_model_summary=False,
             logger=Board(self.out, "tensorboard", ""),
             callbacks=[*averaging, self.journal, *progress, Checkpoints(folder, self.journal, record)],
-            plugins=[WholeFiles()],
+            plugins=[WholeFiles(), *synced],
             default_root_dir=self.out,
         )
 

@@ -39,8 +39,9 @@ WORLD_FRAMES = {"train": (480, 101), "val": (60, 102), "test": (160, 103)}
 class Row:
     """One row.
 
-    overrides: what sets its configuration apart, as `a.b=value`. teacher: that it learns from, "" for none. control: the row that it is
-    set against, "" for none. start: the row above, or the teacher, whose weights it begins with, "" for those of the configuration.
+    overrides: what sets its configuration apart, as `a.b=value`. teacher: that it learns from, or a row above that does for one, "" for
+    none. control: the row that it is set against, "" for none. start: the row above, or the teacher, whose weights it begins with, "" for
+    those of the configuration.
     """
 
     name: str
@@ -113,9 +114,9 @@ class Table:
             start = value.get("start", "")
             if start and start not in [*teachers, *(row.name for row in rows)]:
                 raise TrainingError(f"{where} starts from {start!r}, which is no teacher and no row above it")
+            if teacher and teacher not in [*teachers, *(row.name for row in rows)]:
+                raise TrainingError(f"{where} learns from {teacher!r}, which is no row above it; its teachers are {', '.join(teachers)}")
             rows.append(Row(str(key), flat(value.get("set", ()), where), teacher, value.get("control", CONTROL), start))
-            if rows[-1].teacher and rows[-1].teacher not in teachers:
-                raise TrainingError(f"{where} learns from {rows[-1].teacher!r}; its teachers are {', '.join(teachers)}")
         names = [row.name for row in rows]
         for key, value in data["rows"].items():
             control = (value or {}).get("control", "")
@@ -172,7 +173,7 @@ class Table:
         return tree
 
     def narrowed(self, rows: Sequence[str] = (), seeds: Sequence[int] = (), folds: Sequence[int] = ()) -> "Table":
-        """The same with some of its rows (and the teachers that they learn or start from, and rows to start from), seeds and folds only.
+        """The same with some of its rows (and the teachers and rows that they learn or start from), seeds and folds only.
 
         Raises TrainingError on a row, fold or seed that it does not have.
         """
@@ -185,8 +186,8 @@ class Table:
                 if number not in every:
                     raise TrainingError(f"table {self.name} has {what} {', '.join(map(str, every))}, not {number}")
         wanted = set(rows)
-        for row in reversed(self.rows):  # what a row starts from is above it
-            wanted |= {row.start} if row.name in wanted else set()
+        for row in reversed(self.rows):  # what a row starts or learns from is above it
+            wanted |= {row.start, row.teacher if self.distills(row) else ""} if row.name in wanted else set()
         kept = tuple(row for row in self.rows if not rows or row.name in wanted)
         taught = {teacher for row in kept for teacher in (row.teacher if self.distills(row) else "", row.start)}
         teachers = {name: changes for name, changes in self.teachers.items() if not rows or name in rows or name in taught}
@@ -330,8 +331,8 @@ def unit_of(table: Table, fold: int, seed: int, roots: Mapping[str, str], overri
     teachers = {name: cell(name, changes, "teacher") for name, changes in table.teachers.items()}
     students: dict[str, Cell] = {}
     for row in table.rows:
-        first = {**teachers, **students}.get(row.start)
-        students[row.name] = cell(row.name, row.overrides, "student", teachers.get(row.teacher), taught_by, first)
+        above = {**teachers, **students}
+        students[row.name] = cell(row.name, row.overrides, "student", above.get(row.teacher), taught_by, above.get(row.start))
     return [*teachers.values(), *students.values()]
 
 
