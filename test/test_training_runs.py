@@ -31,11 +31,12 @@ from typer.testing import CliRunner
 import tiny_street
 from lix_core.cli.main import app
 from lix_core.data.registry import open_dataset
+from lix_core.data.sample import Batch
 from lix_core.distill.config import DistillConfig, LIXConfig
 from lix_core.distill.objective import build_distiller
 from lix_core.errors import DataError, SourceError, TrainingError
 from lix_core.labels import Label, LabelSet
-from lix_core.models.networks import Student
+from lix_core.models.networks import Student, Teacher, partners
 from lix_core.training import report
 from lix_core.training import run as run_module
 from lix_core.training import weights as weights_module
@@ -43,7 +44,7 @@ from lix_core.training.callbacks import MovingAverage, SyncedBatchNorms
 from lix_core.training.compare import compare, short_names
 from lix_core.training.config import Config, from_dict, to_dict, to_yaml
 from lix_core.training.losses import HardLoss, class_weights
-from lix_core.training.module import outputs
+from lix_core.training.module import Learner, outputs
 from lix_core.training.provenance import Lineage, description
 from lix_core.training.run import Run, RunResult, evaluate, evaluate_run, fit
 from lix_core.training.weights import load_network
@@ -520,6 +521,22 @@ def test_the_initial_weights_do_not_depend_on_the_method(teacher, tmp_path):
     assert all(torch.equal(plain[key], taught[key]) for key in plain)
     other = Run(tiny_config({"model.kind": "student", "distill.method": "none", "seed": 1}), tmp_path, None).learner.network.state_dict()
     assert not torch.equal(plain["decoder.head.weight"], other["decoder.head.weight"])
+
+
+def test_a_teacher_of_fewer_stages_is_compared_stride_by_stride():
+    student = Student(3, "mobilenetv3_small_050", weights="none")  # five stages, from a stride of 2 on
+    teacher = Teacher(3, 1, "convnext_atto", weights="none")  # four, from 4 on
+    names = partners(student, teacher)
+    assert names == {"stage1": "stage2", "stage2": "stage3", "stage3": "stage4", "stage4": "stage5", "decoder": "decoder"}
+    assert partners(teacher, student) == {other: own for own, other in names.items()}
+    image, known = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8), torch.ones(2, 64, 96, dtype=torch.bool)
+    batch = Batch(image, torch.zeros(2, 64, 96, dtype=torch.int64), torch.randn(2, 1, 64, 96), known, torch.ones(2, dtype=torch.bool), [])
+    learner = Learner(tiny_config(), student, HardLoss(None), teacher)
+    seen, taught = outputs(student, batch), learner._taught(batch)
+    assert [*taught.features] == ["stage2", "stage3", "stage4", "stage5", "decoder"]
+    own = outputs(teacher, batch).features
+    for name, wanted in (("stage2", "stage1"), ("stage5", "stage4")):
+        assert torch.equal(taught.features[name], own[wanted]) and own[wanted].shape[-2:] == seen.features[name].shape[-2:]
 
 
 @pytest.mark.parametrize("encoder", ["efficientnet_lite0", "mobilenetv3_small_050", "resnet18"])

@@ -41,6 +41,7 @@ class Network(nn.Module):
         stride: height and width of images must be multiples of it.
         output_stride: of the coarse logits.
         feature_channels: name of each feature of `Output` -> its channels.
+        stage_strides: name of each of its stages -> its stride.
     """
 
     mean: tuple[float, float, float]
@@ -48,6 +49,7 @@ class Network(nn.Module):
     stride: int
     output_stride: int
     feature_channels: dict[str, int]
+    stage_strides: dict[str, int]
 
     def normalise(self, image: Tensor) -> Tensor:
         """RGB as a camera gives it, (B, 3, H, W) uint8 -> what the encoder's weights expect, float32, channels last in memory."""
@@ -85,6 +87,7 @@ class Student(Network):
         self.mean, self.std = self.encoder.mean, self.encoder.std
         self.stride, self.output_stride = pyramid.strides[-1], self.decoder.output_stride
         self.feature_channels = {**_named(pyramid.channels), "decoder": self.decoder.channels}
+        self.stage_strides = _named(pyramid.strides)
 
     def outputs(self, image: Tensor) -> Output:
         self._check_image(image)
@@ -142,6 +145,7 @@ class Teacher(Network):
         self.mean, self.std = self.encoder.mean, self.encoder.std
         self.stride, self.output_stride = math.lcm(rgb.strides[-1], x.strides[-1]), self.decoder.output_stride
         self.feature_channels = {**_named(self.fusion.channels), "decoder": self.fusion.decoder_channels}
+        self.stage_strides = _named(rgb.strides)
 
     def outputs(self, image: Tensor, x: Tensor, known: Tensor) -> Output:
         self._check_image(image)
@@ -175,6 +179,14 @@ class Teacher(Network):
 def _named(stages: list[Tensor] | tuple[int, ...]) -> dict:
     """Stages, or what is known of each, under their names: stage1 is the finest."""
     return {f"stage{k}": stage for k, stage in enumerate(stages, 1)}
+
+
+def partners(student: Network, teacher: Network) -> dict[str, str]:
+    """Name of each feature of a teacher that a student has too -> what it is called there: stages pair up by stride, and are numbered from
+    the finest, which need not be of one stride."""
+    by_stride = {stride: name for name, stride in student.stage_strides.items()}
+    stages = {name: by_stride[stride] for name, stride in teacher.stage_strides.items() if stride in by_stride}
+    return {**stages, "decoder": "decoder"}
 
 
 def pick(registry: Mapping[str, Part], name: str, kind: str) -> Part:

@@ -77,7 +77,7 @@ def _behind(training: dict[str, Any]) -> list[str]:
 def _quality(manifest: Manifest) -> list[str]:
     training, sections = manifest.training, []
     data = training["config"]["data"]
-    scale = "x".join(map(str, data["eval_size"])) if data["eval_size"] else "their own size"
+    scale = "x".join(map(str, data["eval_size"])) if data["eval_size"] else f"their own size ({_limit(manifest)})"
     chosen = f"{data['val']['dataset']} {data['val']['split']}" if data["val"] else ""
     for name, score in manifest.metrics.items():
         flattered = " The checkpoint was chosen on it: expect less elsewhere." if name == chosen else ""
@@ -88,6 +88,11 @@ def _quality(manifest: Manifest) -> list[str]:
             + markdown_table(("class", "IoU"), [(label, _number(value)) for label, value in score["iou"].items()])
         )
     return sections
+
+
+def _limit(manifest: Manifest) -> str:
+    """What a user of figures at the images' own size must know."""
+    return f"a robot scales those of more than {manifest.size.max_pixels:,} pixels down, where the figures may be lower"
 
 
 def _number(value: float | None) -> str:

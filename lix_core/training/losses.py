@@ -37,7 +37,9 @@ def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None = None,
         logits (B, C, H, W), labels (B, H, W), weights (C,) -> scalar
     """
     if not ohem and weights is None:
-        total = F.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction="sum")
+        # The reduced loss of an image has no deterministic kernel on GPUs, each pixel's has.
+        reduction = "none" if torch.are_deterministic_algorithms_enabled() else "sum"
+        total = F.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction=reduction).sum()
         return total / over_processes((labels != UNLABELLED).sum().to(logits.dtype)).clamp(min=1e-12)
     loss = F.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction="none")
     counted = labels != UNLABELLED

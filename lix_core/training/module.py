@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lix_core.data.sample import Batch
 from lix_core.errors import TrainingError
 from lix_core.labels import UNLABELLED
-from lix_core.models.networks import Network, Output, Student, Teacher
+from lix_core.models.networks import Network, Output, Student, Teacher, partners
 from lix_core.training.config import Config, ModelConfig, OptimConfig
 from lix_core.training.cpu import use_onednn
 from lix_core.training.data import seed_of
@@ -114,6 +114,7 @@ class Learner(pl.LightningModule):
         self._outside: dict[str, Network] = {}
         if teacher is not None:
             self._outside["teacher"] = teacher.eval().requires_grad_(False)
+            self._partners = partners(network, teacher)
         self._terms: dict[str, Tensor] = {}
         self._batches = 0
         self._previous: list[str] = []
@@ -171,8 +172,9 @@ class Learner(pl.LightningModule):
 
     @torch.no_grad()
     def _taught(self, batch: Batch) -> Output:
-        """The teacher's answer to the very view that the student sees."""
-        return outputs(self.teacher, batch)
+        """The teacher's answer to the very view that the student sees, its features under the names of the student's."""
+        answer = outputs(self.teacher, batch)
+        return answer._replace(features={name: answer.features[own] for own, name in self._partners.items()})
 
     def _complaint(self, batch: Batch, student: Output, terms: dict[str, Tensor]) -> str:
         """Why the loss is no number, as far as can be seen: the samples, or the step before."""

@@ -32,7 +32,7 @@ from lix_core.export import renormalising
 from lix_core.files import locked, make_folder, save
 from lix_core.labels import LabelSet
 from lix_core.metrics import ConfusionMatrix
-from lix_core.models.networks import Network
+from lix_core.models.networks import Network, partners
 from lix_core.training import report
 from lix_core.training.callbacks import Board, Checkpoints, Journal, MovingAverage, Progress, SyncedBatchNorms, WholeFiles
 from lix_core.training.config import FREE, Config, differences, from_dict, to_dict, to_yaml
@@ -317,9 +317,8 @@ class Run:
             teacher_network, self.teacher_hash = self._teacher(teacher)
             # After the network, from a seed of its own: the initial weights of a student do not depend on how it is taught.
             torch.manual_seed(seed_of(config.seed, 2))
-            distiller = build_distiller(
-                config.distill, network.feature_channels, teacher_network.feature_channels, len(self.labels), self.data.x_channels, weights
-            )
+            wanted = {name: teacher_network.feature_channels[own] for own, name in partners(network, teacher_network).items()}
+            distiller = build_distiller(config.distill, network.feature_channels, wanted, len(self.labels), self.data.x_channels, weights)
         hard = HardLoss(weights, config.loss.dice, config.loss.ohem, config.loss.ohem_keep)
         self.learner = Learner(config, network, hard, teacher_network, distiller, self.teacher_needs_x)
         facts = (config, self.labels, self.data.x_kind, self.data.x_channels, 0, git_revision(), str(torch.__version__))
