@@ -51,7 +51,7 @@ venv: $(DEMO_STAMP)  ## make .venv, with what the nodes and the demo need
 bench:  ## list the benchmarks
 	@ls bench/*.py 2>/dev/null || echo "There is no benchmark yet."
 
-clean:  ## remove .venv, out/ and all that building leaves
+clean:  ## remove .venv, out/ (trained runs in it too) and all that building leaves
 	rm -rf $(VENV) out build install log dist *.egg-info .pytest_cache .hypothesis .ruff_cache
 
 $(BASE):
