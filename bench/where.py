@@ -85,7 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", help="RUN or name=RUN")
     parser.add_argument("--data", help="root of the data set, where it has moved")
-    parser.add_argument("--frames", type=int, default=0, help="only the first so many; 0: all")
+    parser.add_argument("--frames", type=int, default=0, help="N: only the first N; 0: all")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "where")
     args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)

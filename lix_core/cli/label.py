@@ -35,7 +35,7 @@ def label(
     export: str = typer.Option("", help="Export frames for people to label: png, cvat or coco."),
     pseudo: bool = typer.Option(False, "--pseudo", help="Make pseudo-labels of what --model is sure of."),
     out: Optional[Path] = typer.Option(None, "--out", "-o", help="With --export: folder for images and masks."),
-    frames: int = typer.Option(0, min=0, help="With --export: only so many frames, at even distances; 0: all."),
+    frames: int = typer.Option(0, min=0, help="With --export: N frames, from the first to the last at even distances; 0: all."),
     held_out: float = typer.Option(
         0.0, min=0.0, max=1.0, help="With --export: only the frames that `lix retrain` holds out with this --held-out; 0: all."
     ),

@@ -129,7 +129,7 @@ class LIXConfig(Checked):
     tokens: int = option(256, "Most tokens of an image and feature.", 4)
     sampling: Literal["pooled", "points", "balanced"] = option(
         "pooled",
-        "What tokens are: averages over a grid; single points drawn anew each step; such points, of every class alike many in an image.",
+        "What tokens are: averages over a grid; points drawn anew each step; points drawn so that each class of the image has about equally many.",
     )
     kernel: Literal["laplace", "none"] = option("laplace", "Kernel of the regression that recalibrates tokens; none: tokens as they are.")
     cka: Literal["linear", "rbf"] = option("linear", "Kernel of the alignment.")
@@ -144,7 +144,9 @@ class DistillConfig(Checked):
     method: Literal["none", "kd", "dkd", "cwd", "cirkd", "mgd", "pseudo", "lix"] = option("lix", "How the student is taught.")
     class_weights: bool = option(False, "Whether L_H's class weights also weigh the pixels in terms over logits (not CWD's).")
     rgb_teacher: bool = option(False, "Whether the run of a student, which sees RGB alone, may teach: to tell what X is worth.")
-    edge: int = option(0, "Cells with another target class within so many cells do not count in terms over logits (not CWD's).", 0)
+    edge: int = option(
+        0, "Cells within this distance [cells] of another target class do not count in terms over logits (not CWD's); 0: off.", 0
+    )
     kd: KDConfig = field(default_factory=KDConfig)
     dkd: DKDConfig = field(default_factory=DKDConfig)
     cwd: CWDConfig = field(default_factory=CWDConfig)

@@ -32,7 +32,7 @@ class Networks(NamedTuple):
     class_weights: Tensor | None = None
     """(C,) by which pixels of each target class count in terms over logits; None: all alike."""
     edge: int = 0
-    """Cells with another target class within so many cells do not count in terms over logits."""
+    """Cells within this distance [cells] of another target class do not count in terms over logits."""
 
     def check_features(self, option: str, names: Iterable[str]) -> None:
         """Raises TrainingError unless both networks have every feature; `option` is where the names come from."""

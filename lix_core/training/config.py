@@ -79,7 +79,7 @@ class ModelConfig:
     """The network."""
 
     kind: Literal["teacher", "student"] = option("student", "`lix train` and `lix distill` set it.")
-    encoder: str = option("tf_efficientnet_lite0", "Any timm name with `features_only`.")
+    encoder: str = option("tf_efficientnet_lite0", "Any timm name whose stages form a pyramid ([networks.md](networks.md#encoders)).")
     x_encoder: str = option("", "The same for X, in a teacher; empty: as `encoder`.")
     fusion: str = option("sum", "How a teacher joins RGB and X: `sum`, `gated`, `attention` or `late`.")
     decoder: str = option("fast_fpn", "Name in `lix_core.models.decoders.DECODERS`.")
@@ -98,10 +98,10 @@ class LossConfig:
 
 @dataclass
 class OptimConfig:
-    """AdamW and its schedule. A run is counted in optimiser steps; an epoch is so many of them, whatever the size of the data."""
+    """AdamW and its schedule. A run is counted in optimiser steps, and so is an epoch, whatever the size of the data."""
 
     steps: int = option(1000, "Length of the run [optimiser steps].", 1)
-    steps_per_epoch: int = option(100, "After so many steps the run is logged and saved.", 1)
+    steps_per_epoch: int = option(100, "Optimiser steps of an epoch; after each the run is logged and saved.", 1)
     lr: float = option(2e-3, "Peak learning rate.", 0)
     encoder_lr: float = option(0.4, "That of the encoders, as a share of `lr`.", 0)
     layer_decay: float = option(1.0, "Each block of an encoder learns slower than the one after it by this factor.", 0, 1)
@@ -125,7 +125,7 @@ class TrainerConfig:
     deterministic: bool = option(
         False, "Only deterministic kernels. CPUs need no asking; on GPUs this is slower, and refused where a loss has none."
     )
-    val_every: int = option(1, "Score every so many epochs, and after the last; 0: only after the last.", 0)
+    val_every: int = option(1, "Score after every N-th epoch and after the last; 0: only after the last.", 0)
     val_batch: int = option(4, "Frames scored at once, where their sizes agree.", 1)
     teacher_frames: int = option(16, "Labelled frames on which a teacher must beat the most frequent class before it teaches.", 1)
     sheet_frames: int = option(4, "Rows of the sheet of pictures; 0: no sheet.", 0)
