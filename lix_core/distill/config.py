@@ -129,7 +129,8 @@ class LIXConfig(Checked):
     tokens: int = option(256, "Most tokens of an image and feature.", 4)
     sampling: Literal["pooled", "points", "balanced"] = option(
         "pooled",
-        "What tokens are: averages over a grid; points drawn anew each step; points drawn so that each class of the image has about equally many.",
+        "What tokens are: averages over a grid; points drawn anew each step; points drawn so that each class of the image has about "
+        "equally many.",
     )
     kernel: Literal["laplace", "none"] = option("laplace", "Kernel of the regression that recalibrates tokens; none: tokens as they are.")
     cka: Literal["linear", "rbf"] = option("linear", "Kernel of the alignment.")
