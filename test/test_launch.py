@@ -4,6 +4,7 @@ write down how they were called, and one of the real nodes."""
 from __future__ import annotations
 
 import ast
+import html
 import importlib.util
 import json
 import os
@@ -22,6 +23,8 @@ from lix_ros.paths import TRANSPORT_VARIABLE, USER_CHOICES, profile_variable
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "launch").glob("*.launch.py"))
+PAGES = {"segmentation": "segmentation.md", "geometry": "geometry.md", "teacher": "teacher.md", "record": "record.md", "demo": "replay.md"}
+"""Launch file -> the page that lists its arguments."""
 LAUNCH_TIMEOUT_S = 60.0
 PROFILE = profile_variable(os.environ)
 
@@ -78,6 +81,23 @@ def test_every_argument_is_described_and_every_executable_is_installed(file: Pat
     assert executables
     for executable in executables:
         assert os.access(ROOT / "scripts" / executable, os.X_OK)
+
+
+def argument_table(file: Path) -> str:
+    """The arguments of a launch file, as the page of its node lists them."""
+    rows = ["| argument | default | meaning |", "| --- | --- | --- |"]
+    for argument in calls_in(ast.parse(file.read_text()), "DeclareLaunchArgument"):
+        default = argument["default_value"]
+        value = default.value if isinstance(default, ast.Constant) else f"config/{ast.literal_eval(default.args[0].right)}"
+        meaning = html.escape(ast.literal_eval(argument["description"]), quote=False)
+        rows.append(f"| `{argument['0'].value}` |{f' `{value}`' if value else ''} | {meaning} |")
+    return "\n".join(rows)
+
+
+@pytest.mark.parametrize(("launch", "page"), PAGES.items())
+def test_the_pages_list_the_arguments_of_the_launch_files(launch: str, page: str) -> None:
+    expected = argument_table(ROOT / "launch" / f"{launch}.launch.py")
+    assert expected in (ROOT / "docs" / page).read_text(), f"the arguments of {launch}.launch.py in docs/{page} must be\n{expected}"
 
 
 def test_the_logger_may_write_for_a_minute_before_launch_ends_it_otherwise() -> None:
