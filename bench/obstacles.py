@@ -106,7 +106,8 @@ def main() -> None:
             "",
             f"`{record['command']}`",
             "",
-            f"{number} frames, {points['ground']:,} LiDAR points on the ground, {points['obstacles']:,} of obstacles.",
+            f"{number} frames, {points['ground']:,} LiDAR points on the ground, {points['obstacles']:,} of obstacles. "
+            "[What the folder holds](../docs/geometry.md#the-kitti-recording).",
             "",
             head,
             "| --- | --- | --- | --- | --- |",

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -74,7 +75,10 @@ def main() -> None:
         if seen >= args.frames:
             break
     found = {name: round(value / seen, 4) for name, value in sums.items()}
-    command = shlex.join(["python", "bench/pull.py", *sys.argv[1:]])
+    # As anybody can give it, with what the runs are instead of where they were.
+    given = ["--teacher", "RUN", "--student", "RUN", *(["--data", "ROOT"] if args.data else []), "--frames", str(args.frames)]
+    given += ["--tau", str(args.tau), *(["--unlabelled"] if args.unlabelled else []), "--out", os.path.relpath(args.out, ROOT)]
+    command = shlex.join(["python", "bench/pull.py", *given])
     result = {"command": command, "frames": seen, "tau": args.tau, "pull": found}
     args.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
     lines = ["| controller | target part | other classes | ratio |", "| --- " * 4 + "|"]

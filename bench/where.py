@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -118,7 +119,10 @@ def main() -> None:
     shares = {region: round(pixels[region] / pixels["all"], 4) for region in found}
     table = {name: {region: round(score(of[region]), 4) for region, score in found.items()} for name, of in matrices.items()}
     runs = {name: {"steps": record.step, "distill": record.config.distill.method} for name, (_, record) in networks.items()}
-    command = shlex.join(["python", "bench/where.py", *sys.argv[1:]])
+    # As anybody can give it: whose runs they were says the table.
+    given = [*(f"{name}=RUN" for name in named), *(["--data", "ROOT"] if args.data else [])]
+    given += [*(["--frames", str(args.frames)] if args.frames else []), "--out", os.path.relpath(args.out, ROOT)]
+    command = shlex.join(["python", "bench/where.py", *given])
     result = {"command": command, "frames": scored, "share of pixels": shares, "scores": table, "runs": runs}
     args.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
     head = ["model", *(f"{region} ({shares[region]:.1%} of pixels)" for region in found)]

@@ -373,7 +373,7 @@ def test_other_options_and_other_processes_leave_each_others_runs_in_the_file(tm
     assert len(tried["runs"]) == 6 and tried["protocol"]["runs"] == 3 and set(plain["runs"]) < set(tried["runs"])
     assert (
         tried["protocol"]["base"]["optim"]["steps"] == 1
-        and tried["protocol"]["command"] == "lix reproduce tiny --data tiny=FOLDER optim.steps=1"
+        and tried["protocol"]["command"] == "lix reproduce tiny --data tiny=FOLDER optim.steps=1 --out OUT"
     )
     again = reproduce(table(seeds=[0]), tmp_path, tmp_path / "work", ROOTS)
     assert again["rows"] == plain["rows"] and len(again["runs"]) == 6

@@ -138,7 +138,8 @@ def summary(table: Table, runs: Mapping[str, Mapping[str, Any]], overrides: Sequ
         override(base, change)
     base.get("data", {}).pop("workers", None)
     protocol = {
-        "command": " ".join([table.command or table.typed(), *map(shlex.quote, overrides)]),
+        # With other options it is another table, which has no place in the published one's files.
+        "command": " ".join([table.command or table.typed(), *map(shlex.quote, overrides), *(["--out OUT"] if overrides else [])]),
         "metric": "mIoU" if table.metric == "miou" else f"IoU of {table.metric}",
         "folds": list(table.folds),
         "seeds": list(table.seeds),
