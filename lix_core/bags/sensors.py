@@ -25,7 +25,7 @@ from lix_core.labels import UNLABELLED
 from lix_core.pixels import decoded, read_compressed_depth, read_depth, to_rgb
 
 DEPTH_UNIT = 256.0
-"""Depth in files: 16 bits, in so-manieth parts of a metre; 0 is unknown."""
+"""Depth in files: 16 bits, in units of one part in DEPTH_UNIT of a metre; 0 is unknown."""
 JPEG = b"\xff\xd8"
 LOOKED_AT = 3
 """Frames that are made before all others, to see what can be made of a bag."""
