@@ -1,5 +1,7 @@
 """LiDAR points in the camera: known places, an independent z-buffer, hidden points, and what cannot be projected."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from lix_core.camera import Camera
 from lix_core.errors import GeometryError
-from lix_core.geometry.lidar import check_rigid, cloud_fault, measure_ring_spacing, project_cloud, remove_hidden
+from lix_core.geometry.lidar import SLACK, check_rigid, cloud_fault, measure_ring_spacing, project_cloud, remove_hidden, window
 
 CAMERA = Camera.pinhole(64, 48, 50.0)
 STREET = Camera.pinhole(1242, 375, 720.0)
@@ -158,6 +160,66 @@ def test_behind_or_before_the_camera_the_parallax_grows_away_from_the_middle_of_
     hidden = np.isfinite(depth) & ~np.isfinite(project_cloud(points[visible], camera, transform, hidden_gap=0))
     right, wrong = (np.isnan(remove_hidden(depth, camera, side * transform[:3, 3]))[hidden].mean() for side in (1, -1))
     assert hidden.sum() > 100 and right > 0.9 and wrong < 0.5
+
+
+def opposite_sides(x: np.ndarray, y: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Which offsets (N,) [pixels] are upper left and lower right, and which upper right and lower left."""
+    left, right, above, below = x <= SLACK, x >= -SLACK, y <= SLACK, y >= -SLACK
+    return [(left & above, right & below), (right & above, left & below)]
+
+
+def slow_visible(depth: np.ndarray, camera: Camera, place: np.ndarray, gap: float) -> np.ndarray:
+    """Point by point, as the words say it, in the same float32."""
+    rows, columns = window(measure_ring_spacing(depth))
+    points, visible = np.argwhere(np.isfinite(depth)), depth.copy()
+    for v, u in points:
+        dv, du = (points - (v, u)).T
+        far = (np.abs(dv) > rows) | (np.abs(du) > columns)
+        dv, du, around = dv[~far], du[~far], depth[tuple(points[~far].T)]
+        cover = min(max(around[one].min(), around[other].min()) for one, other in opposite_sides(du, dv))
+        if not cover < depth[v, u] * np.float32(1 - gap):
+            continue
+        front = 1 / around >= (1 / depth[v, u] + 1 / cover) / 2
+        parallax = 1 / around[front] - 1 / depth[v, u]
+        x = du[front] - camera.fx * (place[0] - place[2] * camera.rays[v, u, 0]) * parallax
+        y = dv[front] - camera.fy * (place[1] - place[2] * camera.rays[v, u, 1]) * parallax
+        if not any(one.any() and other.any() for one, other in opposite_sides(x, y)):
+            visible[v, u] = np.nan
+    return visible
+
+
+@pytest.mark.parametrize("rings", [8, 32])
+def test_what_is_removed_is_what_a_look_at_every_point_removes(rings):
+    transform = beside(-0.3, 0.15, 0.4)
+    depth = project_cloud(post_before_wall(transform, rings)[0], STREET, transform, hidden_gap=0)
+    visible = remove_hidden(depth, STREET, transform[:3, 3])
+    np.testing.assert_array_equal(visible, slow_visible(depth, STREET, transform[:3, 3], 0.05))
+    assert 20 < np.isfinite(depth).sum() - np.isfinite(visible).sum() < 1000
+
+
+@pytest.mark.parametrize("count", [1500, 10_000])
+def test_points_strewn_over_a_large_image_take_little_memory(count):
+    """Leaves, say: no rings, many points amid nearer ones, and so few that a window over the steps between them would be huge."""
+    camera, random, place = Camera.pinhole(3840, 2160, 2200.0), np.random.default_rng(0), np.array([0.0, -0.1, -0.1])
+    depth = np.full(camera.shape, np.nan, np.float32)
+    depth[random.integers(0, 2160, count), random.integers(0, 3840, count)] = random.uniform(2, 40, count)
+    assert camera.rays.shape == (2160, 3840, 3)  # the camera keeps them
+    tracemalloc.start()
+    visible = remove_hidden(depth, camera, place)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * depth.nbytes
+    assert np.isfinite(depth).sum() - np.isfinite(visible).sum() > 0.05 * count
+    if count == 1500:
+        np.testing.assert_array_equal(visible, slow_visible(depth, camera, place, 0.05))
+
+
+def test_a_window_larger_than_the_image_is_as_large_as_that():
+    depth = np.full(CAMERA.shape, np.nan, np.float32)
+    depth[::5, ::3] = np.random.default_rng(0).uniform(2, 40, depth[::5, ::3].shape)
+    whole, beyond = (remove_hidden(depth, CAMERA, np.array([0.3, 0, 0]), ring_spacing=spacing) for spacing in (200, 1e9))
+    np.testing.assert_array_equal(beyond, whole)
+    assert np.isfinite(whole).sum() < np.isfinite(depth).sum()
 
 
 def test_a_lidar_at_the_camera_has_no_hidden_points():

@@ -14,6 +14,10 @@ share that it sees of all directions."""
 
 SLACK = 1
 """How far over the middle a point may lie and still be on a side [pixels]: what rounding to pixels does to two points."""
+WIDEST = 100.0
+"""Ring spacing that is measured at most [pixels]: rings 2 degrees apart through a lens of f = 2900 pixels. What is sparser has no rings."""
+AT_ONCE = 2**20
+"""Pixels of windows that are looked through at a time; bounds the memory."""
 
 
 def project_cloud(
@@ -75,26 +79,30 @@ def remove_hidden(
     sparse_depth = check_depth(sparse_depth)
     camera.check_size(sparse_depth, "the sparse depth")
     check_options(gap, ring_spacing)
-    rows, columns = window(ring_spacing or measure_ring_spacing(sparse_depth))
+    rows, columns = np.minimum(window(ring_spacing or measure_ring_spacing(sparse_depth)), sparse_depth.shape)
     known = np.isfinite(sparse_depth)
     filled = np.where(known, sparse_depth, np.float32(np.inf))
     cover = surrounding_depth(filled, rows, columns)
-    v, u = np.nonzero(known & (cover < filled * np.float32(1 - gap)))
-    inverse = 1 / filled[v, u]
-    # The points around that belong to the surface in front, not to the point's own: nearer than the middle between them.
-    front = (inverse + 1 / cover[v, u]) / 2
-    dv, du = (offsets.ravel() for offsets in np.mgrid[-rows : rows + 1, -columns : columns + 1])
-    padded = np.pad(1 / filled, ((rows, rows), (columns, columns)))
-    around = padded[v[:, None] + (dv + rows), u[:, None] + (du + columns)]
-    point, neighbour = np.nonzero(around >= front[:, None])
-    parallax = around[point, neighbour] - inverse[point]
-    rays = camera.rays[v, u]
-    across_x = camera.fx * (lidar_position[0] - lidar_position[2] * rays[:, 0])
-    across_y = camera.fy * (lidar_position[1] - lidar_position[2] * rays[:, 1])
-    x, y = du[neighbour] - across_x[point] * parallax, dv[neighbour] - across_y[point] * parallax
-    hidden = ~surrounded(x, y, point, len(v))
     visible = sparse_depth.copy()
-    visible[v[hidden], u[hidden]] = np.nan
+    doubtful = np.argwhere(known & (cover < filled * np.float32(1 - gap)))
+    # Column by column, so that the points within a window are few runs of them.
+    places = np.flatnonzero(known.T)
+    step = max(1, AT_ONCE // ((2 * rows + 1) * (2 * columns + 1)))
+    for start in range(0, len(doubtful), step):
+        v, u = doubtful[start : start + step].T
+        point, place = neighbours(v, u, places, len(known), rows, columns)
+        column, row = np.divmod(place, len(known))
+        inverse = 1 / filled[v, u]
+        parallax = 1 / filled[row, column] - inverse[point]
+        # The points around that belong to the surface in front, not to the point's own: nearer than the middle between them.
+        front = 1 / filled[row, column] >= ((inverse + 1 / cover[v, u]) / 2)[point]
+        point, row, column, parallax = point[front], row[front], column[front], parallax[front]
+        rays = camera.rays[v, u]
+        across_x = camera.fx * (lidar_position[0] - lidar_position[2] * rays[:, 0])
+        across_y = camera.fy * (lidar_position[1] - lidar_position[2] * rays[:, 1])
+        x, y = column - u[point] - across_x[point] * parallax, row - v[point] - across_y[point] * parallax
+        hidden = ~surrounded(x, y, point, len(v))
+        visible[v[hidden], u[hidden]] = np.nan
     return visible
 
 
@@ -104,12 +112,32 @@ def surrounding_depth(filled: np.ndarray, rows: int, columns: int) -> np.ndarray
     `rows`, `columns`: how far the four windows reach. Points up to SLACK pixels on the other side count too: straight above a pixel is
     both left and right of it.
     """
+    height, width = filled.shape
+    # The four windows are of one size: each is the same minimum, taken where its upper left corner is.
+    padded = cv2.copyMakeBorder(filled, rows, rows, columns, columns, cv2.BORDER_CONSTANT, value=np.inf)
     kernel = np.ones((rows + 1 + SLACK, columns + 1 + SLACK), np.uint8)
+    least = cv2.erode(padded, kernel, anchor=(0, 0), borderType=cv2.BORDER_CONSTANT, borderValue=np.inf)
     upper_left, upper_right, lower_left, lower_right = (
-        cv2.erode(filled, kernel, anchor=anchor, borderType=cv2.BORDER_CONSTANT, borderValue=np.inf)
-        for anchor in ((columns, rows), (SLACK, rows), (columns, SLACK), (SLACK, SLACK))
+        least[top : top + height, left : left + width] for top in (0, rows - SLACK) for left in (0, columns - SLACK)
     )
     return np.minimum(np.maximum(upper_left, lower_right), np.maximum(upper_right, lower_left))
+
+
+def neighbours(v: np.ndarray, u: np.ndarray, places: np.ndarray, height: int, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which points lie within `rows` and `columns` of pixels at rows v and columns u (N,).
+
+    Args:
+        places: ascending places of the points, column * height + row.
+
+    Returns:
+        Of each pair the pixel's number in v and u, and the point's place.
+    """
+    across = (u[:, None] + np.arange(-columns, columns + 1)) * height
+    first = np.searchsorted(places, across + np.maximum(v - rows, 0)[:, None])
+    count = np.searchsorted(places, across + np.minimum(v + rows, height - 1)[:, None], side="right") - first
+    run = np.repeat(np.arange(count.size), count.ravel())
+    within = np.arange(len(run)) - (np.cumsum(count) - count.ravel())[run]
+    return run // across.shape[1], places[first.ravel()[run] + within]
 
 
 def surrounded(x: np.ndarray, y: np.ndarray, point: np.ndarray, count: int) -> np.ndarray:
@@ -122,7 +150,7 @@ def surrounded(x: np.ndarray, y: np.ndarray, point: np.ndarray, count: int) -> n
 
 
 def measure_ring_spacing(sparse_depth: np.ndarray) -> float:
-    """Rows between neighbouring rings in the image [pixels], the median over it; 1 where there are too few points to tell.
+    """Rows between neighbouring rings in the image [pixels], the median over it, WIDEST at most; 1 where there are too few to tell.
 
     Args:
         sparse_depth: (H, W) float, NaN = no point.
@@ -133,7 +161,7 @@ def measure_ring_spacing(sparse_depth: np.ndarray) -> float:
     hits = np.flatnonzero(bands.T)
     steps = np.diff(hits)[np.diff(hits // (height + 1)) == 0]
     steps = steps[steps > 1]
-    return float(np.median(steps)) if len(steps) else 1.0
+    return min(float(np.median(steps)), WIDEST) if len(steps) else 1.0
 
 
 def window(ring_spacing: float) -> tuple[int, int]:
