@@ -35,7 +35,8 @@ class Stream(Generic[T]):
     interval: what is taken for the time between two stamps until two have come [ns]. room: items that may wait. waiting, items: stamps
     in ascending order and what came with them, until their fate is decided. stamps: the last that came. decided: stamp of the last one
     whose fate is. outcomes: whether each of the last decided items found its partners. differences: from stamps of the first stream to
-    the nearest of this one [ns].
+    the nearest of this one [ns]. lags: how much older this one's last stamp was than the first stream's whenever one came after the
+    other [ns]. after_first: whether of these two streams the first was the last to come.
     """
 
     offset: int
@@ -48,6 +49,8 @@ class Stream(Generic[T]):
     unpaired: int = 0
     outcomes: deque[bool] = field(default_factory=lambda: deque(maxlen=WINDOW))
     differences: deque[int] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    lags: deque[int] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    after_first: bool = False
 
     def insert(self, stamp: int, item: T) -> bool:
         """Put an item among those that wait; False where its stamp is there already, or its time is over."""
@@ -78,6 +81,7 @@ class Stream(Generic[T]):
         """Begin anew after a jump of the clock; what waits stays without a partner."""
         self.drop(len(self.waiting))
         self.stamps.clear()
+        self.lags.clear()
         self.decided = None
 
     @property
@@ -146,6 +150,7 @@ class Pairer(Generic[T]):
                 each.clear()
         if not side.insert(stamp, item):
             return []
+        self._note_lags(side)
         sets = self._decide()
         if len(self._first.waiting) > self._first.room:
             self._drop_oldest()
@@ -163,6 +168,20 @@ class Pairer(Generic[T]):
         """How much later the nearest stamp of `stream` typically is than one of the first stream, after its offset: median [s]."""
         differences = self.streams[stream].differences
         return float(np.median(differences)) / NS if differences else None
+
+    def lag(self, stream: str) -> float | None:
+        """How much later after its stamp an item of `stream` comes than one of the first stream, after its offset, at the least [s]; None
+        until some ten have come.
+
+        Stamps of a clock that is wrong by seconds find partners all the same where a sensor is fast; this tells them, and sensors that
+        are slow. It compares stamps of items that come one after the other, so it holds for a bag at whatever speed.
+        """
+        lags = self.streams[stream].lags
+        if len(lags) < ENOUGH:
+            return None
+        # Turn by turn too small and too large by the time between the two; what either leaves open is no lag.
+        least, most = np.percentile(lags, (25, 75))
+        return float(max(least, 0) + min(most, 0)) / NS
 
     def _decide(self) -> list[tuple[T, ...]]:
         sets = []
@@ -205,6 +224,14 @@ class Pairer(Generic[T]):
     def _drop_oldest(self) -> None:
         self._note_differences()
         self._first.drop(1)
+
+    def _note_lags(self, side: Stream[T]) -> None:
+        """Remember by how much the stamps differ that come one after the other in two streams; of a run in one stream its end alone, so
+        that a stream which fell silent says nothing."""
+        for other in self._others if side is self._first else (side,):
+            if self._first.stamps and other.stamps and other.after_first == (side is other):
+                other.lags.append(self._first.stamps[-1] - other.stamps[-1])
+            other.after_first = side is self._first
 
     def _note_differences(self) -> None:
         """Remember how far from the oldest item of the first stream, whose fate is being decided, those are to which it is the nearest."""

@@ -31,6 +31,8 @@ SMALL_WAITING = 1000
 """Calibrations that wait for a cloud, which may come seconds after its image; they take little memory."""
 LOW_SHARE = 0.4
 """Diagnostics warn when a smaller share of messages finds a partner; a LiDAR of twice the camera's rate has half."""
+LAG_S = 0.5
+"""Diagnostics warn when a sensor's messages come so much later after their stamps than the other's: transport takes less."""
 
 
 class GeometryNode(StreamNode):
@@ -152,18 +154,18 @@ class GeometryNode(StreamNode):
         return found + [(DiagnosticStatus.WARN, text) for text in complaints if text]
 
     def _complaint_of_pairs(self) -> str:
-        """Why few messages find a partner, in words; "" where enough do."""
-        paced = SENSORS[self._settings.input].PACE
+        """Why few messages find a partner, or the wrong one, in words; "" where nothing speaks for it."""
+        paced, slop, offset = SENSORS[self._settings.input].PACE, self._settings.slop, self._settings.offset
         with self._arrival_lock:
-            share = self._pairer.share(paced) if self._pairer else None
-            if share is None or share >= LOW_SHARE:
+            if not self._pairer:
                 return ""
             second = list(self._pairer.streams)[1]
-            difference = self._pairer.difference(second)
-        slop, offset = self._settings.slop, self._settings.offset
+            share, difference, lags = self._pairer.share(paced), self._pairer.difference(second), complaint_of_lag(self._pairer, offset)
+        if share is None or share >= LOW_SHARE:
+            return lags
         text = f"{100 * share:.0f} % of {paced} found a partner within {1e3 * slop:.0f} ms"
-        if difference is None:
-            return text
+        if lags or difference is None:  # the nearest stamp that is remembered is not the nearest then
+            return f"{text}; {lags}" if lags else text
         if abs(difference) <= slop:
             return f"{text}, though {second} is typically {1e3 * abs(difference):.0f} ms away: many are lost, or stamps repeat or go back"
         way = "later" if difference > 0 else "earlier"
@@ -183,11 +185,31 @@ class GeometryNode(StreamNode):
         return self._settings.input, values
 
 
+def complaint_of_lag(pairer: Pairer, offset: float) -> str:
+    """What it may mean that the second stream comes long after its stamps, or long before the first one does, in words; "" where it does
+    not, and where paired stamps are equal: these are of one clock, and a sensor is slow.
+
+    Args:
+        offset: that of the second stream [s].
+    """
+    first, second = list(pairer.streams)[:2]
+    lag = pairer.lag(second)
+    if lag is None or abs(lag) < LAG_S or pairer.difference(second) == 0:
+        return ""
+    way, slow = ("later", second) if lag > 0 else ("earlier", first)
+    return (
+        f"{second} comes {abs(lag):.1f} s {way} after its stamp than {first}: either a clock is off (set offset to {offset - lag:.1f}, "
+        f"then look again) or {slow} is that slow"
+    )
+
+
 def pairing_values(pairer: Pairer, paced: str) -> dict[str, str]:
-    share, difference = pairer.share(paced), pairer.difference(list(pairer.streams)[1])
+    second = list(pairer.streams)[1]
+    share, difference, lag = pairer.share(paced), pairer.difference(second), pairer.lag(second)
     return {
         f"{paced} paired [%]": "unknown" if share is None else f"{100 * share:.0f}",
         "stamp difference p50 [ms]": "unknown" if difference is None else f"{1e3 * difference:.1f}",
+        f"{second} lag [s]": "unknown" if lag is None else f"{lag:.2f}",
         **{f"{name} unpaired": str(stream.unpaired) for name, stream in pairer.streams.items()},
     }
 

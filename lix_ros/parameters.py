@@ -162,7 +162,7 @@ class TeacherParameters(SegmentationParameters):
         live=True,
     )
     slop: float = parameter(0.02, "Largest difference between the stamps of an image and its depth [s].", range=(0.0, 1.0))
-    offset: float = parameter(0.0, "By how much the stamps of depth are late [s]; it is taken off them.", range=(-10.0, 10.0))
+    offset: float = parameter(0.0, "By how much the stamps of depth are late [s]; it is taken off them.", range=(-100.0, 100.0))
     image_depth: int = parameter(5, "History depth of the inputs [messages].", range=(1, 100))
 
 
@@ -193,7 +193,7 @@ class GeometryParameters:
         0.0,
         "How much later the second sensor (right camera, LiDAR) stamps the same moment than the first [s]; it is taken off the second "
         "one's stamps. The diagnostics show what is left of it.",
-        range=(-10.0, 10.0),
+        range=(-100.0, 100.0),
         live=True,
     )
     min_depth: float = parameter(0.0, "Nearer depth becomes unknown [m].", range=(0.0, 1000.0), live=True)

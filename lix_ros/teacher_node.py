@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import deque
 from typing import Any, Mapping
 
 import numpy as np
@@ -18,7 +17,7 @@ from lix_core.pairing import WAITING, Pairer
 from lix_core.runtime.segmenter import Segmentation
 from lix_ros import messages, qos, running
 from lix_ros.diagnostics import Arrivals
-from lix_ros.geometry_node import LOW_SHARE, pairing_values
+from lix_ros.geometry_node import LOW_SHARE, complaint_of_lag, pairing_values
 from lix_ros.geometry_sensors import camera_of
 from lix_ros.parameters import TEACHER_OUTPUTS, ParameterError, TeacherParameters
 from lix_ros.segmentation_node import Pipeline, SegmentationNode
@@ -39,8 +38,6 @@ class TeacherNode(SegmentationNode):
 
     def __init__(self, **kwargs: Any):
         self._pairer: Pairer | None = None
-        self._lag: deque[float] = deque(maxlen=WAITING)
-        """By how much the newest image was younger than the depth that came [s]."""
         self._arrivals: dict[str, Arrivals] = {}
         self._student: LabelSet | None = None
         self._working = 0
@@ -67,7 +64,6 @@ class TeacherNode(SegmentationNode):
     def _listen(self) -> None:
         settings = self._settings
         self._pairer = Pairer(("image", "depth"), settings.slop, {"depth": settings.offset})
-        self._lag.clear()
         self._arrivals = {"depth": Arrivals()}
         self._masks = {"student": {}, "teacher": {}}
         profile = settings.image_reliability, settings.image_depth
@@ -96,9 +92,6 @@ class TeacherNode(SegmentationNode):
     def _pair(self, stream: str, message: Any) -> None:
         stamp = messages.nanoseconds(message.header.stamp)
         with self._arrival_lock:
-            newest = self._pairer.streams["image"].newest
-            if stream == "depth" and newest is not None:
-                self._lag.append(1e-9 * (newest - stamp) + self._settings.offset)
             frames = self._pairer.add(stream, stamp, message)
         for frame in frames:
             if self._lacks_calibration():
@@ -180,14 +173,21 @@ class TeacherNode(SegmentationNode):
             why = self._why_silent(self._info_in, "camera_info", "image_reliability", "it must be the calibration of the depth")
             text = f"no camera_info on {self._info_in.topic_name}, without which depth has no {self._kind}: {why}"
             found.append((DiagnosticStatus.WARN, text))
+        slop, offset = self._settings.slop, self._settings.offset
         with self._arrival_lock:
-            share, lag = self._pairer.share("depth"), float(np.median(self._lag)) if self._lag else 0.0
+            share, lag = self._pairer.share("depth"), self._pairer.lag("depth") or 0.0
+            complaint = complaint_of_lag(self._pairer, offset)
         # Of the depth, not of the images: a camera may well be faster than what measures depth in its images.
         if share is not None and share < LOW_SHARE:
-            text = f"{100 * share:.0f} % of the depth found its image within {1e3 * self._settings.slop:.0f} ms"
             waited = WAITING / max(self._statistics.rate, 1e-3)
-            late = f"it comes {lag:.1f} s after its image, which waits for {waited:.1f} s: make depth faster, or send fewer images"
-            found.append((DiagnosticStatus.WARN, f"{text}; {late if lag > waited else 'see slop and offset'}"))
+            late = (
+                f"it comes {lag:.1f} s after its image, which waits for {waited:.1f} s: make depth faster, or send fewer images, or set "
+                f"offset to {offset - lag:.1f} if its clock is that far behind"
+            )
+            cause = late if lag > waited else complaint or "see slop and offset"
+            complaint = f"{100 * share:.0f} % of the depth found its image within {1e3 * slop:.0f} ms; {cause}"
+        if complaint:
+            found.append((DiagnosticStatus.WARN, complaint))
         return found
 
     def _description(self) -> tuple[str, dict[str, str]]:

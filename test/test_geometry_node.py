@@ -16,6 +16,7 @@ pytest.importorskip("rclpy", reason="no ROS 2: neither an installation is source
 
 from builtin_interfaces.msg import Time  # noqa: E402
 from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402
+from rclpy.parameter import Parameter  # noqa: E402
 from rclpy.qos import ReliabilityPolicy  # noqa: E402
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2  # noqa: E402
 from std_msgs.msg import Header  # noqa: E402
@@ -256,6 +257,43 @@ def test_a_cloud_that_comes_seconds_after_its_image_finds_the_calibration_of_its
             assert node._paired("camera_info", CameraInfo(width=number, header=header_at(number * 33_000_000))) == []
         ((info, _),) = node._paired("points", PointCloud2(header=header_at(5 * 33_000_000)))
         assert info.width == 5
+
+
+def play(node: GeometryNode, wrong: float = 0.0, late: float = 0.03, phase: float = 0.004) -> int:
+    """Twenty seconds of a camera of 30 Hz and a LiDAR of 10 Hz, whose clock is wrong and whose clouds come late [s]; how many pairs."""
+    infos = [(i / 30, "camera_info", i / 30) for i in range(600)]
+    clouds = [(i / 10 + late, "points", i / 10 + phase + wrong) for i in range(200)]
+    messages_of = {"camera_info": CameraInfo, "points": PointCloud2}
+    return sum(
+        len(node._paired(topic, messages_of[topic](header=header_at(round((1000 + stamp) * 1e9)))))
+        for _, topic, stamp in sorted(infos + clouds)
+    )
+
+
+@pytest.mark.parametrize("wrong, way, slow", [(37.0, "earlier", "camera_info"), (-37.0, "later", "points"), (-3.0, "later", "points")])
+def test_a_clock_that_is_wrong_by_seconds_is_told_with_an_offset_that_mends_it(ros: None, wrong: float, way: str, slow: str) -> None:
+    with node_here(GeometryNode, input="lidar", extrinsics=EXTRINSICS) as node:
+        play(node)
+        assert node._complaint_of_pairs() == ""
+        node._begin_pairing()
+        play(node, wrong)
+        told = (
+            f"points comes {abs(wrong):.1f} s {way} after its stamp than camera_info: either a clock is off (set offset to {wrong:.1f}, "
+            f"then look again) or {slow} is that slow"
+        )
+        assert node._complaint_of_pairs().endswith(told)
+        assert node.set_parameters([Parameter("offset", value=wrong)])[0].successful
+        assert play(node, wrong) > 190 and node._complaint_of_pairs() == ""
+
+
+def test_a_slow_sensor_is_told_as_one_unless_its_stamps_are_the_cameras(ros: None) -> None:
+    with node_here(GeometryNode, input="lidar", extrinsics=EXTRINSICS) as node:
+        assert play(node, late=1.5) > 180
+        told = node._complaint_of_pairs()
+        assert told.startswith("points comes 1.5 s later after its stamp") and told.endswith("or points is that slow")
+        assert geometry_node.pairing_values(node._pairer, "points")["points lag [s]"] == f"{node._pairer.lag('points'):.2f}"
+        node._begin_pairing()
+        assert play(node, late=1.5, phase=0.0) > 180 and node._complaint_of_pairs() == ""
 
 
 def test_pairs_before_both_calibrations_are_skipped(ros: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,6 +147,48 @@ def test_a_sensor_that_comes_long_after_its_stamp_is_told_no_offset(interval: in
     assert pairs.difference("right") == 0.0
 
 
+def seconds_of(
+    wrong: float, late: float = 0.03, camera: int = 33, lidar: int = 100, seconds: int = 40, begin: int = 100
+) -> list[tuple[str, int]]:
+    """Stamps [ms] of a camera (left) and a LiDAR (right) with these periods [ms], in the order in which they come: images at their stamps,
+    points `late` after theirs, by a clock that is wrong [s]."""
+    images = [(t, "left", t) for t in range(0, 1000 * seconds, camera)]
+    clouds = [(t + 1e3 * late, "right", t + round(1e3 * wrong)) for t in range(4, 1000 * seconds, lidar)]
+    return [(name, 1000 * begin + stamp) for _, name, stamp in sorted(images + clouds)]
+
+
+@pytest.mark.parametrize("camera, lidar", [(33, 100), (100, 100), (20, 1000), (1000, 100)])
+@pytest.mark.parametrize("wrong", [0.0, 1.0, -3.0, 7.0, 37.0, -37.0])
+def test_a_clock_that_is_wrong_by_seconds_is_told_though_partners_are_found(wrong: float, camera: int, lidar: int) -> None:
+    pairs = pairer(min(camera, lidar) / 1.9e3, rooms={"left": 1000})
+    feed(pairs, *seconds_of(wrong, 0.03, camera, lidar))
+    assert abs(pairs.lag("right") + wrong) < 0.04 + min(camera, lidar) / 1e3
+    if not wrong:
+        assert abs(pairs.lag("right")) < 0.03, "what the time between two messages may explain is none"
+    told = pairer(min(camera, lidar) / 1.9e3, offsets={"right": wrong})
+    feed(told, *seconds_of(wrong, 0.03, camera, lidar))
+    assert abs(told.lag("right")) < 0.04
+
+
+@pytest.mark.parametrize("late", [0.0, 0.03, 0.7, 1.5])
+def test_a_slow_sensor_has_the_lag_that_it_takes(late: float) -> None:
+    pairs = pairer(rooms={"left": 1000})
+    feed(pairs, *seconds_of(0.0, late))
+    assert late - 0.04 < pairs.lag("right") <= late + 1e-9
+
+
+def test_a_lag_is_not_told_of_few_messages_nor_of_a_stream_that_fell_silent_and_begins_anew_with_the_stamps() -> None:
+    pairs = pairer()
+    feed(pairs, *seconds_of(7.0, 0.03, 100, 100, seconds=1)[:9])
+    assert pairs.lag("right") is None
+    feed(pairs, *seconds_of(0.0, 0.03, 100, 100, seconds=2))
+    lag = pairs.lag("right")
+    feed(pairs, *(("left", 102_000 + 100 * i) for i in range(300)))  # the LiDAR's cable is out
+    assert pairs.lag("right") == lag
+    feed(pairs, ("left", 1000))
+    assert pairs.lag("right") is None
+
+
 def test_a_clock_that_is_set_back_starts_anew() -> None:
     pairs = pairer()
     feed(pairs, ("left", 50_000), ("right", 50_000), ("left", 50_100))

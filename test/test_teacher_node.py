@@ -94,11 +94,20 @@ def test_what_the_teacher_is_not_sure_of_is_unlabelled(ros: None, model: Path, m
     np.testing.assert_array_equal(said, [expected])
 
 
-def test_how_late_depth_comes_is_counted_without_the_offset_of_its_stamps(ros: None, model: Path) -> None:
+@pytest.mark.parametrize("wrong", [0.0, -37.0])
+def test_depth_of_a_clock_that_is_wrong_is_told_with_an_offset_and_slow_depth_with_the_stamps_of_its_images_is_not(
+    ros: None, model: Path, wrong: float
+) -> None:
+    late = 15
     with node_here(TeacherNode, model=str(model), offset=0.5) as node:
-        node._on_image(image_message(IMAGE, "rgb8", 10_000_000_000), None)
-        node._on_depth(image_message(DEPTH, "32FC1", 10_250_000_000), None)
-        assert list(node._lag) == [pytest.approx(0.25)]
+        for number in range(100, 200):  # images of 10 Hz; depth comes 1.5 s after its image, with a stamp 0.5 s late
+            node._on_image(image_message(IMAGE, "rgb8", number * 100_000_000), None)
+            stamp = (number - late) * 100_000_000 + 500_000_000 + round(wrong * 1e9)
+            node._on_depth(image_message(DEPTH, "32FC1", stamp), None)
+        told = "; ".join(text for _, text in node._troubles(time.monotonic(), time.monotonic()))
+        assert node._pairer.lag("depth") == pytest.approx(1.5 - wrong, abs=0.11)
+        assert node._description()[1]["depth lag [s]"] == f"{node._pairer.lag('depth'):.2f}"
+    assert ("set offset to -38.0" in told and "0 % of the depth found its image" in told) if wrong else "offset" not in told
 
 
 def test_the_students_mask_of_the_frame_that_is_worked_on_waits_however_long_that_takes(ros: None, model: Path) -> None:
