@@ -56,6 +56,8 @@ class StreamNode(LifecycleNode):
         self._pipeline: Any = None
         self._fault = ""
         """Why there is no pipeline, where one could not be loaded."""
+        self._shut_down = False
+        """Whether the lifecycle has ended: nothing leads out of that."""
         self._enabled = True
         self._active_since: float | None = None
         self._worker: NewestItemWorker | None = None
@@ -76,8 +78,11 @@ class StreamNode(LifecycleNode):
         self._answer_bad_transitions()
 
     def _start(self) -> None:
-        if self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
-            self.trigger_activate()
+        try:
+            if self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
+                self.trigger_activate()
+        except rclpy_implementation.RCLError as error:  # up to Jazzy; a manager was faster
+            self.get_logger().error(f"not started: {explain(error)}")
 
     # ---- lifecycle
 
@@ -130,6 +135,7 @@ class StreamNode(LifecycleNode):
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._stop_stream()
         self._release()
+        self._shut_down, self._fault = True, ""
         return TransitionCallbackReturn.SUCCESS
 
     def _open_outputs(self) -> None:
@@ -270,6 +276,8 @@ class StreamNode(LifecycleNode):
         self._diagnostics.publish(diagnostic_array(stamp, name, hardware_id, level, text, values))
 
     def _health(self) -> tuple[bytes, str]:
+        if self._shut_down:
+            return DiagnosticStatus.OK, "shut down: end the process and start it anew"
         if self._pipeline is None:
             if self._fault:
                 return DiagnosticStatus.ERROR, f"not configured: {self._fault}"

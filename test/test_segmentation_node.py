@@ -25,6 +25,7 @@ from lifecycle_msgs.msg import State, Transition  # noqa: E402
 from lifecycle_msgs.srv import ChangeState, GetState  # noqa: E402
 from rclpy.impl.implementation_singleton import rclpy_implementation  # noqa: E402
 from rclpy.lifecycle.node import LifecycleNodeMixin, TransitionCallbackReturn  # noqa: E402
+from rclpy.parameter import Parameter  # noqa: E402
 from rclpy.qos import ReliabilityPolicy  # noqa: E402
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image  # noqa: E402
 from std_msgs.msg import String  # noqa: E402
@@ -575,8 +576,8 @@ def test_a_lifecycle_manager_may_drive_the_node(start: Any, peer: Peer) -> None:
     assert transition(Transition.TRANSITION_CLEANUP) == State.PRIMARY_STATE_UNCONFIGURED
 
 
-def test_a_transition_that_cannot_be_is_refused_where_rclpy_raises_it_too(ros: None, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As Jazzy's does; Kilted's logs it and goes on."""
+def rclpy_up_to_jazzy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transition that cannot be is an error there; Kilted's logs it and goes on."""
     method = "_LifecycleNodeMixin__change_state"
     change = getattr(LifecycleNodeMixin, method)
 
@@ -585,8 +586,12 @@ def test_a_transition_that_cannot_be_is_refused_where_rclpy_raises_it_too(ros: N
             raise rclpy_implementation.RCLError("Transition is not registered.")
         return result
 
+    monkeypatch.setattr(LifecycleNodeMixin, method, raising)
+
+
+def test_a_transition_that_cannot_be_is_refused_where_rclpy_raises_it_too(ros: None, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with node_here(SegmentationNode, model=str(model)) as node:
-        monkeypatch.setattr(LifecycleNodeMixin, method, raising)
+        rclpy_up_to_jazzy(monkeypatch)
         (service,) = (s for s in node.services if s.srv_type is ChangeState)
 
         def succeeds(which: int) -> bool:
@@ -595,6 +600,21 @@ def test_a_transition_that_cannot_be_is_refused_where_rclpy_raises_it_too(ros: N
         assert not succeeds(Transition.TRANSITION_CONFIGURE), "it is active already"
         assert succeeds(Transition.TRANSITION_DEACTIVATE) and not succeeds(Transition.TRANSITION_DEACTIVATE)
         assert succeeds(Transition.TRANSITION_ACTIVATE)
+
+
+def test_a_faulty_node_that_is_shut_down_says_so_and_starts_no_more(ros: None, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with node_here(SegmentationNode, model="nosuch") as node:
+        rclpy_up_to_jazzy(monkeypatch)
+        level, text = node._health()
+        assert level == DiagnosticStatus.ERROR and text.startswith("not configured: no model 'nosuch'")
+        assert node.set_parameters([Parameter("model", value=str(model))])[0].successful and node._start_timer is not None
+        assert node.trigger_shutdown() == TransitionCallbackReturn.SUCCESS
+        told = (DiagnosticStatus.OK, "shut down: end the process and start it anew")
+        assert node._health() == told
+        node._start_once()  # what was due when it was shut down
+        assert node._pipeline is None and node._health() == told
+        assert node.set_parameters([Parameter("model", value=str(model))])[0].successful
+        assert node._start_timer is None
 
 
 @pytest.mark.parametrize("signals", [1, 2])
