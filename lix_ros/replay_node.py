@@ -22,6 +22,8 @@ DISCOVERY_S = 0.5
 """Each side finds the other in its own time: a subscriber seen here may need this long before it can receive."""
 RECENT = 20
 """Frames over which diagnostics judge whether the rate is kept."""
+DELIVERY_S = 3.0
+"""How long the subscribers, all together, may take to receive the last messages [s]; less than `close` waits for the thread."""
 LATE_SHARE = 0.1
 """Delay, as a share of the time of these frames, from which on diagnostics warn of it."""
 
@@ -55,23 +57,34 @@ class ReplayNode(Node):
         self._thread.join(timeout=5.0)
 
     def _play(self) -> None:
+        status = 1
         try:
-            self._wait_for_subscriber()
-            frames = f"{len(self._source)} frames" if len(self._source) else "frames without end"
-            self.get_logger().info(f"playing {self._source.name}: {frames} at {self._rate:.1f} Hz on {self._topics.awaited[0].topic_name}")
-            self._play_once()
-            while self._settings.loop and not self._stopping.wait(1.0 / self._rate):
-                self._play_once()
-            for publisher in self._topics.awaited:
-                publisher.wait_for_all_acked(Duration(seconds=2.0))
-            status = 0
+            try:
+                self._play_all()
+                status = 0
+            finally:
+                self._finish()
         except Exception as error:  # whatever it is, the process must end and say it
             self.get_logger().fatal(explain(error))
-            status = 1
+        self.exit_status = status
+
+    def _play_all(self) -> None:
+        self._wait_for_subscriber()
+        frames = f"{len(self._source)} frames" if len(self._source) else "frames without end"
+        self.get_logger().info(f"playing {self._source.name}: {frames} at {self._rate:.1f} Hz on {self._topics.awaited[0].topic_name}")
+        self._play_once()
+        while self._settings.loop and not self._stopping.wait(1.0 / self._rate):
+            self._play_once()
+
+    def _finish(self) -> None:
+        """Say what was played, and wait until all of it is received; not where the node is stopped: a subscriber may hang for ever."""
         self.get_logger().info(f"played {self._published} frames" + (f", {self._failed} could not be read" if self._failed else ""))
         self._publish_diagnostics()
-        self._diagnostics.wait_for_all_acked(Duration(seconds=1.0))
-        self.exit_status = status
+        end = time.monotonic() + DELIVERY_S
+        for publisher in (*self._topics.awaited, self._diagnostics):
+            while not self._stopping.is_set() and time.monotonic() < end:
+                if publisher.wait_for_all_acked(Duration(seconds=0.1)):
+                    break
 
     def _wait_for_subscriber(self) -> None:
         end = time.monotonic() + self._settings.wait_for_subscriber

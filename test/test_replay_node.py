@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Iterator
@@ -14,6 +15,7 @@ import pytest
 pytest.importorskip("rclpy", reason="no ROS 2: neither an installation is sourced nor are the wheels installed")
 
 from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402
+from rclpy.duration import Duration  # noqa: E402
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2  # noqa: E402
 from std_msgs.msg import Header, String  # noqa: E402
 
@@ -21,9 +23,10 @@ import bags  # noqa: E402
 import bundles  # noqa: E402
 from lix_core.geometry.poses import matrix_from_pose  # noqa: E402
 from lix_core.labels import STREET, LabelSet  # noqa: E402
-from lix_ros import messages, qos, replay_topics  # noqa: E402
+from lix_ros import messages, qos, replay_node, replay_topics  # noqa: E402
 from lix_ros.parameters import ReplayParameters  # noqa: E402
-from ros import NodeProcess, Peer, node_starter, pixels_of, stamp_ns, wait_for  # noqa: E402
+from lix_ros.replay_node import ReplayNode  # noqa: E402
+from ros import NodeProcess, Peer, node_here, node_starter, pixels_of, stamp_ns, wait_for  # noqa: E402
 
 CALIBRATION = """\
 image_width: 64
@@ -152,6 +155,36 @@ def test_bad_input_ends_the_node_with_a_reason(start: Any, ros: None, folder: Pa
     node = start(**{"input": str(folder), **parameters})
     assert finish(node) == status
     assert words in node.output
+
+
+class Hung:
+    """The publisher of a reliable subscriber that receives nothing any more, such as a viewer that was stopped."""
+
+    topic_name = "/image"
+
+    def get_subscription_count(self) -> int:
+        return 1
+
+    def wait_for_all_acked(self, timeout: Duration) -> bool:
+        time.sleep(timeout.nanoseconds * 1e-9)
+        return False
+
+
+@pytest.mark.parametrize("loop", [True, False])
+def test_subscribers_that_hang_hold_up_the_end_no_longer_than_all_together_may(
+    ros: None, folder: Path, monkeypatch: pytest.MonkeyPatch, loop: bool
+) -> None:
+    monkeypatch.setattr(replay_node, "DISCOVERY_S", 0.0)
+    monkeypatch.setattr(replay_node, "DELIVERY_S", 0.5)
+    with node_here(ReplayNode, input=str(folder), rate=200.0, loop=loop) as node:
+        node._topics.awaited = [Hung()] * 6
+        wait_for(lambda: node._published >= 12, "nothing is played")
+        begun = time.monotonic()
+        if loop:  # stopped by hand
+            node.close()
+        wait_for(lambda: node.exit_status is not None, "it does not end")
+        assert node.exit_status == 0
+        assert (0.0 if loop else 0.4) < time.monotonic() - begun < 3.0
 
 
 def test_a_folder_of_rubbish_is_an_error(start: Any, peer: Peer, tmp_path: Path) -> None:
