@@ -113,6 +113,21 @@ def test_the_same_input_gives_the_same_bytes_and_is_not_changed():
     np.testing.assert_array_equal(sparse, before)
 
 
+def test_the_order_of_the_pixels_in_memory_does_not_matter():
+    sparse = rings(plane((0.2, 0.1, 1), 9.0))
+    expected = complete(sparse)
+    for same in (
+        np.asfortranarray(sparse),
+        sparse[::-1].copy()[::-1],
+        sparse[:, ::-1].copy()[:, ::-1],
+        np.repeat(sparse, 2, axis=1)[:, ::2],
+    ):
+        result = complete(same)
+        assert not same.flags.c_contiguous and result.depth.flags.c_contiguous
+        np.testing.assert_array_equal(result.depth, expected.depth)
+        np.testing.assert_array_equal(result.confidence, expected.confidence)
+
+
 def test_twice_the_depth_is_twice_the_result():
     sparse = rings(plane((0.2, 0.6, 1), 9.0))
     near, far = complete(sparse), complete(2 * sparse)

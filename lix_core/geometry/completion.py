@@ -63,7 +63,8 @@ def complete(sparse_depth: np.ndarray, reach: int = 24) -> Completion:
     check_reach(reach)
     known = np.isfinite(sparse_depth)
     check_positive(sparse_depth, known)
-    depth, confidence = np.full_like(sparse_depth, np.nan), np.zeros_like(sparse_depth)
+    # Rows one after the other, whatever the order of the input: OpenCV writes into parts of them.
+    depth, confidence = np.full(sparse_depth.shape, np.nan, np.float32), np.zeros(sparse_depth.shape, np.float32)
     if not known.any():
         return Completion(depth, confidence)
     levels = level_count(reach)
