@@ -195,16 +195,24 @@ class StreamNode(LifecycleNode):
     # ---- parameters and services
 
     def _on_set_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
-        """All or nothing: everything is checked, and a new pipeline loaded, before anything changes."""
+        """All or nothing: everything is checked, and a new pipeline loaded, before anything changes.
+
+        While none can be loaded, a value with which that is still so is taken all the same: of two at fault, neither could be mended.
+        """
         changes = {p.name: p.value for p in parameters if p.name in self.PARAMETERS.__dataclass_fields__}
+        waiting = self._pipeline is None and bool(self._fault)
         try:
             values = {name: validate(self.PARAMETERS, name, value) for name, value in changes.items()}
-            settings = dataclasses.replace(self._settings, **values)
-            pipeline = self._reload(settings, changes.keys())
         except Exception as error:  # what leaves a callback ends the node
-            self.get_logger().error(f"parameter refused: {explain(error)}")
-            return SetParametersResult(successful=False, reason=explain(error))
-        waiting = self._pipeline is None and bool(self._fault)
+            return self._refused(error)
+        settings = dataclasses.replace(self._settings, **values)
+        try:
+            pipeline = self._reload(settings, changes.keys())
+        except Exception as error:
+            if not waiting:
+                return self._refused(error)
+            pipeline, self._fault = None, explain(error)
+            self.get_logger().error(f"still not configured: {self._fault}")
         self._settings = settings
         if "max_rate" in changes:
             self._limit = RateLimit(settings.max_rate)
@@ -217,6 +225,10 @@ class StreamNode(LifecycleNode):
             # A transition is not made inside the service that sets the parameter, but right after it; of several parameters, once.
             self._start_timer = self.create_timer(0.0, self._start_once, clock=STEADY)
         return SetParametersResult(successful=True)
+
+    def _refused(self, error: Exception) -> SetParametersResult:
+        self.get_logger().error(f"parameter refused: {explain(error)}")
+        return SetParametersResult(successful=False, reason=explain(error))
 
     def _start_once(self) -> None:
         self.destroy_timer(self._start_timer)

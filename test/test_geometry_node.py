@@ -498,6 +498,16 @@ def test_limits_that_contradict_each_other_at_start_are_said_until_they_are_put_
     assert np.nanmedian(depth) == pytest.approx(10.0, abs=0.05)
 
 
+def test_of_two_parameters_at_fault_one_is_mended_after_the_other(ros: None) -> None:
+    with node_here(GeometryNode, max_disparity=100, block_size=4) as node:
+        for name, value in (("max_disparity", 96), ("block_size", 5)):
+            assert node.set_parameters([Parameter(name, value=value)])[0].successful
+            assert node._health()[0] == DiagnosticStatus.ERROR and "block_size must be odd" in node._health()[1]
+        node._start_once()
+        assert node._health() == (DiagnosticStatus.OK, "ready")
+        assert node._pipeline.description == "stereo, disparities up to 96 pixels"
+
+
 def info(camera: Camera, **changes: Any) -> CameraInfo:
     message = messages.camera_info(camera, Header())
     for name, value in changes.items():

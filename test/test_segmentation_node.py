@@ -617,6 +617,21 @@ def test_a_faulty_node_that_is_shut_down_says_so_and_starts_no_more(ros: None, m
         assert node._start_timer is None
 
 
+@pytest.mark.parametrize("first", ["model", "class_remap"])
+def test_of_two_parameters_at_fault_each_can_be_mended_first(ros: None, model: Path, first: str) -> None:
+    good = {"model": str(model), "class_remap": ""}
+    with node_here(SegmentationNode, model="nosuch", class_remap="/no/such.yaml") as node:
+        last, words = {"model": ("class_remap", "/no/such.yaml"), "class_remap": ("model", "no model 'nosuch'")}[first]
+        assert node.set_parameters([Parameter(first, value=good[first])])[0].successful
+        assert words in node._health()[1] and node._start_timer is None
+        (refused,) = node.set_parameters([Parameter("max_pixels", value=-1)])
+        assert not refused.successful and words in node._health()[1]
+        assert node.set_parameters([Parameter(last, value=good[last])])[0].successful
+        node._start_once()
+        assert node._health()[0] == DiagnosticStatus.OK and node._settings.model == str(model)
+        assert not node.set_parameters([Parameter("model", value="nosuch")])[0].successful, "now there is one to keep"
+
+
 @pytest.mark.parametrize("signals", [1, 2])
 def test_sigint_once_or_twice_ends_the_node_cleanly(start: Any, peer: Peer, signals: int) -> None:
     node = start()
