@@ -113,7 +113,7 @@ class Pairer(Generic[T]):
     of their stamps), or when as many younger ones wait as its stream has room for. Nothing ever waits by the clock.
 
     Single items out of order are sorted in while they wait; repeated stamps, and those older than what was decided, are dropped. A
-    stamp more than a second back is a clock set back: all begins anew.
+    stamp more than a second back is a clock set back: all begins anew, and `restarts` counts it.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class Pairer(Generic[T]):
             raise GeometryError(
                 f"slop must be 0 or more, rooms 1 or more, offsets and rooms of {list(streams)}; got {slop}, {rooms}, {offsets}"
             )
-        self.slop, self.paired = slop, 0
+        self.slop, self.paired, self.restarts = slop, 0, 0
         self._slop = round(slop * NS)
         self.streams = {name: Stream[T](round(offsets.get(name, 0.0) * NS), 2 * self._slop, rooms.get(name, WAITING)) for name in streams}
         self._first, *self._others = self.streams.values()
@@ -146,6 +146,7 @@ class Pairer(Generic[T]):
         side = self.streams[stream]
         stamp -= side.offset
         if side.newest is not None and stamp < side.newest - JUMP_NS:
+            self.restarts += 1
             for each in self.streams.values():
                 each.clear()
         if not side.insert(stamp, item):

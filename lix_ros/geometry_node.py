@@ -110,7 +110,13 @@ class GeometryNode(StreamNode):
 
     def _paired(self, topic: str, message: Any) -> list[tuple[Any, ...]]:
         with self._arrival_lock:
-            return self._pairer.add(topic, messages.nanoseconds(message.header.stamp), message) if self._pairer else [(message,)]
+            if not self._pairer:
+                return [(message,)]
+            restarts = self._pairer.restarts
+            frames = self._pairer.add(topic, messages.nanoseconds(message.header.stamp), message)
+            if self._pairer.restarts > restarts:
+                self._transforms.clear()
+            return frames
 
     def _process(self, frame: Sequence[Any], sensor: Sensor) -> Header:
         settings, wanted = self._settings, self._wanted()

@@ -66,6 +66,11 @@ class Transforms:
             self._buffer = Buffer()
             self._listener = TransformListener(self._buffer, self._node)
 
+    def clear(self) -> None:
+        """Forget all but the static ones: after a jump back in time, tf2 takes no transform for as long as it remembers later ones."""
+        if self._buffer is not None:
+            self._buffer.clear()
+
     def lookup(self, target: str, source: str, stamp: TimeMessage) -> np.ndarray:
         """(4, 4) float64 `target_from_source` at a stamp. Raises GeometryError where it is not known."""
         unknown = f"no transform from {source or 'a frame without a name'} to {target or 'a frame without a name'}"

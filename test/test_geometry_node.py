@@ -700,6 +700,47 @@ def test_extrinsics_come_from_tf_where_it_is_installed(start: Any, peer: Peer, t
     diagnostics.wait('no transform from velodyne to camera_optical_frame: "velodyne" passed to', DiagnosticStatus.WARN)
 
 
+class MovingBuffer:
+    """tf2's buffer with one dynamic transform: it remembers ten seconds, and takes nothing that is older."""
+
+    def __init__(self) -> None:
+        self.stamps: list[int] = []
+
+    def take(self, stamp: int) -> None:
+        oldest = max(self.stamps, default=0) - 10 * 10**9
+        if stamp >= oldest:
+            self.stamps = [s for s in (*self.stamps, stamp) if s >= oldest]
+
+    def clear(self) -> None:
+        self.stamps.clear()
+
+    def lookup_transform(self, target: str, source: str, at: Any) -> Any:
+        if at.nanoseconds not in self.stamps:
+            raise LookupError("Lookup would require extrapolation")
+        x, y, z, qx, qy, qz, qw = EXTRINSICS
+        rotation = SimpleNamespace(x=qx, y=qy, z=qz, w=qw)
+        return SimpleNamespace(transform=SimpleNamespace(translation=SimpleNamespace(x=x, y=y, z=z), rotation=rotation))
+
+
+def test_transforms_of_a_bag_that_starts_again_are_taken_again(ros: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(geometry_sensors, "Buffer", MovingBuffer)
+    monkeypatch.setattr(geometry_sensors, "TransformListener", lambda buffer, node: None, raising=False)
+    monkeypatch.setattr(geometry_sensors, "TransformException", LookupError, raising=False)
+    with node_here(GeometryNode, input="lidar") as node:
+        for _ in range(2):
+            unknown = 0
+            for number in range(10_000, 10_300):  # thirty seconds of 10 Hz
+                header = header_at(number * 100_000_000, "lidar")
+                node._transforms._buffer.take(number * 100_000_000)
+                node._paired("camera_info", CameraInfo(header=header))
+                node._paired("points", PointCloud2(header=header))
+                try:
+                    np.testing.assert_allclose(node._transforms.lookup("lens", "lidar", header.stamp), matrix_from_pose(EXTRINSICS))
+                except GeometryError:
+                    unknown += 1
+            assert unknown <= 1  # what came just before the first message that tells the jump
+
+
 @pytest.mark.skipif(geometry_sensors.Buffer is not None, reason="tf2_ros is installed")
 def test_without_tf_and_extrinsics_the_cure_is_said(start: Any, peer: Peer) -> None:
     start(input="lidar", extrinsics=[])

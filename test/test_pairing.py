@@ -193,7 +193,7 @@ def test_a_clock_that_is_set_back_starts_anew() -> None:
     pairs = pairer()
     feed(pairs, ("left", 50_000), ("right", 50_000), ("left", 50_100))
     assert feed(pairs, ("left", 100), ("right", 100)) == [[], [("l100", "r100")]]
-    assert pairs.streams["left"].unpaired == 1
+    assert (pairs.streams["left"].unpaired, pairs.restarts) == (1, 1)
 
 
 @pytest.mark.parametrize("stream", ["left", "right"])
