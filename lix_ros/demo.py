@@ -36,7 +36,7 @@ from lix_core.runtime.backends import BACKEND_HELP, DEFAULT_BACKEND
 from lix_core.runtime.bundle import DEFAULT_MODEL, find_bundle
 from lix_core.runtime.sources import open_source
 from lix_ros import messages, qos
-from lix_ros.paths import sample_clip, transport_environment
+from lix_ros.paths import localhost_environment, sample_clip, transport_environment
 from lix_ros.running import ending_signals
 
 NAMESPACE = f"/lix_demo_{os.getpid()}"
@@ -168,8 +168,9 @@ class Run:
         for number in ending_signals():
             signal.signal(number, lambda n, _: self._signals.append(n))
         # On this machine only, and not in the way of a robot's own nodes.
+        for variable, value in localhost_environment(os.environ).items():
+            os.environ.setdefault(variable, value)
         os.environ.update(transport_environment())
-        os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
         rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
         self._recorder = Recorder(out, expected, rate)
         self.recording = self._recorder.recording

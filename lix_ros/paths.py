@@ -39,8 +39,8 @@ def transport_environment(profile: str = "", environ: Mapping[str, str] | None =
     """The variables to set, so that Fast DDS carries images: see docs/transport.md.
 
     Args:
-        profile: `lix` (config/fastdds.xml), `default` (leave Fast DDS as it is), or the path of a Fast DDS XML file; empty
-            takes $LIX_TRANSPORT, and `lix` where that is unset.
+        profile: `lix` (that of config/), `default` (leave Fast DDS as it is), or the path of a Fast DDS XML file; empty takes
+            $LIX_TRANSPORT, and `lix` where that is unset.
         environ: the environment to look at; the process's own when None.
 
     Returns:
@@ -60,7 +60,7 @@ def transport_environment(profile: str = "", environ: Mapping[str, str] | None =
             return given
         if environ.get("RMW_IMPLEMENTATION", "rmw_fastrtps_cpp") not in ("rmw_fastrtps_cpp", "rmw_fastrtps_dynamic_cpp"):
             return given
-        path = share_directory() / "config" / "fastdds.xml"
+        path = share_directory() / "config" / profile_name(environ)
     else:
         path = expanded(profile).resolve()
         if not path.is_file():
@@ -68,15 +68,30 @@ def transport_environment(profile: str = "", environ: Mapping[str, str] | None =
     return {**given, profile_variable(environ): str(path)}
 
 
+def localhost_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variable that keeps this ROS distribution's nodes to this machine."""
+    return {"ROS_LOCALHOST_ONLY": "1"} if ros_distribution(environ) == "humble" else {"ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
+
+
+def profile_name(environ: Mapping[str, str]) -> str:
+    """The profile in config/. Humble keeps to this machine by adding transports to the profile's, which must do so too then."""
+    local = ros_distribution(environ) == "humble" and environ.get("ROS_LOCALHOST_ONLY") == "1"
+    return "fastdds_localhost.xml" if local else "fastdds.xml"
+
+
 def profile_variable(environ: Mapping[str, str]) -> str:
     """The variable that this ROS distribution's Fast DDS reads its profile from; each warns of the other's."""
-    distribution = environ.get("ROS_DISTRO") or ("jazzy" if find_distribution("ros-jazzy-rclpy") else "")
-    legacy = distribution in ("humble", "iron", "jazzy")
+    legacy = ros_distribution(environ) in ("humble", "iron", "jazzy")
     return PROFILE_VARIABLES[1] if legacy else PROFILE_VARIABLES[0]
 
 
+def ros_distribution(environ: Mapping[str, str]) -> str:
+    """As ROS_DISTRO names it; of ROS's wheels, which do not set it, Jazzy's are told from the others, for which it is empty."""
+    return environ.get("ROS_DISTRO") or ("jazzy" if find_distribution("ros-jazzy-rclpy") else "")
+
+
 def find_distribution(name: str) -> bool:
-    """Whether a Python distribution is installed; none of ROS's wheels sets ROS_DISTRO."""
+    """Whether a Python distribution is installed."""
     try:
         metadata.distribution(name)
     except metadata.PackageNotFoundError:

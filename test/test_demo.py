@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -18,6 +19,7 @@ import bags  # noqa: E402
 import bundles  # noqa: E402
 from lix_core.errors import ImageError, SourceError  # noqa: E402
 from lix_ros import demo as demo_module  # noqa: E402
+from lix_ros.paths import profile_variable  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = """
@@ -40,6 +42,26 @@ def run_demo(*arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-c", SCRIPT, *map(str, arguments)], capture_output=True, text=True, timeout=200, env=environment
     )
+
+
+@pytest.mark.parametrize(
+    ("distribution", "local", "profile"),
+    [
+        ("humble", ("ROS_LOCALHOST_ONLY", "1"), "fastdds_localhost.xml"),
+        ("kilted", ("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST"), "fastdds.xml"),
+    ],
+)
+def test_it_keeps_to_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distribution: str, local: tuple[str, str], profile: str
+) -> None:
+    monkeypatch.setattr(os, "environ", {"ROS_DISTRO": distribution})
+    monkeypatch.setattr(demo_module, "ending_signals", list)
+    begun: list[dict[str, str]] = []
+    monkeypatch.setattr(demo_module.rclpy, "init", lambda **_: begun.append(dict(os.environ)))
+    monkeypatch.setattr(demo_module, "Recorder", lambda *_: SimpleNamespace(recording=None))
+    monkeypatch.setattr(demo_module, "SingleThreadedExecutor", lambda: SimpleNamespace(add_node=lambda node: None))
+    demo_module.Run(tmp_path, 1, 10.0)
+    assert local in begun[0].items() and Path(begun[0][profile_variable(begun[0])]).name == profile
 
 
 def test_every_frame_goes_in_and_comes_out(tmp_path: Path) -> None:

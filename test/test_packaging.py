@@ -192,7 +192,8 @@ def test_wheel_has_code_models_and_nodes_but_not_the_clip(tree: Path, tmp_path: 
         entry_points = archive.read(f"{name}.dist-info/entry_points.txt").decode()
     code = {n for n in names if not n.startswith(name)}
     assert code == sources("lix_core") | sources("lix_ros") | bundles() | configurations()
-    assert {"share/lix_ros/config/fastdds.xml", "share/lix_ros/launch/segmentation.launch.py", "share/lix_ros/package.xml"} <= set(data)
+    shared = "config/fastdds.xml", "config/fastdds_localhost.xml", "launch/segmentation.launch.py", "package.xml"
+    assert {f"share/lix_ros/{name}" for name in shared} <= set(data)
     assert "share/ament_index/resource_index/packages/lix_ros" in data
     for executable in EXECUTABLES:
         assert data[f"lib/lix_ros/{executable}"].external_attr >> 16 & 0o111 == 0o111

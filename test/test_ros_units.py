@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -365,6 +367,69 @@ def test_the_transport_profile_is_set_unless_the_user_chose() -> None:
     }
     with pytest.raises(SourceError, match="no Fast DDS profile at /no/such.xml"):
         paths.transport_environment("/no/such.xml", {})
+
+
+def test_humble_on_this_machine_only_has_a_profile_of_its_own() -> None:
+    def used(**environ: str) -> tuple[str, str]:
+        ((variable, path),) = paths.transport_environment("", environ).items()
+        return variable, Path(path).name
+
+    assert used(ROS_DISTRO="humble", ROS_LOCALHOST_ONLY="1") == ("FASTRTPS_DEFAULT_PROFILES_FILE", "fastdds_localhost.xml")
+    assert used(ROS_DISTRO="humble", ROS_LOCALHOST_ONLY="0")[1] == used(ROS_DISTRO="humble")[1] == "fastdds.xml"
+    assert used(ROS_DISTRO="jazzy", ROS_LOCALHOST_ONLY="1")[1] == used(ROS_DISTRO="kilted", ROS_LOCALHOST_ONLY="1")[1] == "fastdds.xml"
+    assert paths.localhost_environment({"ROS_DISTRO": "humble"}) == {"ROS_LOCALHOST_ONLY": "1"}
+    assert paths.localhost_environment({"ROS_DISTRO": "iron"}) == {"ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
+    common, local = ((ROOT / "config" / name).read_text().split("-->")[1] for name in ("fastdds.xml", "fastdds_localhost.xml"))
+    assert re.sub(r"\s*<interfaceWhiteList>.*</interfaceWhiteList>", "", local, flags=re.DOTALL) == common
+
+
+HUMBLES_OWN = """
+      <transport_descriptor>
+        <transport_id>humble_udp</transport_id>
+        <type>UDPv4</type>
+        <interfaceWhiteList>
+          <address>127.0.0.1</address>
+        </interfaceWhiteList>
+      </transport_descriptor>
+      <transport_descriptor>
+        <transport_id>humble_shm</transport_id>
+        <type>SHM</type>
+      </transport_descriptor>
+"""
+"""What rmw_fastrtps of Humble adds to a profile's transports where ROS_LOCALHOST_ONLY is 1."""
+LOOK = """
+import os, re, time
+from pathlib import Path
+import rclpy
+from lix_ros.doctor import transport_check
+rclpy.init(args=[])
+print(transport_check().finding)
+node = rclpy.create_node("look")
+ends = {os.readlink(end) for end in Path("/proc/self/fd").iterdir() if end.is_symlink()}
+for _, address, *_, inode in (line.split()[:10] for line in Path("/proc/net/udp").read_text().splitlines()[1:]):
+    if f"socket:[{inode}]" in ends:
+        print("bound to", ".".join(str(byte) for byte in bytes.fromhex(address[:8])[::-1]))
+node.destroy_node()
+rclpy.shutdown()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/net/udp").exists(), reason="needs Linux's list of sockets")
+@pytest.mark.parametrize(("name", "elsewhere"), [("fastdds_localhost.xml", False), ("fastdds.xml", True)])
+def test_beside_humbles_own_transports_images_arrive_and_the_network_is_closed(tmp_path: Path, name: str, elsewhere: bool) -> None:
+    text = (ROOT / "config" / name).read_text()
+    text = text.replace("    </transport_descriptors>", f"{HUMBLES_OWN}    </transport_descriptors>")
+    added = "".join(f"<transport_id>humble_{kind}</transport_id>" for kind in ("udp", "shm"))
+    (tmp_path / "profile.xml").write_text(text.replace("</userTransports>", f"{added}</userTransports>"))
+    kept = {k: v for k, v in os.environ.items() if k not in (*paths.USER_CHOICES, "ROS_AUTOMATIC_DISCOVERY_RANGE", "ROS_LOCALHOST_ONLY")}
+    profile = {paths.profile_variable(os.environ): str(tmp_path / "profile.xml")}
+    environment = {**kept, **profile, "PYTHONPATH": str(ROOT), "ROS_DOMAIN_ID": str(101 + os.getpid() % 100)}
+    done = subprocess.run([sys.executable, "-c", LOOK], capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode == 0, done.stderr
+    arrived, *bound = done.stdout.splitlines()
+    assert int(arrived.split()[0]) > 0.9 * int(arrived.split()[2])
+    here = {"bound to 127.0.0.1", "bound to 239.255.0.1"}  # the multicast group too is joined on the loopback alone
+    assert "bound to 127.0.0.1" in bound and bool(set(bound) - here) == elsewhere
 
 
 def test_what_a_launch_file_is_told_of_the_transport_holds_in_its_nodes_too(tmp_path: Path) -> None:
