@@ -33,7 +33,17 @@ except ImportError:  # not among the PyPI wheels
 FIRST_CHECKS = 3
 """Stereo pairs at the start that are all looked at for faults; after them one in CHECK_PERIOD_S."""
 CHECK_PERIOD_S = 5.0
-SENSOR_PARAMETERS = {"rectify", "max_disparity", "block_size", "consistency", "edge_filter", "extrinsics", "hidden_gap", "completion_reach"}
+SENSOR_PARAMETERS = {
+    "rectify",
+    "depth_image",
+    "max_disparity",
+    "block_size",
+    "consistency",
+    "edge_filter",
+    "extrinsics",
+    "hidden_gap",
+    "completion_reach",
+}
 """Parameters of which a sensor is made."""
 
 
@@ -209,11 +219,12 @@ class DepthCamera:
     PACE = "depth/image"
     INFOS = ("depth/camera_info",)
     OUTPUTS = ("depth", "normals", "normals_color")
-    description = "depth camera"
     fault = ""
 
     def __init__(self, settings: GeometryParameters, transforms: Transforms, resolve: Callable[[str], str] = str):
-        self._rectified = shows_rectified(resolve(self.PACE))
+        auto, topic = settings.depth_image == "auto", resolve(self.PACE)
+        self._rectified = shows_rectified(topic) if auto else settings.depth_image == "rectified"
+        self.description = f"depth camera, {'rectified' if self._rectified else 'raw'}{f' by the name {topic}' if auto else ''}"
 
     def measure(self, frame: Sequence[Image], infos: Mapping[str, CameraInfo]) -> Measurement:
         camera = camera_of(infos[self.INFOS[0]])

@@ -209,6 +209,13 @@ class GeometryParameters:
         "Stereo: rectify the images with their camera_info first. False takes them for rectified, as image_proc's image_rect are.",
         live=True,
     )
+    depth_image: str = parameter(
+        "auto",
+        "Depth: whether `depth/image` is `raw`, and rectified here with its camera_info, or `rectified` already. `auto` takes it for "
+        "rectified where its topic's last name says so (image_rect).",
+        choices=("auto", "raw", "rectified"),
+        live=True,
+    )
     max_disparity: int = parameter(
         StereoOptions.max_disparity,
         "Stereo: largest disparity searched, a multiple of 16 [pixels]. What is nearer than fx * baseline / max_disparity cannot be "

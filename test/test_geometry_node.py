@@ -637,13 +637,32 @@ def test_raw_depth_is_rectified_by_the_nearest_pixel_and_depth_named_rectified_s
     np.testing.assert_array_equal(found, expected)
 
 
-def test_depth_of_a_lens_that_cannot_be_rectified_is_refused_unless_it_is_rectified_already() -> None:
+@pytest.mark.parametrize(
+    ("chosen", "topic", "description"),
+    [
+        ("auto", "/depth/image_rect", "depth camera, rectified by the name /depth/image_rect"),
+        ("auto", "/depth/image", "depth camera, raw by the name /depth/image"),
+        ("rectified", "/depth/image", "depth camera, rectified"),
+        ("raw", "/depth/image_rect", "depth camera, raw"),
+    ],
+)
+def test_depth_of_a_lens_that_cannot_be_rectified_is_refused_unless_it_is_rectified_already(
+    chosen: str, topic: str, description: str
+) -> None:
     fisheye, depth = Camera(320, 96, LEFT.k, "equidistant", (0.1,) * 4), np.full((96, 320), 10, np.float32)
-    for name, complaint in (("/depth/image_rect", nullcontext()), ("/depth/image", pytest.raises(GeometryError, match="'equidistant'"))):
-        sensor = geometry_sensors.DepthCamera(GeometryParameters(input="depth"), geometry_sensors.Transforms(None), lambda _: name)
-        with complaint:
-            measured = sensor.measure([image_message(depth, "32FC1")], {"depth/camera_info": messages.camera_info(fisheye, Header())})
-    np.testing.assert_array_equal(measured.depth, depth)
+    settings = GeometryParameters(input="depth", depth_image=chosen)
+    sensor = geometry_sensors.DepthCamera(settings, geometry_sensors.Transforms(None), lambda _: topic)
+    assert sensor.description == description
+    with pytest.raises(GeometryError, match="'equidistant'") if "raw" in description else nullcontext():
+        measured = sensor.measure([image_message(depth, "32FC1")], {"depth/camera_info": messages.camera_info(fisheye, Header())})
+        np.testing.assert_array_equal(measured.depth, depth)
+
+
+def test_whether_depth_is_rectified_is_told_and_may_be_set(ros: None) -> None:
+    with node_here(GeometryNode, input="depth") as node:
+        assert node._description()[1]["input"] == "depth camera, raw by the name /depth/image"
+        assert node.set_parameters([Parameter("depth_image", value="rectified")])[0].successful
+        assert node._description()[1]["input"] == "depth camera, rectified"
 
 
 def test_bad_depth_images_are_said(start: Any, peer: Peer) -> None:
