@@ -55,7 +55,7 @@ class Options:
     """How a bag becomes frames.
 
     topics: role -> topic, where they are not found by themselves (lix_core.bags.topics). geometry: auto, depth, stereo, lidar or none.
-    every: keep one image in so many. begin, end: [s] since the bag's first message; end 0 is the bag's. slop: largest difference between the
+    every: one image in so many. begin, end: [s] since the bag's first message; end 0 is the bag's. slop: largest difference between the
     stamps of an image and its partner [s]. offset: by how much the stamps of the depth's sensor are late [s]; taken off them. clock: header
     or recorded. extrinsics: pose of the LiDAR in the camera's optical frame, x y z qx qy qz qw; empty takes the bag's TF.
     max_disparity: largest one searched in stereo pairs [pixels], a multiple of 16.
