@@ -342,7 +342,7 @@ class LoggerParameters:
     """The `logger` node. In bytes and seconds; 0 switches a limit or a reason off unless said otherwise."""
 
     folder: str = parameter("recordings", "Folder of the bags; relative to where the node was started. `~` is understood.")
-    prefix: str = parameter(RecordingSettings.prefix, "With which the names of the bags begin: <prefix>_<date>_<time>.")
+    prefix: str = parameter(RecordingSettings.prefix, "With which the names of the bags begin: PREFIX_DATE_TIME.")
     mode: str = parameter(
         "keyframes",
         "What is recorded: `everything`; `rate`: an image every 1/rate seconds with what belongs to it; `keyframes`: images worth learning "
