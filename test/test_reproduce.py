@@ -99,7 +99,7 @@ def test_the_page_pairs_rows_with_the_control_seed_by_seed():
     runs["kd/fold0/seed0"] = run([[1, 0], [0, 1]])
     text = page(pair, summary(pair, runs, ["optim.steps=2"]))
     assert "| kd | 1.000 | +50.0 | 1 |" in text and "| control | 0.750 ± 0.354 | - | 2 |" in text
-    assert "`lix reproduce tiny --data tiny=FOLDER optim.steps=2`" in text and "3 runs, 0.03 hours on cpu" in text
+    assert "`lix reproduce tiny --data tiny=FOLDER optim.steps=2 --out OUT`" in text and "3 runs, 0.03 hours on cpu" in text
     assert "no seed has whole yet: `teacher`." in text
     runs["kd/fold0/seed1"] = runs.pop("kd/fold0/seed0")  # of the other seed alone
     assert "| kd | 1.000 | +0.0 | 1 |" in page(pair, summary(pair, runs, []))
@@ -546,14 +546,14 @@ def test_the_data_sets_of_a_table_are_those_of_its_rows():
     assert Table.load("pothole").datasets == {"pothole"}
 
 
-def test_a_run_that_another_process_has_made_anew_stays_as_that_made_it(tmp_path):
+def test_the_figure_of_a_run_that_is_made_again_stays_whoever_made_it(tmp_path):
     unit = cells(table(seeds=[0]), ROOTS)[0]
     first, other = Record(table(seeds=[0]), tmp_path), Record(table(seeds=[0]), tmp_path)
     first.add(unit[0], run([[1, 0], [0, 1]]))
     other.add(unit[0], run([[2, 0], [0, 2]]))
     first.add(unit[1], run([[3, 0], [0, 3]]))
     found = json.loads((tmp_path / "tiny.json").read_text())["runs"]
-    assert [found[cell.entry]["counts"][0][0] for cell in unit[:2]] == [2, 3]
+    assert [found[cell.entry]["counts"][0][0] for cell in unit[:2]] == [1, 3]
 
 
 def test_a_damaged_result_file_is_not_overwritten(tmp_path):

@@ -58,11 +58,12 @@ class Record:
         self.write({cell.entry: result})
 
     def write(self, new: Mapping[str, dict[str, Any]] | None = None) -> None:
-        """Write the JSON file, the picture and the page, each whole or not at all, with new runs and with those that others have put there,
-        or made anew, since."""
+        """Write the JSON file, the picture and the page, each whole or not at all, with new runs and with those that others have put there
+        since. One that is there stays: made again for its weights, on another CPU or with other kernels, a run has another figure, and the
+        other rows were set against this one."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with locked(self.path.parent):
-            self.runs = {**self.runs, **self._read(), **(new or {})}
+            self.runs = {**(new or {}), **self.runs, **self._read()}
             known, counted = self.fingerprints, {}
             for entry, run in self.runs.items():
                 key, _, fingerprint = entry.rpartition("/")
