@@ -261,6 +261,21 @@ def test_a_transaction_that_was_cut_off_is_taken_back_in_the_copy(tmp_path):
     assert report.changed == "new" and [stamp for _, stamp, _ in contents(report.bag)] == list(range(40))
     assert {file: file.read_bytes() for file in left.iterdir()} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["left", "left_repaired", "living"], "what was needed on the way is gone"
+    assert contents(repair(left, tmp_path / "other" / "disk" / "whole").bag) == contents(report.bag)
+    assert [path.name for path in (tmp_path / "other" / "disk").iterdir()] == ["whole"], "nothing is written beside the bag"
+
+
+def test_messages_of_a_topics_second_type_are_left_out_of_the_copy_and_told(tmp_path):
+    with Writer(tmp_path / "two", version=9, storage_plugin=STORAGES["mcap"]) as writer:
+        for number, kind in enumerate((TEXT, "sensor_msgs/msg/Image", TEXT)):
+            connection = next((c for c in writer.connections if c.msgtype == kind), None)
+            writer.write(connection or writer.add_connection("/a", kind, typestore=STORE), number, raw(number))
+    (tmp_path / "two" / "metadata.yaml").unlink()
+    (file,) = (tmp_path / "two").iterdir()
+    file.write_bytes(file.read_bytes()[:-30])
+    report = repair(tmp_path / "two")
+    assert contents(report.bag) == [("/a", 0, raw(0)), ("/a", 2, raw(2))] and report.messages == 2
+    assert report.faults[-1] == "1 messages of /a are of another type (sensor_msgs/msg/Image) than its first and left out"
 
 
 def test_a_definition_that_only_the_bag_knows_is_kept(tmp_path):

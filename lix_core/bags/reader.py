@@ -217,8 +217,9 @@ def one_bag(files: Sequence[Path]) -> bool:
     """Whether files, in the order of their names, are the parts of one bag: named <stem>_0, <stem>_1, ..., and each begun where the one
     before ends, as far as the files tell; recordings of several days may be numbered too."""
     names = [file.stem.rpartition("_") for file in files]
-    numbers = [int(number) for _, _, number in names if number.isdecimal()]
-    if len({stem for stem, _, _ in names}) > 1 or numbers != list(range(numbers[0] if numbers else 0, len(files) + (numbers or [0])[0])):
+    if len({stem for stem, _, _ in names}) > 1 or not all(number.isdecimal() for _, _, number in names):
+        return False
+    if any(int(after) - int(before) != 1 for (_, _, before), (_, _, after) in pairwise(names)):
         return False
     spans = [span_of(file) for file in files]
     return all(not before or not after or abs(after[0] - before[1]) <= PART_GAP_S * NS for before, after in pairwise(spans))

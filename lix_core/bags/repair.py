@@ -110,6 +110,7 @@ def _workshop(files: list[Path], target: Path) -> Iterator[Path | None]:
         return
     _check_space(files, target)
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         folder = TemporaryDirectory(prefix=".repair-", dir=target.parent)
     except OSError as error:
         raise SourceError(f"cannot write to {target.parent}: {error.strerror}; name another place with --out") from None
