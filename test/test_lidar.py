@@ -369,7 +369,8 @@ def test_depth_of_another_camera_is_refused():
         remove_hidden(np.zeros((48, 64), np.uint16), CAMERA, np.zeros(3))
 
 
-def test_the_batched_version_agrees():
+@pytest.mark.parametrize("at_once", [None, 1000])
+def test_the_batched_version_agrees_whatever_it_looks_at_in_one_go(monkeypatch, at_once):
     torch = pytest.importorskip("torch")
     from lix_core.geometry.batch import lidar as batch
 
@@ -380,10 +381,11 @@ def test_the_batched_version_agrees():
     for row, cloud in zip(padded, clouds):
         row[: len(cloud)] = cloud
     matrix, extrinsics = torch.from_numpy(STREET.matrix), torch.from_numpy(np.stack(transforms))
-    for gap in (0.0, 0.05):
+    expected = {gap: [project_cloud(cloud, STREET, transform, gap) for cloud, transform in zip(clouds, transforms)] for gap in (0.0, 0.05)}
+    monkeypatch.setattr(batch.lidar, "AT_ONCE", at_once or batch.lidar.AT_ONCE)
+    for gap, wanted in expected.items():
         depths = batch.project_clouds(torch.from_numpy(padded), matrix, extrinsics, STREET.shape, gap)
-        for depth, cloud, transform in zip(depths.numpy(), clouds, transforms):
-            np.testing.assert_allclose(depth, project_cloud(cloud, STREET, transform, gap), rtol=1e-6)
+        np.testing.assert_allclose(depths.numpy(), wanted, rtol=1e-6)
     empty = batch.project_clouds(torch.full((1, 0, 3), torch.nan), matrix, extrinsics[0], STREET.shape)
     assert empty.isnan().all()
     with pytest.raises(GeometryError, match="clouds are"):

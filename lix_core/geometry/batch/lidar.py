@@ -66,22 +66,36 @@ def remove_hidden(sparse_depth: Tensor, matrix: Tensor, lidar_position: Tensor, 
 
 
 def _remove_hidden(sparse_depth: Tensor, matrix: Tensor, position: Tensor, gap: float, ring_spacing: float) -> Tensor:
-    rows, columns = lidar.window(ring_spacing or lidar.measure_ring_spacing(sparse_depth.cpu().numpy()))
+    reach = lidar.window(ring_spacing or lidar.measure_ring_spacing(sparse_depth.cpu().numpy()))
+    rows, columns = (min(far, size) for far, size in zip(reach, sparse_depth.shape))
     known = sparse_depth.isfinite()
     nearness = torch.where(known, 1 / sparse_depth, 0.0)
     cover = surrounding_nearness(nearness, rows, columns)
-    v, u = torch.nonzero(known & (1 / cover < sparse_depth * (1 - gap)), as_tuple=True)
-    own = nearness[v, u]
-    front = (own + cover[v, u]) / 2
+    doubtful = torch.nonzero(known & (1 / cover < sparse_depth * (1 - gap)))
+    around = F.pad(nearness, (columns, columns, rows, rows))
+    step = max(1, lidar.AT_ONCE // ((2 * rows + 1) * (2 * columns + 1)))
+    visible = sparse_depth.clone()
+    for v, u in (some.T for some in doubtful.split(step)):
+        hidden = are_hidden(v, u, nearness[v, u], cover[v, u], around, (rows, columns), matrix, position)
+        visible[v[hidden], u[hidden]] = torch.nan
+    return visible
+
+
+def are_hidden(
+    v: Tensor, u: Tensor, own: Tensor, cover: Tensor, around: Tensor, reach: tuple[int, int], matrix: Tensor, position: Tensor
+) -> Tensor:
+    """(N,) bool, which of the points at rows v and columns u the LiDAR sees past what is in front of them.
+
+    own, cover: (N,) inverse depth, of them and of what surrounds them. around: of all points, padded by `reach`, which is how far to look
+    [pixels]. matrix, position: see `remove_hidden`, of one image.
+    """
     dv, du = (
         offsets.ravel()
-        for offsets in torch.meshgrid(
-            torch.arange(-rows, rows + 1, device=v.device), torch.arange(-columns, columns + 1, device=v.device), indexing="ij"
-        )
-    )
-    around = F.pad(nearness, (columns, columns, rows, rows))[v[:, None] + (dv + rows), u[:, None] + (du + columns)]
-    point, neighbour = torch.nonzero(around >= front[:, None], as_tuple=True)
-    parallax = around[point, neighbour] - own[point]
+        for offsets in torch.meshgrid(*(torch.arange(-far, far + 1, device=v.device) for far in reach), indexing="ij")
+    )  # fmt: skip
+    windows = around[v[:, None] + (dv + reach[0]), u[:, None] + (du + reach[1])]
+    point, neighbour = torch.nonzero(windows >= ((own + cover) / 2)[:, None], as_tuple=True)
+    parallax = windows[point, neighbour] - own[point]
     across_x = matrix[0, 0] * position[0] - position[2] * (u - matrix[0, 2])
     across_y = matrix[1, 1] * position[1] - position[2] * (v - matrix[1, 2])
     x, y = du[neighbour] - across_x[point] * parallax, dv[neighbour] - across_y[point] * parallax
@@ -89,10 +103,7 @@ def _remove_hidden(sparse_depth: Tensor, matrix: Tensor, position: Tensor, gap: 
     sides = torch.zeros((4, len(v)), dtype=torch.bool, device=v.device)
     for side, there in zip(sides, (left & above, right & below, right & above, left & below)):
         side[point[there]] = True
-    hidden = ~((sides[0] & sides[1]) | (sides[2] & sides[3]))
-    visible = sparse_depth.clone()
-    visible[v[hidden], u[hidden]] = torch.nan
-    return visible
+    return ~((sides[0] & sides[1]) | (sides[2] & sides[3]))
 
 
 def surrounding_nearness(nearness: Tensor, rows: int, columns: int) -> Tensor:
