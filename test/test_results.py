@@ -22,7 +22,7 @@ LINES = [
     # data, labelled, table, suffix of its rows' names, row of LIX, control
     ("potholes (real), IoU", "a quarter; the rest RGB + X", "pothole-unlabelled", "", "lix", "control"),
     ("potholes (real), IoU", "all", "pothole", "", "lix", "control"),
-    ("the same, a third of the steps", "all", "pothole_200steps", "", "lix", "control"),
+    ("the same, a third of the steps, LIX without L_X", "all", "pothole_200steps", "", "lix", "control"),
     ("street (simulated), mIoU", "5 %; the rest RGB + X", "world-unlabelled", " 5 %", "lix 5 %", "control 5 %"),
     ("the same, more labels", "20 %; the rest RGB + X", "world-unlabelled", " 20 %", "lix 20 %", "control 20 %"),
     ("the same, every frame labelled", "all", "world-unlabelled", " 100 %", "lix 100 %", "control 100 %"),
