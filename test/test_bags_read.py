@@ -804,7 +804,7 @@ def test_a_frame_without_a_name_is_connected_to_none(tmp_path, nameless):
     )
 
 
-def test_a_first_cloud_that_is_damaged_costs_its_own_frame_alone(tmp_path):
+def test_a_first_cloud_that_is_damaged_costs_the_depth_of_its_frame_alone(tmp_path):
     messages = drive(3, ("image", "camera_info", "points", "/tf_static"))
     path = write(tmp_path / "bag", messages)
     first = next(m.message for m in messages if m.topic == "/points")
@@ -815,7 +815,11 @@ def test_a_first_cloud_that_is_damaged_costs_its_own_frame_alone(tmp_path):
     data_file(path).write_bytes(content)
     report = check(path)
     assert (report.frames, report.with_depth, report.geometry) == (3, 3, "lidar")
-    assert [bool(frame.depth) for frame in extracted(path, tmp_path / "out")] == [True, True]
+    (outcome,) = extract([path], tmp_path / "out")
+    assert [bool(frame.depth) for frame in Extraction.open(tmp_path / "out").frames] == [False, True, True]
+    assert [(count, text.split(";")[0]) for text, count in outcome.warnings.items()] == [
+        (1, "no depth: a message of type sensor_msgs/msg/PointCloud2 cannot be deserialised")
+    ]
 
 
 def test_a_calibration_that_changes_is_told_and_the_one_of_the_stretch_is_taken(tmp_path):

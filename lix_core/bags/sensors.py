@@ -104,10 +104,15 @@ class FrameReader:
         return found
 
     def _make(self, plan: FramePlan, raw: Messages) -> BagFrame:
-        parts = {role: self._message(plan, role, raw) for role in plan.members}
-        image, jpeg = self._image(*parts["image"])
+        image, jpeg = self._image(*self._message(plan, "image", raw))
         warnings: list[str] = []
         depth = labels = None
+        parts: dict[str, tuple[str, Any]] = {}
+        for role in [role for role in plan.members if role != "image"]:
+            try:
+                parts[role] = self._message(plan, role, raw)
+            except SourceError as error:
+                warnings.append(f"no {'labels' if role == 'labels' else 'depth'}: {error}")
         if any(role in parts for role in ("depth", "right_image", "points")):
             try:
                 depth = to_file(self._depth(parts, image, warnings))
