@@ -194,6 +194,18 @@ def test_depth_of_unrectified_pixels_is_rectified_with_its_image(tmp_path, topic
     assert ((found == 3) == (image > 135))[~beyond].mean() > 0.995 and not np.array_equal(found == 3, depth == 3)
 
 
+def a_box_beside(image: str, topic: str, info: str, camera: Camera | None) -> tuple[list[Recorded], np.ndarray]:
+    """A picture of a lens, and depth with a box in its corner; camera: what `info` says of the depth, None where there is none."""
+    depth = np.full((64, 160), 10, np.float32)
+    depth[5:25, 5:45] = 3.0
+    messages = [
+        Recorded(image, START, recorded.image(START, world_frame(0).rgb, "rgb8")),
+        Recorded("/cam/camera_info", START, recorded.camera_info(START, DISTORTED)),
+        Recorded(topic, START, recorded.image(START, depth, "32FC1")),
+    ]
+    return messages + ([Recorded(info, START, recorded.camera_info(START, camera))] if camera else []), depth
+
+
 @pytest.mark.parametrize(
     ("info", "beside", "warped"),
     [
@@ -206,15 +218,7 @@ def test_depth_of_unrectified_pixels_is_rectified_with_its_image(tmp_path, topic
 )
 def test_depth_beside_a_calibration_of_the_rectified_image_is_not_rectified_again(tmp_path, info, beside, warped):
     """As the geometry node publishes it, beside a camera's raw picture."""
-    depth = np.full((64, 160), 10, np.float32)
-    depth[5:25, 5:45] = 3.0
-    messages = [
-        Recorded("/cam/image_raw", START, recorded.image(START, world_frame(0).rgb, "rgb8")),
-        Recorded("/cam/camera_info", START, recorded.camera_info(START, DISTORTED)),
-        Recorded("/geometry/depth", START, recorded.image(START, depth, "32FC1")),
-    ]
-    if beside:
-        messages.append(Recorded(f"/geometry/{info}", START, recorded.camera_info(START, beside)))
+    messages, depth = a_box_beside("/cam/image_raw", "/geometry/depth", f"/geometry/{info}", beside)
     (outcome,) = extract([write(tmp_path / "bag", messages)], tmp_path / "out")
     (frame,) = Extraction.open(tmp_path / "out").frames
     assert np.array_equal(to_metres(png(frame.depth)), depth) != warped
@@ -225,15 +229,7 @@ def test_depth_beside_a_calibration_of_the_rectified_image_is_not_rectified_agai
 @pytest.mark.parametrize(("beside", "warped"), [(DISTORTED, True), (DISTORTED.rectified(), False), (None, False)])
 def test_raw_depth_beside_a_rectified_image_is_rectified_with_the_lens(tmp_path, beside, warped):
     """camera_info is that of the lens on both, by the conventions of ROS: D is not zero beside image_rect."""
-    depth = np.full((64, 160), 10, np.float32)
-    depth[5:25, 5:45] = 3.0
-    messages = [
-        Recorded("/cam/image_rect", START, recorded.image(START, world_frame(0).rgb, "rgb8")),
-        Recorded("/cam/camera_info", START, recorded.camera_info(START, DISTORTED)),
-        Recorded("/cam/aligned_depth/image_raw", START, recorded.image(START, depth, "32FC1")),
-    ]
-    if beside:
-        messages.append(Recorded("/cam/aligned_depth/camera_info", START, recorded.camera_info(START, beside)))
+    messages, depth = a_box_beside("/cam/image_rect", "/cam/aligned_depth/image_raw", "/cam/aligned_depth/camera_info", beside)
     extract([write(tmp_path / "bag", messages)], tmp_path / "out")
     (frame,) = Extraction.open(tmp_path / "out").frames
     assert np.array_equal(png(frame.image), world_frame(0).rgb)

@@ -170,7 +170,7 @@ def opposite_sides(x: np.ndarray, y: np.ndarray) -> list[tuple[np.ndarray, np.nd
 
 def slow_visible(depth: np.ndarray, camera: Camera, place: np.ndarray, gap: float) -> np.ndarray:
     """Point by point, as the words say it, in the same float32."""
-    rows, columns = window(measure_ring_spacing(depth))
+    rows, columns = window(measure_ring_spacing(depth), depth.shape)
     points, visible = np.argwhere(np.isfinite(depth)), depth.copy()
     for v, u in points:
         dv, du = (points - (v, u)).T

@@ -116,7 +116,7 @@ class RosbagsStorage:
     def __init__(self, path: Path):
         from rosbags import rosbag1, rosbag2
 
-        if left := salvage.left_open(path):
+        if left := [journal.name for file in salvage.files_of(path) for journal in salvage.journals_of(file)]:
             raise DamagedBag(f"{path} was not closed, as {', '.join(left)} beside it says: `lix bag repair` takes in what is there too")
         self.faults: list[str] = []
         self.is_ros2 = path.suffix != ".bag"

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from lix_core.bags.reader import one_bag, repaired_of
-from lix_core.bags.salvage import SCHEMA, McapPart, SqlitePart, files_of, read_text
+from lix_core.bags.salvage import SCHEMA, McapPart, SqlitePart, files_of, journals_of, read_text
 from lix_core.bags.space import delete_bag, free_space
 from lix_core.bags.writer import NO_HASH, Qos, RosbagsWriter, Topic, definition_of, metadata_version
 from lix_core.errors import SourceError
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from rosbags.interfaces import Connection
 
 STORAGE = {".mcap": "mcap", ".db3": "sqlite3"}
-JOURNALS = ("-journal", "-wal", "-shm")
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def _files_in(bag: Path) -> list[Path]:
 @contextmanager
 def _workshop(files: list[Path], target: Path) -> Iterator[Path | None]:
     """A folder for copies of those files that have journals, beside the bag that is to be made; None where none has. Raises SourceError."""
-    files = [file for file in files if _journals([file])]
+    files = [file for file in files if journals_of(file)]
     if not files:
         yield None
         return
@@ -125,12 +124,6 @@ def _check_space(files: Iterable[Path], target: Path) -> None:
         raise SourceError(
             f"a whole copy of the bag needs {size / 1e6:.0f} MB, more than is free for {target}; name a folder on another disk"
         )
-
-
-def _journals(files: list[Path]) -> list[Path]:
-    """What sqlite3 leaves beside a file whose writer was killed, and without which the file may be neither here nor there."""
-    beside = [file.with_name(file.name + journal) for file in files if file.suffix == ".db3" for journal in JOURNALS]
-    return [journal for journal in beside if journal.exists()]
 
 
 class WholeMcap(McapPart):
@@ -194,7 +187,7 @@ def _part(file: Path, folder: Path | None) -> Part:
     """A file; one with a journal is copied into the folder, and rolled back there to what was flushed."""
     if file.suffix == ".mcap":
         return WholeMcap(file)
-    if journals := _journals([file]):
+    if journals := journals_of(file):
         assert folder
         copy = folder / file.name
         try:

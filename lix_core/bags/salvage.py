@@ -54,11 +54,11 @@ def files_of(bag: Path) -> list[Path]:
     return sorted((p for p in bag.iterdir() if p.suffix in SUFFIXES and p.is_file()), key=lambda p: natural_key(p.name))
 
 
-def left_open(bag: Path) -> list[str]:
-    """Names of the journals that hold something, which SQLite leaves beside a file whose writer was killed: without them the file may be
-    neither here nor there."""
-    journals = (file.with_name(file.name + suffix) for file in files_of(bag) if file.suffix == ".db3" for suffix in ("-journal", "-wal"))
-    return [journal.name for journal in journals if journal.exists() and journal.stat().st_size]
+def journals_of(file: Path) -> list[Path]:
+    """What SQLite leaves beside a file whose writer was killed, where it holds something: without it the file may be neither here nor
+    there."""
+    found = (file.with_name(file.name + suffix) for suffix in ("-journal", "-wal"))
+    return [journal for journal in found if file.suffix == ".db3" and journal.exists() and journal.stat().st_size]
 
 
 class Part(Protocol):

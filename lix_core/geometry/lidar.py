@@ -79,7 +79,7 @@ def remove_hidden(
     sparse_depth = check_depth(sparse_depth)
     camera.check_size(sparse_depth, "the sparse depth")
     check_options(gap, ring_spacing)
-    rows, columns = np.minimum(window(ring_spacing or measure_ring_spacing(sparse_depth)), sparse_depth.shape)
+    rows, columns = window(ring_spacing or measure_ring_spacing(sparse_depth), sparse_depth.shape)
     known = np.isfinite(sparse_depth)
     filled = np.where(known, sparse_depth, np.float32(np.inf))
     cover = surrounding_depth(filled, rows, columns)
@@ -87,7 +87,7 @@ def remove_hidden(
     doubtful = np.argwhere(known & (cover < filled * np.float32(1 - gap)))
     # Column by column, so that the points within a window are few runs of them.
     places = np.flatnonzero(known.T)
-    step = max(1, AT_ONCE // ((2 * rows + 1) * (2 * columns + 1)))
+    step = points_at_once(rows, columns)
     for start in range(0, len(doubtful), step):
         v, u = doubtful[start : start + step].T
         point, place = neighbours(v, u, places, len(known), rows, columns)
@@ -164,10 +164,16 @@ def measure_ring_spacing(sparse_depth: np.ndarray) -> float:
     return min(float(np.median(steps)), WIDEST) if len(steps) else 1.0
 
 
-def window(ring_spacing: float) -> tuple[int, int]:
-    """(rows, columns) from a point to the far ends of its windows in `remove_hidden` [pixels]: to the next ring, half as far sideways."""
+def window(ring_spacing: float, size: tuple[int, ...]) -> tuple[int, int]:
+    """(rows, columns) from a point to the far ends of its windows in `remove_hidden` [pixels]: to the next ring, half as far sideways, and
+    no farther than the image is large; size: its (H, W)."""
     rows = int(np.ceil(1.2 * ring_spacing)) + 1
-    return rows, rows // 2 + 1
+    return min(rows, size[0]), min(rows // 2 + 1, size[1])
+
+
+def points_at_once(rows: int, columns: int) -> int:
+    """Of how many points the windows are looked through at a time."""
+    return max(1, AT_ONCE // ((2 * rows + 1) * (2 * columns + 1)))
 
 
 def cloud_fault(points: np.ndarray, depth: np.ndarray, camera: Camera, camera_from_lidar: np.ndarray) -> str:

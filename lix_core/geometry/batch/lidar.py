@@ -66,16 +66,14 @@ def remove_hidden(sparse_depth: Tensor, matrix: Tensor, lidar_position: Tensor, 
 
 
 def _remove_hidden(sparse_depth: Tensor, matrix: Tensor, position: Tensor, gap: float, ring_spacing: float) -> Tensor:
-    reach = lidar.window(ring_spacing or lidar.measure_ring_spacing(sparse_depth.cpu().numpy()))
-    rows, columns = (min(far, size) for far, size in zip(reach, sparse_depth.shape))
+    rows, columns = lidar.window(ring_spacing or lidar.measure_ring_spacing(sparse_depth.cpu().numpy()), sparse_depth.shape)
     known = sparse_depth.isfinite()
     nearness = torch.where(known, 1 / sparse_depth, 0.0)
     cover = surrounding_nearness(nearness, rows, columns)
     doubtful = torch.nonzero(known & (1 / cover < sparse_depth * (1 - gap)))
     around = F.pad(nearness, (columns, columns, rows, rows))
-    step = max(1, lidar.AT_ONCE // ((2 * rows + 1) * (2 * columns + 1)))
     visible = sparse_depth.clone()
-    for v, u in (some.T for some in doubtful.split(step)):
+    for v, u in (some.T for some in doubtful.split(lidar.points_at_once(rows, columns))):
         hidden = are_hidden(v, u, nearness[v, u], cover[v, u], around, (rows, columns), matrix, position)
         visible[v[hidden], u[hidden]] = torch.nan
     return visible
