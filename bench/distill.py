@@ -74,6 +74,7 @@ def example(size: int) -> Batch:
         x=torch.randn(size, X_CHANNELS, HEIGHT, WIDTH, generator=generator),
         known=torch.rand(size, HEIGHT, WIDTH, generator=generator) < 0.8,
         labelled=labelled,
+        shown=torch.ones(size, HEIGHT, WIDTH, dtype=torch.bool),
         names=[str(i) for i in range(size)],
     )
 

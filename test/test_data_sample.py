@@ -74,7 +74,10 @@ def test_a_batch_holds_what_its_samples_hold():
         assert np.array_equal(batch.image[i].permute(1, 2, 0).numpy(), one.image)
         assert np.array_equal(batch.labels[i].numpy(), one.labels)
         assert np.array_equal(batch.x[i].numpy(), one.x) and np.array_equal(batch.known[i].numpy(), one.known)
-    assert batch.labelled.tolist() == [True, True]
+    assert batch.labelled.tolist() == [True, True] and batch.shown.all()
+    left = np.arange(W) < 3
+    assert np.array_equal(collate([a, sample("c", shown=np.tile(left, (H, 1)))]).shown.numpy(), np.tile([[[True]], [[False]]], (1, H, W)) | left)
+
 
 
 def test_frames_without_labels_or_x_are_ignored_and_unknown_in_a_batch():

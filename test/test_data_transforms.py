@@ -167,6 +167,20 @@ def test_the_camera_keeps_its_baseline_and_a_mirrored_one_has_it_to_the_other_si
     assert camera.baseline == pytest.approx(-0.4) and camera.p[7] == -11.0
 
 
+@pytest.mark.parametrize("name", VIEWS)
+def test_a_view_knows_where_it_shows_the_frame_with_labels_and_without(name):
+    sample = scene()
+    bare = dataclasses.replace(sample, labels=None)
+    for seed in range(3):
+        view, same = (SampleTransform(*VIEWS[name])(given, seed) for given in (sample, bare))
+        padded = view.labels == 255
+        assert same.labels is None and (view.shown is None) == (same.shown is None) == (not padded.any())
+        if padded.any():
+            assert np.array_equal(view.shown, ~padded) and np.array_equal(same.shown, ~padded)
+            again = SampleTransform(v2.RandomHorizontalFlip(1.0))(same)  # what is padded once stays so
+            assert np.array_equal(again.shown, ~padded[:, ::-1])
+
+
 def test_padding_is_ignored_and_unknown_whatever_fill_the_image_gets():
     sample = scene()
     view = SampleTransform(v2.Pad([2, 3, 4, 5], fill=9))(sample)

@@ -55,6 +55,7 @@ def batch_of(classes: int = CLASSES, labelled: tuple[bool, ...] = (True, True, F
         x=noise(6, IMAGES, X_CHANNELS, HEIGHT, WIDTH) * known[:, None],
         known=known,
         labelled=torch.tensor(labelled),
+        shown=torch.ones(IMAGES, HEIGHT, WIDTH, dtype=torch.bool),
         names=list("abc"),
     )
 
@@ -484,6 +485,26 @@ def test_without_labels_the_target_is_what_the_teacher_is_sure_of():
     assert lesson.classes[:2].equal(at_cells(batch.labels, (4, 6))[:2])
     assert lesson.classes[2].equal(sure_classes(teacher.logits, 0.7)[2])
     assert 0 < (lesson.classes[2] == 255).sum() < 24
+
+
+@pytest.mark.parametrize("method", ["kd", "dkd", "cirkd", "pseudo", "lix"])
+def test_what_a_view_without_labels_does_not_show_does_not_count(method):
+    student, teacher, batch = output_of(1, STUDENT), output_of(2, TEACHER), batch_of(labelled=(True, False, False))
+    batch.shown[1, :, : WIDTH // 2] = False  # columns 0 to 2 of 6 cells
+    distiller = distiller_of(method, pseudo=PseudoConfig(threshold=0.0)).eval()
+    distiller.batches.fill_(1000)  # past the warm-up
+    lesson = lesson_of(student, teacher, batch)
+    assert (lesson.classes[1, :, :3] == 255).all() and (lesson.classes[1, :, 3:] != 255).all() and (lesson.classes[2] != 255).all()
+
+    def terms(noise: float, row: int) -> dict[str, torch.Tensor]:
+        changed = teacher.logits.clone()
+        changed[row, 0, :, :3] += noise
+        torch.manual_seed(0)
+        return distiller(student, teacher._replace(logits=changed), batch)
+
+    plain, padded, shown = terms(0, 1), terms(5, 1), terms(5, 2)
+    for name in {"kd", "dkd", "logit", "pseudo"} & set(plain):  # the others are of features
+        assert padded[name].equal(plain[name]) and not shown[name].equal(plain[name])
 
 
 def test_a_teacher_just_as_sure_as_it_must_be_is_sure():

@@ -47,6 +47,7 @@ def test_the_example_of_the_page_about_distillation_runs():
         x=torch.randn(2, 3, 64, 96) * known[:, None],
         known=known,
         labelled=torch.tensor([True, True]),
+        shown=torch.ones(2, 64, 96, dtype=torch.bool),
         names=["a", "b"],
     )
     names = {"torch": torch, "student": student, "teacher": teacher, "batch": batch}

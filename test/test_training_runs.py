@@ -530,7 +530,9 @@ def test_a_teacher_of_fewer_stages_is_compared_stride_by_stride():
     assert names == {"stage1": "stage2", "stage2": "stage3", "stage3": "stage4", "stage4": "stage5", "decoder": "decoder"}
     assert partners(teacher, student) == {other: own for own, other in names.items()}
     image, known = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8), torch.ones(2, 64, 96, dtype=torch.bool)
-    batch = Batch(image, torch.zeros(2, 64, 96, dtype=torch.int64), torch.randn(2, 1, 64, 96), known, torch.ones(2, dtype=torch.bool), [])
+    batch = Batch(
+        image, torch.zeros(2, 64, 96, dtype=torch.int64), torch.randn(2, 1, 64, 96), known, torch.ones(2, dtype=torch.bool), known, []
+    )
     learner = Learner(tiny_config(), student, HardLoss(None), teacher)
     seen, taught = outputs(student, batch), learner._taught(batch)
     assert [*taught.features] == ["stage2", "stage3", "stage4", "stage5", "decoder"]

@@ -26,6 +26,7 @@ class Sample:
     x: (Cx, H, W) float32, an encoding of lix_core.geometry.encodings or of the data set's own, 0 where it is unknown; None: no X.
     known: (H, W) bool, where x is known; None without x. x_kind: which encoding, "" without x.
     camera: calibration of the image where the data set has one; its size is the image's.
+    shown: (H, W) bool, False where a view is padded and shows nothing of the frame; None: it shows something everywhere.
 
     Raises:
         DataError: arrays of other types, or of sizes that differ; names the frame.
@@ -38,11 +39,12 @@ class Sample:
     known: np.ndarray | None = None
     x_kind: str = ""
     camera: Camera | None = None
+    shown: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         size = self.image.shape[:2]
         self._check("image", self.image, np.uint8, ("H", "W", 3))
-        for name in ("image", "labels", "x", "known"):
+        for name in ("image", "labels", "x", "known", "shown"):
             array = getattr(self, name)
             # Such as BGR read backwards, or the bytes of a message: no tensor has negative strides, or is read-only.
             if isinstance(array, np.ndarray) and (min(array.strides, default=0) < 0 or not array.flags.writeable):
@@ -54,6 +56,8 @@ class Sample:
         if self.x is not None:
             self._check("x", self.x, np.float32, ("Cx", *size))
             self._check("known", self.known, np.bool_, size)
+        if self.shown is not None:
+            self._check("shown", self.shown, np.bool_, size)
         if self.camera is not None and self.camera.shape != size:
             height, width = self.camera.shape
             raise DataError(f"{self.name}: the image is {size[1]}x{size[0]}, its calibration is for {width}x{height}")
@@ -73,7 +77,8 @@ class Batch:
 
     image: (B, 3, H, W) uint8 RGB. labels: (B, H, W) int64, 255 = ignored; all 255 in frames without labels.
     x: (B, Cx, H, W) float32, 0 where unknown; Cx is 0 where the run has no X. known: (B, H, W) bool, False everywhere where a frame has
-    no X. labelled: (B,) bool, whether the frame came with labels. names: of the frames.
+    no X. labelled: (B,) bool, whether the frame came with labels. shown: (B, H, W) bool, False where a view is padded.
+    names: of the frames.
     """
 
     image: Tensor
@@ -81,6 +86,7 @@ class Batch:
     x: Tensor
     known: Tensor
     labelled: Tensor
+    shown: Tensor
     names: list[str]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
@@ -128,11 +134,14 @@ def collate(samples: Sequence[Sample], x_channels: int | None = None) -> Batch:
     labels = torch.full((count, height, width), UNLABELLED, dtype=torch.int64)
     x = torch.zeros(count, channels, height, width)
     known = torch.zeros(count, height, width, dtype=torch.bool)
+    shown = torch.ones(count, height, width, dtype=torch.bool)
     for i, sample in enumerate(samples):
         images[i] = torch.from_numpy(sample.image).permute(2, 0, 1)
         if sample.labels is not None:
             labels[i] = torch.from_numpy(sample.labels)
         if sample.x is not None:
             x[i], known[i] = torch.from_numpy(sample.x), torch.from_numpy(sample.known)
+        if sample.shown is not None:
+            shown[i] = torch.from_numpy(sample.shown)
     labelled = torch.tensor([sample.labels is not None for sample in samples])
-    return Batch(images, labels, x, known, labelled, [sample.name for sample in samples])
+    return Batch(images, labels, x, known, labelled, shown, [sample.name for sample in samples])

@@ -51,7 +51,7 @@ HOLES, HOLE_SIDE = 8, 1 / 3
 Size = Sequence[int]
 """(height, width) [pixels]."""
 Parts = dict[str, Tensor]
-"""A sample as tensors: image, and where it has them labels, x and known, camera."""
+"""A sample as tensors: image, shown, and where it has them labels, x and known, camera."""
 
 
 class LabelPlane(tv_tensors.Mask):
@@ -59,7 +59,7 @@ class LabelPlane(tv_tensors.Mask):
 
 
 class KnownPlane(tv_tensors.Mask):
-    """(H, W) uint8: 1 where X is known, else 0."""
+    """(H, W) uint8: 1 where X is known, or where the frame is shown, else 0."""
 
 
 class XPlanes(tv_tensors.TVTensor):
@@ -205,6 +205,8 @@ register_all()
 def to_parts(sample: Sample) -> Parts:
     """The arrays of a sample as tensors that share their memory."""
     parts: Parts = {"image": tv_tensors.Image(torch.from_numpy(sample.image).permute(2, 0, 1))}
+    shown = np.ones(sample.image.shape[:2], bool) if sample.shown is None else sample.shown
+    parts["shown"] = KnownPlane(torch.from_numpy(shown.view(np.uint8)))
     if sample.labels is not None:
         parts["labels"] = LabelPlane(torch.from_numpy(sample.labels))
     if sample.x is not None:
@@ -221,8 +223,10 @@ def to_sample(parts: Parts, name: str, x_kind: str) -> Sample:
     """The sample of `to_parts`."""
     arrays = {key: part.as_subclass(Tensor).numpy() for key, part in parts.items()}
     known = arrays["known"].view(np.bool_) if "known" in arrays else None
+    shown = arrays["shown"].view(np.bool_)
     camera = camera_of(arrays["camera"]) if "camera" in arrays else None
-    return Sample(name, arrays["image"].transpose(1, 2, 0), arrays.get("labels"), arrays.get("x"), known, x_kind, camera)
+    image, labels, x = arrays["image"].transpose(1, 2, 0), arrays.get("labels"), arrays.get("x")
+    return Sample(name, image, labels, x, known, x_kind, camera, None if shown.all() else shown)
 
 
 def camera_of(pinhole: np.ndarray) -> Camera:

@@ -125,8 +125,9 @@ class Lesson(NamedTuple):
 def lesson_of(student: Output, teacher: Output, batch: Batch, gate: float = 0.0) -> Lesson:
     """Both networks' logits and the target classes on the student's grid.
 
-    The target is the label at the centre of the cell; on frames without labels it is the teacher's class, where the teacher's
-    confidence (its largest probability at temperature 1) is at least `gate`. A teacher's grid that differs is resized bilinearly.
+    The target is the label at the centre of the cell; on frames without labels it is the teacher's class, where the view is not padded
+    and the teacher's confidence (its largest probability at temperature 1) is at least `gate`. A teacher's grid that differs is resized
+    bilinearly.
 
     Raises:
         TrainingError: the networks have different numbers of classes.
@@ -143,7 +144,8 @@ def lesson_of(student: Output, teacher: Output, batch: Batch, gate: float = 0.0)
     taught = ~batch.labelled
     if taught.any():
         classes = classes.clone()
-        classes[taught] = sure_classes(teacher_logits[taught], gate)
+        shown = at_cells(batch.shown[taught], size)
+        classes[taught] = sure_classes(teacher_logits[taught], gate).masked_fill(~shown, UNLABELLED)
     return Lesson(teacher_logits, student_logits, classes)
 
 
