@@ -49,7 +49,7 @@ test: $(TEST_STAMP)  ## run all tests; ARGS="-k launch" selects, ARGS="-n 0 --pd
 venv: $(DEMO_STAMP)  ## make .venv, with what the nodes and the demo need
 
 bench:  ## list the benchmarks
-	@ls bench/*.py 2>/dev/null || echo "There is no benchmark yet."
+	@ls bench/*.py
 
 clean:  ## remove .venv, out/ (trained runs in it too) and all that building leaves
 	rm -rf $(VENV) out build install log dist *.egg-info .pytest_cache .hypothesis .ruff_cache

@@ -60,13 +60,14 @@ def beside(image: str) -> str:
 def make_nodes(context: LaunchContext) -> list:
     arguments = {a.name: context.launch_configurations[a.name] for a in ARGUMENTS}
     given = {p: ParameterValue(LaunchConfiguration(p), value_type=t) for p, t in PARAMETER_TYPES.items() if arguments[p]}
-    image, right = arguments["image"].rstrip("/"), arguments["right"].rstrip("/")
+    image, right, depth = (arguments[topic].rstrip("/") for topic in ("image", "right", "depth"))
     remappings = {
         **{"image": image, "image/compressed": f"{image}/compressed", "camera_info": arguments["camera_info"] or beside(image)},
         **{"right/image": right, "right/image/compressed": f"{right}/compressed"},
         "right/camera_info": arguments["right_camera_info"] or beside(right),
-        **{topic: arguments[topic] for topic in ("depth", "points", "labels", "label_names")},
-        "depth/camera_info": arguments["depth_camera_info"] or beside(arguments["depth"]),
+        "depth": depth,
+        "depth/camera_info": arguments["depth_camera_info"] or beside(depth),
+        **{topic: arguments[topic] for topic in ("points", "labels", "label_names")},
         "confidence": f"{arguments['student'].rstrip('/')}/confidence",
         "disagreement": f"{arguments['teacher'].rstrip('/')}/disagreement",
     }

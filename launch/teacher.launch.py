@@ -48,7 +48,7 @@ def make_nodes(context: LaunchContext) -> list:
     image, student = arguments["image"].rstrip("/"), arguments["student"].rstrip("/")
     remappings = {
         **{"image": image, "image/compressed": f"{image}/compressed"},
-        **{topic: arguments[topic] for topic in ("depth", "camera_info")},
+        **{topic: arguments[topic].rstrip("/") for topic in ("depth", "camera_info")},
         **{f"student/{topic}": f"{student}/{topic}" for topic in ("mask", "labels")},
     }
     node = Node(

@@ -24,7 +24,12 @@ def check_ranges(settings: Any, of: str, error: type[LixError]) -> None:
         least, most, value = f.metadata["least"], f.metadata["most"], getattr(settings, f.name)
         # Written so that NaN is in no range.
         if (least is not None and not value >= least) or (most is not None and not value <= most):
-            raise error(f"{f.name} of {of} must be {least} {'or more' if most is None else f'to {most}'}, got {value}")
+            raise error(f"{f.name} of {of} must be {limits(least, most)}, got {value}")
+
+
+def limits(least: float | None, most: float | None) -> str:
+    """A range in words; one of the two is given."""
+    return f"{least} to {most}" if None not in (least, most) else f"at least {least}" if most is None else f"at most {most}"
 
 
 def nearest(word: object, known: Iterable[object], path: str = "") -> str:

@@ -142,10 +142,8 @@ def camera_info(camera: Camera, header: Header) -> CameraInfo:
     )
 
 
-def label_info(labels: LabelSet, header: Header) -> "LabelInfo | None":
-    """vision_msgs/LabelInfo, or None where vision_msgs is not installed."""
-    if LabelInfo is None:
-        return None
+def label_info(labels: LabelSet, header: Header) -> "LabelInfo":
+    """vision_msgs/LabelInfo, where vision_msgs is installed."""
     classes = [VisionClass(class_id=i, class_name=name) for i, name in enumerate(labels.names)]
     return LabelInfo(header=header, class_map=[*classes, VisionClass(class_id=UNLABELLED, class_name="unlabelled")])
 

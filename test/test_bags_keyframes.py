@@ -460,7 +460,7 @@ def test_what_is_no_record_says_so(raw):
 def test_settings_and_roles_that_make_no_sense_are_refused():
     with pytest.raises(DataError, match="uncertainty of keyframes must be 0.0 to 1.0, got 1.5"):
         KeyframeSettings(uncertainty=1.5)
-    with pytest.raises(DataError, match="least of keyframes must be 0.0 or more, got -1"):
+    with pytest.raises(DataError, match="least of keyframes must be at least 0.0, got -1"):
         KeyframeSettings(least=-1)
     with pytest.raises(DataError, match="/points cannot be two of them"):
         KeyframeSelector(KeyframeSettings(), "/image", ["/points"], ["/points"])

@@ -29,10 +29,11 @@ from lix_core.bags.index import NS, Frames, Options, nearest, pair
 from lix_core.bags.reader import Bag, DamagedBag, bags_in, decode, header_stamp, is_latched, whole_of
 from lix_core.bags.repair import repair
 from lix_core.bags.sensors import FrameReader, to_metres
-from lix_core.bags.topics import find_topics, shows_rectified
+from lix_core.bags.topics import MADE_BY_LIX, find_topics, shows_rectified
 from lix_core.camera import Camera
 from lix_core.errors import GeometryError, SourceError
 from lix_core.geometry.poses import matrix_from_pose, pose_from_matrix
+from lix_ros.parameters import GEOMETRY_OUTPUTS, OUTPUTS, TEACHER_OUTPUTS
 from recorded import PERIOD, START, Recorded, data_file, drive, write, write_humble
 from trees import world_frame
 
@@ -471,6 +472,10 @@ def test_topics_get_their_roles_by_type_and_custom(tmp_path, topics, expected):
     found = roles(some_bag(tmp_path, **topics))
     assert {role: topic for role, topic in found.items() if role in expected} == expected
     assert "labels" in expected or "labels" not in found
+
+
+def test_what_the_nodes_publish_is_no_camera():
+    assert set(MADE_BY_LIX) == {*OUTPUTS, *TEACHER_OUTPUTS, *GEOMETRY_OUTPUTS} - {"depth"}
 
 
 def test_the_right_camera_is_that_of_the_left_one(tmp_path):

@@ -336,7 +336,7 @@ def test_what_is_no_normalised_rgb_is_refused(student, image):
 
 
 def test_unknown_parts_are_refused_with_those_there_are():
-    with pytest.raises(LixError, match="no decoder 'fastfpn'; did you mean fast_fpn.; there are fast_fpn, upernet"):
+    with pytest.raises(LixError, match="no decoder 'fastfpn' .did you mean fast_fpn..; there are fast_fpn, upernet"):
         Student(2, TINY, "fastfpn", "none")
     with pytest.raises(LixError, match="no fusion 'product'; there are sum, gated, attention, late"):
         Teacher(2, 3, TINY, fusion="product", weights="none")

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 
 from lix_core import __version__
 from lix_core.bags.check import without_depth
@@ -35,9 +36,10 @@ from lix_core.bags.index import NO_GEOMETRY, BagIndex, FramePlan, Options, finge
 from lix_core.bags.reader import home_of, is_bag, repaired_of, whole_of
 from lix_core.bags.sensors import BagFrame, FrameReader, open_frames
 from lix_core.camera import Camera
-from lix_core.errors import DataError, LabelError, LixError, SourceError
+from lix_core.errors import DataError, ImageError, LabelError, LixError, SourceError, first_line
 from lix_core.files import expanded, locked, make_folder, save, save_image
 from lix_core.labels import LABELS_FILE, LabelSet
+from lix_core.pixels import decoded, read_compressed, to_rgb
 from lix_core.workers import begin_work
 
 FORMAT = 1
@@ -131,6 +133,27 @@ class Extraction:
             return LabelSet.from_dict(read_json(path))
         except LabelError as error:
             raise DataError(f"{path}: {error}") from None
+
+
+def image_of(frame: ExtractedFrame) -> np.ndarray:
+    """(H, W, 3) uint8 RGB image of a frame. Raises DataError."""
+    try:
+        return to_rgb(*read_compressed(frame.image.read_bytes(), frame.image.name))
+    except (OSError, ImageError) as error:
+        raise DataError(f"{frame.image} cannot be read ({first_line(error)}); extract the bag again") from None
+
+
+def depth_units_of(frame: ExtractedFrame, shape: tuple[int, int]) -> np.ndarray | None:
+    """(H, W) uint16 depth of a frame, as it is in its file, H and W those of its image; None where it has none. Raises DataError."""
+    if frame.depth is None:
+        return None
+    try:
+        units = decoded(frame.depth.read_bytes(), cv2.IMREAD_UNCHANGED)
+    except OSError as error:
+        raise DataError(f"{frame.depth} cannot be read ({error.strerror}); extract the bag again") from None
+    if units is None or units.dtype != np.uint16 or units.shape != shape:
+        raise DataError(f"{frame.depth} is no 16-bit image of {shape[1]}x{shape[0]}; extract the bag again")
+    return units
 
 
 def read_json(path: Path) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 import cv2
 import numpy as np
 
-from lix_core.bags.extract import ExtractedFrame, Extraction
+from lix_core.bags.extract import ExtractedFrame, Extraction, image_of
 from lix_core.bags.formats import (
     BACKGROUND,
     FORMATS,
@@ -22,7 +22,7 @@ from lix_core.bags.formats import (
     open_masks,
     stem_of,
 )
-from lix_core.bags.teacher import Teacher, calibrations_of, image_of
+from lix_core.bags.teacher import Teacher, calibrations_of
 from lix_core.errors import DataError, LabelError, SourceError
 from lix_core.files import make_folder, read_mask, save
 from lix_core.labels import LABELS_FILE, UNLABELLED, Label, LabelMapping, LabelSet, plain

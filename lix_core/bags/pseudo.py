@@ -29,9 +29,9 @@ import cv2
 import numpy as np
 
 from lix_core import __version__, viz
-from lix_core.bags.extract import ExtractedFrame, Extraction
+from lix_core.bags.extract import ExtractedFrame, Extraction, image_of
 from lix_core.bags.masks import did_you_mean, plain, spread
-from lix_core.bags.teacher import Teacher, calibrations_of, depth_of, image_of
+from lix_core.bags.teacher import Teacher, calibrations_of, depth_of
 from lix_core.camera import Camera
 from lix_core.errors import DataError, LabelError, SourceError, first_line
 from lix_core.files import locked, make_folder, read_mask, save, save_image

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lix_core.errors import SourceError
+from lix_core.files import locks
 
 ABANDONED_S = 3600.0
 """An unfinished bag that nobody holds and has written to for so long was left by a recorder that was killed [s]."""
@@ -84,14 +85,9 @@ def is_held(bag: Path) -> bool:
     """Whether somebody is writing a bag, however long ago the last message came. Raises OSError where it is gone."""
     folder = os.open(bag, os.O_RDONLY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
+        return not locks(folder)
     finally:
         os.close(folder)
-    return False
 
 
 def delete_bag(bag: Path) -> None:

@@ -9,11 +9,10 @@ from functools import cached_property
 import cv2
 import numpy as np
 
-from lix_core.bags.extract import BagCalibration, ExtractedFrame, Extraction
+from lix_core.bags.extract import BagCalibration, ExtractedFrame, Extraction, depth_units_of, image_of
 from lix_core.bags.sensors import to_metres
-from lix_core.errors import DataError, GeometryError, ImageError, first_line
+from lix_core.errors import DataError, GeometryError, ImageError
 from lix_core.geometry.encodings import ENCODINGS, encode
-from lix_core.pixels import decoded, read_compressed, to_rgb
 from lix_core.runtime.backends import DEFAULT_BACKEND, BackendOptions
 from lix_core.runtime.bundle import Bundle
 from lix_core.runtime.segmenter import Segmenter
@@ -79,23 +78,10 @@ def calibrations_of(extraction: Extraction) -> dict[str, BagCalibration]:
     return {bag["name"]: extraction.calibration(bag["name"]) for bag in extraction.bags}
 
 
-def image_of(frame: ExtractedFrame) -> np.ndarray:
-    """(H, W, 3) uint8 RGB image of a frame. Raises DataError."""
-    try:
-        return to_rgb(*read_compressed(frame.image.read_bytes(), frame.image.name))
-    except (OSError, ImageError) as error:
-        raise DataError(f"the image of frame {frame.name} cannot be read: {first_line(error)}") from None
-
-
 def depth_of(frame: ExtractedFrame, calibration: BagCalibration) -> np.ndarray | None:
     """(H, W) float32 depth of a frame [m], NaN unknown; None where it has none, or no camera to it. Raises DataError."""
-    camera = calibration.camera
-    if frame.depth is None or camera is None:
-        return None
-    units = decoded(frame.depth.read_bytes(), cv2.IMREAD_UNCHANGED) if frame.depth.exists() else None
-    if units is None or units.dtype != np.uint16 or units.shape != camera.shape:
-        raise DataError(f"{frame.depth} is missing, or no 16-bit image of {camera.width}x{camera.height}; extract the bag again")
-    return to_metres(units)
+    units = depth_units_of(frame, calibration.camera.shape) if calibration.camera else None
+    return None if units is None else to_metres(units)
 
 
 def averaged(

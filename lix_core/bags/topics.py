@@ -14,7 +14,7 @@ NONE = "none"
 """Said of a role, no topic has it, whatever is there."""
 LABELS = ("labels", "label", "semantic", "semantics", "segmentation", "ground_truth")
 """Last names of topics whose images are class ids."""
-MADE_BY_LIX = ("mask", "color", "overlay", "confidence", "normals", "normals_color", "disparity", "disagreement", "entropy")
+MADE_BY_LIX = ("mask", "color", "overlay", "confidence", "normals", "normals_color", "disparity", "disagreement")
 """Last names of what lix's own nodes publish: pictures, but of no camera."""
 CAMERA_NAMES = ("image_raw", "image", "image_color", "image_mono", "image_rect_color", "image_rect")
 """Last names of a camera's pictures, the best first: of one camera the raw picture is taken, and rectified here."""
@@ -256,9 +256,9 @@ class Search:
         return (clouds or [""])[0], ""
 
     def labels(self, found: Topics) -> tuple[str, str]:
-        labels, remark = self._of_frame(self._labels, found.image, "--labels")
+        labels, remark = self._of_frame(self._labels, found.image, "--label-topic")
         if len(labels) > 1:
-            return "", f"several label topics; choose one with --labels: {', '.join(labels)}"
+            return "", f"several label topics; choose one with --label-topic: {', '.join(labels)}"
         return (labels or [""])[0], remark
 
     def label_names(self, found: Topics) -> tuple[str, str]:

@@ -22,7 +22,7 @@ RIGHT_IMAGE = typer.Option("", "--right-image", help=f"Image topic of the pair's
 RIGHT_CAMERA_INFO = typer.Option("", "--right-camera-info", help=f"Its calibration. {TOPIC}")
 DEPTH = typer.Option("", "--depth", help=f"Depth images, registered to the camera. {TOPIC}")
 POINTS = typer.Option("", "--points", help=f"Clouds of the LiDAR. {TOPIC}")
-LABELS = typer.Option("", "--labels", help=f"Class ids of the image's pixels (mono8). {TOPIC}")
+LABEL_TOPIC = typer.Option("", "--label-topic", help=f"Class ids of the image's pixels (mono8). {TOPIC}")
 LABEL_NAMES = typer.Option("", "--label-names", help=f"What the ids mean (std_msgs/String, JSON). {TOPIC}")
 GEOMETRY = typer.Option("auto", help="What depth is made of: depth, stereo, lidar, none; auto takes the first that the bag has.")
 EVERY = typer.Option(1, min=1, help="Keep one image in N.")
@@ -92,7 +92,7 @@ def check(
     right_camera_info: str = RIGHT_CAMERA_INFO,
     depth: str = DEPTH,
     points: str = POINTS,
-    labels: str = LABELS,
+    labels: str = LABEL_TOPIC,
     label_names: str = LABEL_NAMES,
     geometry: str = GEOMETRY,
     every: int = EVERY,
@@ -131,7 +131,7 @@ def extract(
     right_camera_info: str = RIGHT_CAMERA_INFO,
     depth: str = DEPTH,
     points: str = POINTS,
-    labels: str = LABELS,
+    labels: str = LABEL_TOPIC,
     label_names: str = LABEL_NAMES,
     geometry: str = GEOMETRY,
     every: int = EVERY,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import List, Optional
 
@@ -20,11 +21,8 @@ STEPS = {
     "comparison": "comparison.json",
 }
 """Steps of a retraining -> what each leaves in the folder."""
-READING = (
-    *("image", "camera_info", "right_image", "right_camera_info", "depth", "points", "label_names", "geometry", "every", "begin", "end"),
-    *("slop", "offset", "clock", "extrinsics", "max_disparity"),
-)
-"""Options of `lix bag extract`, by which the bags are read."""
+READING = set(inspect.signature(bag.extract).parameters) - {"bags", "out", "jobs", "labels"}
+"""Options of `lix bag extract`, by which the bags are read; its `labels` are `label_topic` here."""
 
 
 def retrain(
@@ -52,7 +50,7 @@ def retrain(
     right_camera_info: str = bag.RIGHT_CAMERA_INFO,
     depth: str = bag.DEPTH,
     points: str = bag.POINTS,
-    label_topic: str = typer.Option("", "--label-topic", help=f"Class ids of the image's pixels (mono8). {bag.TOPIC}"),
+    label_topic: str = bag.LABEL_TOPIC,
     label_names: str = bag.LABEL_NAMES,
     geometry: str = bag.GEOMETRY,
     every: int = bag.EVERY,

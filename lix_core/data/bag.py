@@ -11,18 +11,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lix_core.bags.extract import KINDS, BagCalibration, Extraction, is_replaced, name_of
+from lix_core.bags.extract import KINDS, BagCalibration, Extraction, depth_units_of, image_of, is_replaced, name_of
 from lix_core.bags.index import BagIndex, FramePlan, Options
 from lix_core.bags.reader import bags_in
 from lix_core.bags.sensors import FrameReader, open_frames, to_metres
-from lix_core.data.readers import OWN_KINDS, Encoded, FrameSet, check_choice, check_x, read_uint16, require
+from lix_core.data.readers import OWN_KINDS, Encoded, FrameSet, check_choice, check_x, require
 from lix_core.data.sample import Sample
-from lix_core.errors import DataError, ImageError, LixError
+from lix_core.errors import DataError, LixError
 from lix_core.files import read_mask
 from lix_core.geometry.encodings import encode
 from lix_core.labels import STREET, UNLABELLED, Label, LabelMapping, LabelSet
 from lix_core.pairing import NS
-from lix_core.pixels import read_compressed, to_rgb
 
 SPLITS = ("train", "val", "all")
 NO_LABELS, BEST = "none", "best"
@@ -222,12 +221,8 @@ class Extracted:
 
     def read(self, place: int, kind: str, depth: bool) -> Parts:
         frame = self._extraction.frames[place]
-        try:
-            image = to_rgb(*read_compressed(frame.image.read_bytes(), str(frame.image)))
-        except (OSError, ImageError) as error:
-            raise DataError(f"{frame.image} cannot be read ({error}); extract the bag again") from None
-        labels = self._extraction.label_path(frame, kind) if kind else None
-        return image, read_uint16(frame.depth, image.shape[:2]) if depth and frame.depth else None, read_mask(labels) if labels else None
+        image, labels = image_of(frame), self._extraction.label_path(frame, kind) if kind else None
+        return image, depth_units_of(frame, image.shape[:2]) if depth else None, read_mask(labels) if labels else None
 
 
 class Recorded:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from importlib import import_module
 from pathlib import Path
@@ -12,6 +11,7 @@ from lix_core.data.readers import FrameSet
 from lix_core.errors import DataError, first_line
 from lix_core.files import expanded
 from lix_core.labels import LabelSet
+from lix_core.options import nearest
 
 DATASETS = {
     "bag": ("lix_core.data.bag", "BagDataset"),
@@ -35,9 +35,7 @@ def open_dataset(name: str, root: str | Path, split: str, x: str = "", **options
         DataError: no such data set, folder, split, kind of X or option, or a file is missing; names it.
     """
     if name not in DATASETS:
-        near = difflib.get_close_matches(name, DATASETS, 1)
-        meant = f", did you mean {near[0]!r}?" if near else ";"
-        raise DataError(f"there is no data set {name!r}{meant} there are {', '.join(DATASETS)}")
+        raise DataError(f"there is no data set {name!r}{nearest(name, DATASETS)}; there are {', '.join(DATASETS)}")
     module, kind = DATASETS[name]
     dataset = getattr(import_module(module), kind)
     known = [option for option in inspect.signature(dataset).parameters if option not in ("root", "split", "x")]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args, get_origin, get_type_hints
 
 from lix_core.errors import TrainingError
-from lix_core.options import nearest, option
+from lix_core.options import limits, nearest, option
 
 
 class Checked:
@@ -40,8 +40,7 @@ def _check_choice(name: str, value: object, known: tuple) -> None:
 def _check_range(name: str, value: float, least: float | None, most: float | None) -> None:
     # Written so that NaN is in no range.
     if (least is not None and not value >= least) or (most is not None and not value <= most):
-        limits = f"at least {least}" if most is None else f"{least} to {most}"
-        raise TrainingError(f"{name} must be {limits}, got {value!r}")
+        raise TrainingError(f"{name} must be {limits(least, most)}, got {value!r}")
 
 
 SMALLEST_TAU = 0.01

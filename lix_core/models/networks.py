@@ -5,7 +5,6 @@ Shape letters: B batch, C classes, D channels, H x W pixels, s = `output_stride`
 
 from __future__ import annotations
 
-import difflib
 import math
 from typing import Mapping, NamedTuple, TypeVar
 
@@ -16,6 +15,7 @@ from lix_core.errors import LixError
 from lix_core.models.decoders import DECODERS, Decoder, upsample
 from lix_core.models.encoders import Pyramid, build_encoder
 from lix_core.models.fusion import FUSIONS, Fusion
+from lix_core.options import nearest
 
 Part = TypeVar("Part")
 
@@ -192,8 +192,7 @@ def partners(student: Network, teacher: Network) -> dict[str, str]:
 def pick(registry: Mapping[str, Part], name: str, kind: str) -> Part:
     """The entry of a registry; LixError that lists all, where there is none of the name."""
     if name not in registry:
-        close = difflib.get_close_matches(name, registry, n=1, cutoff=0.5)
-        raise LixError(f"there is no {kind} {name!r}{f'; did you mean {close[0]}?' if close else ''}; there are {', '.join(registry)}")
+        raise LixError(f"there is no {kind} {name!r}{nearest(name, registry)}; there are {', '.join(registry)}")
     return registry[name]
 
 

@@ -20,7 +20,7 @@ import yaml
 from lix_core.distill.config import DistillConfig
 from lix_core.errors import TrainingError, first_line
 from lix_core.files import expanded
-from lix_core.options import nearest, option
+from lix_core.options import limits, nearest, option
 
 FREE = ("name", "data.workers", "trainer.val_batch", "trainer.sheet_frames")
 """What may change between the pieces of a run, because no weight depends on it; so may the `root` of a source."""
@@ -311,12 +311,7 @@ def _check_range(path: str, value: Any, metadata: Mapping[str, Any]) -> None:
         low = least is not None and isinstance(number, (int, float)) and not number >= least
         high = most is not None and isinstance(number, (int, float)) and not number <= most
         if low or high:
-            raise TrainingError(f"{path} must be {_range(metadata)}, got {value!r}")
-
-
-def _range(metadata: Mapping[str, Any]) -> str:
-    least, most = metadata.get("least"), metadata.get("most")
-    return f"{least} to {most}" if None not in (least, most) else f"at least {least}" if most is None else f"at most {most}"
+            raise TrainingError(f"{path} must be {limits(least, most)}, got {value!r}")
 
 
 def _known(wanted: type) -> list[str]:
@@ -355,8 +350,8 @@ def reference(wanted: type = Config, path: str = "") -> str:
             if inner not in [cls for cls, _ in below]:
                 below.append((inner, key + suffix))
         if "meaning" in f.metadata or inner is None:
-            limits = f"{_range(f.metadata)}" if f.metadata.get("least") is not None or f.metadata.get("most") is not None else ""
-            text = f.metadata.get("meaning", "").replace("|", "\\|") + (f" ({limits})" if limits else "")
+            ends = f.metadata.get("least"), f.metadata.get("most")
+            text = f.metadata.get("meaning", "").replace("|", "\\|") + ("" if ends == (None, None) else f" ({limits(*ends)})")
             rows.append(f"| `{key}` | {_described(kind)} | `{yaml_value(default)}` | {text} |")
     title = (wanted.__doc__ or "").strip().splitlines()[0]
     head = f"**`{path or 'top level'}`** {title}\n\n| key | type | default | meaning |\n| --- | --- | --- | --- |\n"
