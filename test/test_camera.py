@@ -334,6 +334,7 @@ def test_in_a_scaled_image_points_keep_their_share_of_its_area(width, height, di
     share, expected = (scaled.project(points) + 0.5) / (width, height), (camera.project(points) + 0.5) / (640, 480)
     np.testing.assert_allclose(share, expected, atol=1e-9)
     assert scaled.baseline == pytest.approx(camera.baseline) and scaled.shape == (height, width)
+    assert Camera(640, 480, K).scaled(width, height).is_rectified
     assert dataclasses.replace(camera.scaled(640, 480), d=camera.d) == camera
 
 

@@ -20,10 +20,13 @@ from torch import Tensor, nn
 
 from lix_core.errors import LixError
 from lix_core.models import networks
-from lix_core.models.decoders import DECODERS, FastFPN, PyramidPooling
+from lix_core.models.decoders import DECODERS, FastFPN, PyramidPooling, UPerNet
 from lix_core.models.encoders import PYPI_WEIGHTS, Pyramid, _pair_by_position, build_encoder, pypi_imagenet_state
 from lix_core.models.fusion import FUSIONS, Attention, Gate, LateFusion, Sum, SumFusion, share_of
 from lix_core.models.networks import Network, Student, Teacher, parameter_counts
+from lix_core.training.config import ModelConfig
+from lix_core.training.module import build_network
+from small_networks import use_small_parts
 
 LITE0 = "tf_efficientnet_lite0"
 TINY, TINY_FROM_4 = "test_efficientnet", "test_convnext"
@@ -678,3 +681,18 @@ def test_networks_are_captured_whole_by_torch_compile(short_encoders, kind, deco
     with torch.no_grad():
         assert torch.allclose(captured(*inputs), network(*inputs), atol=1e-5)
     torch.compiler.reset()
+
+
+def test_a_network_is_built_as_it_is_configured(monkeypatch):
+    use_small_parts(monkeypatch)
+    build, asked = networks.build_encoder, []
+
+    def noted(name, weights="auto", in_channels=3):
+        asked.append((name, weights, in_channels))
+        return build(name, weights, in_channels)
+
+    monkeypatch.setattr(networks, "build_encoder", noted)
+    teacher = build_network(ModelConfig("teacher", "a", "b", "late", "upernet", "none"), 3, 1)
+    student = build_network(ModelConfig("student", "c", "", "sum", "upernet", "none"), 3, 1)
+    assert isinstance(teacher.fusion, LateFusion) and isinstance(teacher.decoder, UPerNet) and isinstance(student.decoder, UPerNet)
+    assert asked == [("a", "none", 3), ("b", "none", 2), ("c", "none", 3)]

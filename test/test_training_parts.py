@@ -41,9 +41,10 @@ from lix_core.training.config import Config, DataConfig, OptimConfig, Source
 from lix_core.training.cpu import use_onednn
 from lix_core.training.data import Batches, Draw, Frames, Mixture, TrainingData, Views, pasted, training_transform
 from lix_core.training.losses import HardLoss, class_weights, cross_entropy, hard_pixels, soft_dice
-from lix_core.training.module import Learner, encoder_depths, full_logits, learning_rate, parameter_groups
+from lix_core.training.module import Learner, encoder_depths, full_logits, learning_rate, outputs, parameter_groups
 from lix_core.training.report import columns, error_picture, pictures
 from lix_core.training.scoring import chance, confusion, evaluate, predict
+from small_networks import use_small_parts
 from tiny_street import TINY, TinyStreet
 
 ENCODER = "mobilenetv3_small_050"
@@ -319,6 +320,53 @@ def test_views_are_made_with_the_numbers_of_the_configuration():
     for seed in range(8):
         found, expected = view(frame, seed), same(frame, seed)
         assert np.array_equal(found.image, expected.image) and np.array_equal(found.known, expected.known)
+
+
+def test_views_are_mixed_as_often_as_the_configuration_says():
+    data = DataConfig(sources=[tiny_source()], batch=4, crop=[32, 32], workers=0, cutmix=0.3)
+    assert TrainingData(data, 0).views.cutmix == 0.3
+
+
+def test_each_process_reads_its_own_places():
+    names = []
+    for rank in range(2):
+        data = TrainingData(DataConfig(sources=[tiny_source()], batch=4, crop=[32, 32], workers=0), 0)
+        data.trainer = SimpleNamespace(global_step=0, global_rank=rank, world_size=2)
+        names.append(next(iter(data.train_dataloader())).names)
+    drawn = [data.frames[0].dataset.names[draw.frame] for draw in data.mixture.draws(0)]
+    assert names == [drawn[0::2], drawn[1::2]]
+
+
+# A step.
+
+
+def test_the_loss_of_a_step_is_the_sum_of_all_its_terms(monkeypatch):
+    use_small_parts(monkeypatch)
+    student, hard, taught = Student(len(TINY), "s", decoder="thin"), {"ce": 1.0, "dice": 2.0}, {"kd": 4.0, "feature": 8.0}
+    as_terms = [lambda *_, terms=terms: {name: torch.tensor(value) for name, value in terms.items()} for terms in (hard, taught)]
+    learner = Learner(Config(), student, as_terms[0], Student(len(TINY), "s", decoder="thin"), as_terms[1])
+    learner.trainer = SimpleNamespace(global_step=0, global_rank=0, accumulate_grad_batches=1)
+    assert learner.training_step(collate([TinyStreet(count=1, x="depth")[0]]), 0).item() == 15
+
+
+def test_what_is_scored_is_the_average_where_there_is_one(monkeypatch):
+    use_small_parts(monkeypatch)
+    student = Student(len(TINY), "s", decoder="thin")
+    learner = Learner(Config(), student, HardLoss())
+    assert learner.scored is student
+    MovingAverage(0.9).setup(None, learner, "fit")
+    assert learner.scored is not student and not learner.scored.training
+
+
+@torch.inference_mode()
+def test_a_network_trains_on_what_it_is_scored_on(monkeypatch):
+    use_small_parts(monkeypatch)
+    batch = collate([TinyStreet(count=1, x="depth")[0]])
+    assert batch.known.any() and not batch.known.all()
+    teacher, student = Teacher(len(TINY), 1, "s", decoder="thin").eval(), Student(len(TINY), "s", decoder="thin").eval()
+    for network, x in ((student, ()), (teacher, (batch.x, batch.known))):
+        expected = network(network.normalise(batch.image), *x)
+        torch.testing.assert_close(full_logits(outputs(network, batch).logits, batch.labels.shape[-2:]), expected)
 
 
 def flat(value: int, labels: bool = True, x: bool = True) -> Sample:

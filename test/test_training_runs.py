@@ -672,6 +672,12 @@ def test_a_teacher_and_data_that_do_not_fit_are_refused(teacher, tmp_path, chang
         fit(tiny_config({"model.kind": "student", **changes}, **data), tmp_path, teacher, quiet=True)
 
 
+def test_class_weights_reach_the_distiller(teacher, tmp_path):
+    changes = {"model.kind": "student", "distill.class_weights": True, "loss.class_weight_power": 0.5}
+    learner = Run(tiny_config(changes), tmp_path, teacher).learner
+    torch.testing.assert_close(learner.distiller.class_weights, learner.hard.weights)
+
+
 def test_a_teacher_that_can_do_without_x_teaches_on_frames_without(tmp_path, monkeypatch):
     monkeypatch.setattr(Run, "_check_teacher", lambda *_: None)  # after three steps it has little to say
     fit(tiny_config({"optim.steps": 3}, x_dropout=0.5), tmp_path / "dropped", quiet=True)
