@@ -269,6 +269,10 @@ def test_images_are_given_to_the_network_at_the_size_it_was_scored_at(eval_size,
     record = Record(config, LABELS, "", 0, 1, "abc", "2")
     size = manifest_of("x", build_network(config.model, 3, 0), Lineage(record)).size
     assert (size.multiple_of, size.max_pixels, size.height) == (8, max_pixels, 0)
+    if max_pixels == 6144:
+        assert size.fit(128, 192).content == tuple(eval_size)  # of that shape, it is what was learned
+        rows, columns = size.fit(480, 640).content
+        assert columns / rows == pytest.approx(640 / 480, rel=0.02) and rows * columns == pytest.approx(max_pixels, rel=0.05)
 
 
 # The card.
@@ -283,7 +287,10 @@ def test_the_card_says_licence_data_lineage_figures_and_weaknesses(family):
         and "that sees RGB and normals, joined by sum" in card
     )
     assert "trained on bought train; mIoU 0.867 on bought val." in card
-    assert "images at 64x96, one confusion matrix over all pixels: mIoU 0.867" in card and "| kerb | absent |" in card
+    assert (
+        "images at 64x96 (stretched to it; a robot's keep their own shape), one confusion matrix over all pixels: mIoU 0.867" in card
+        and "| kerb | absent |" in card
+    )
     assert "On open val" in card and "The checkpoint was chosen on it" in card.split("On open val")[1].split("On open test")[0]
     assert "The checkpoint was chosen on it" not in card.split("On open test")[1]
     assert "- Not measured on open val, where they do not occur: kerb." in card and "an old CPU" in card and "1.5 h" in card

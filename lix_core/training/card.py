@@ -77,7 +77,8 @@ def _behind(training: dict[str, Any]) -> list[str]:
 def _quality(manifest: Manifest) -> list[str]:
     training, sections = manifest.training, []
     data = training["config"]["data"]
-    scale = "x".join(map(str, data["eval_size"])) if data["eval_size"] else f"their own size ({_limit(manifest)})"
+    stretched = "{}x{} (stretched to it; a robot's keep their own shape)"
+    scale = stretched.format(*data["eval_size"]) if data["eval_size"] else f"their own size ({_limit(manifest)})"
     chosen = f"{data['val']['dataset']} {data['val']['split']}" if data["val"] else ""
     for name, score in manifest.metrics.items():
         flattered = " The checkpoint was chosen on it: expect less elsewhere." if name == chosen else ""

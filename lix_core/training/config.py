@@ -53,7 +53,9 @@ class DataConfig:
     test: Source | None = option(None, "Scored once, at the end.")
     x: str = option("", "Kind of X: `normals`, `depth`, `inverse_depth`, `disparity`, of `pothole` `transformed_disparity`; empty: none.")
     crop: list[int] = option([192, 320], "Height and width of a training view [pixels]; multiples of the network's stride.", 1, size=2)
-    eval_size: list[int] | None = option(None, "Height and width at which frames are scored [pixels]; null: their own.", 1, size=2)
+    eval_size: list[int] | None = option(
+        None, "Height and width that frames are stretched to and scored at [pixels]; null: their own.", 1, size=2
+    )
     scale: list[float] = option([0.5, 2.0], "Limits of the factor by which a view is scaled; 1 is the size of scoring.", 0.05, 20, size=2)
     flip: float = option(0.5, "Probability of a mirrored view.", 0, 1)
     colour: float = option(1.0, "Strength of changes of brightness, contrast, saturation and hue; 0: none.", 0, 4)

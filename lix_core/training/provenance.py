@@ -141,7 +141,10 @@ def description(line: Lineage) -> str:
 
 
 def size_policy(config: Config, stride: int) -> SizePolicy:
-    """Images are scaled down to the number of pixels at which the run was scored; where that was their own size, to the default."""
+    """Images are scaled down to the number of pixels at which the run was scored; where that was their own size, to the default.
+
+    They keep their own shape, whatever that of `eval_size`: a robot's camera need not have that of the frames.
+    """
     if config.data.eval_size is None:
         return SizePolicy(multiple_of=stride)
     height, width = config.data.eval_size
