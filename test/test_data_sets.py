@@ -556,6 +556,17 @@ def test_pothole_x_counts_from_the_roads_level_in_units_of_one_spread(tmp_path):
     assert PotholeDataset(tmp_path, "test", fold=1)[0].x is None
 
 
+def test_potholes_may_be_labelled_where_x_is_below_a_threshold(tmp_path):
+    pothole_tree(tmp_path, names_of("test", 1, None))
+    for x, threshold, expected in (
+        ("transformed_disparity", -2, [255, 0, 0, 0, 1]),
+        ("", -2, [255, 0, 0, 0, 1]),
+        ("", 1, [255, 1, 1, 1, 1]),
+    ):
+        sample = PotholeDataset(tmp_path, "test", x=x, fold=1, threshold=threshold)[0]
+        assert np.array_equal(sample.labels, cycle(expected)) and (sample.x is None) == (not x)
+
+
 def test_pothole_x_does_not_change_with_the_level_and_is_limited(tmp_path):
     codes = np.array([[50000, 50000, 50000, 30000], [0, 50000, 65535, 2000]], np.uint16)
     from lix_core.data.pothole import encode as encode_codes

@@ -13,7 +13,7 @@ from lix_core.data.readers import Encoded, FrameSet, IdMap, check_choice, read_r
 from lix_core.data.sample import Sample
 from lix_core.errors import DataError
 from lix_core.files import expanded
-from lix_core.labels import Label, LabelSet
+from lix_core.labels import UNLABELLED, Label, LabelSet
 
 POTHOLE = LabelSet("pothole", (Label("road", (128, 64, 128)), Label("pothole", (220, 20, 60))))
 IDS = IdMap({0: 0, 1: 1})
@@ -70,12 +70,21 @@ def encode(codes: np.ndarray) -> Encoded:
     return np.where(known, x.clip(LOWEST, HIGHEST), np.float32(0))[None], known
 
 
+def labels_of_threshold(encoded: Encoded, threshold: float) -> np.ndarray:
+    """Potholes as X alone tells them, without any network: (H, W) uint8, 1 where X is below the threshold, 0 elsewhere, 255 unknown.
+
+    X is 0 on the road and about -4 in potholes: -2 lies half-way, and asks for no label.
+    """
+    x, known = encoded
+    return np.where(known, (x[0] < threshold).astype(np.uint8), np.uint8(UNLABELLED))
+
+
 class PotholeDataset(FrameSet):
     """Frames `<root>/{rgb/<name>.jpg,label/<name>.png,disparity/<name>.png}`, `<name>` set1_01 to set3_05.
 
     split: `train` and `test` (the fold) or `all`; with `inner`, `train` and `val` (the inner fold) out of the four folds that are not
     `fold`: for every choice that the reported fold must not see. x: `transformed_disparity`, or "".
-    fold: 0..4. inner: 0..3.
+    fold: 0..4. inner: 0..3. threshold: for `labels_of_threshold` of X instead of people's labels.
 
     Raises:
         DataError: a file is missing, named; no such split or fold; from `self[i]`, a file that is no such file, or other ids than 0 and 1.
@@ -85,12 +94,12 @@ class PotholeDataset(FrameSet):
     licence = "MIT"
     source = "https://github.com/ruirangerfan/stereo_pothole_datasets"
 
-    def __init__(self, root: str | Path, split: str, x: str = "", fold: int = 0, inner: int | None = None):
+    def __init__(self, root: str | Path, split: str, x: str = "", fold: int = 0, inner: int | None = None, threshold: float | None = None):
         check_choice("kind of X of this data set", x, ("", X_KIND))
-        self.root = expanded(root)
+        self.root, self.threshold = expanded(root), threshold
         super().__init__(names_of(split, fold, inner), x, 1 if x else 0)
         self._kept: dict[int, Sample] = {}
-        parts = ("rgb", "label", *(["disparity"] if x else []))
+        parts = ("rgb", "label", *(["disparity"] if x or threshold is not None else []))
         require((self.path(part, i) for i in range(len(self)) for part in parts), f"get it from {self.source}, as docs/data.md says")
 
     def path(self, part: str, index: int) -> Path:
@@ -101,6 +110,8 @@ class PotholeDataset(FrameSet):
         # All frames take 120 MB, and reading one takes three times as long as a training view of it.
         if index not in self._kept:
             image, labels = read_rgb(self.path("rgb", index)), IDS.read(self.path("label", index))
-            encoded = encode(read_uint16(self.path("disparity", index))) if self.x_kind else None
-            self._kept[index] = self.sample(index, image, labels, encoded)
+            encoded = encode(read_uint16(self.path("disparity", index))) if self.x_kind or self.threshold is not None else None
+            if self.threshold is not None:
+                labels = labels_of_threshold(encoded, self.threshold)
+            self._kept[index] = self.sample(index, image, labels, encoded if self.x_kind else None)
         return self._kept[index]
