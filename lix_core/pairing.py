@@ -22,6 +22,8 @@ those that are nearest to a sensor which comes late are among them."""
 WAITING = 60
 """Items of a stream that wait for a partner by default: two seconds of a camera of 30 Hz, as stereo of large images takes a good part of
 one."""
+WAITING_BYTES = 256_000_000
+"""What the waiting items of a stream may hold together: 41 images of 1920x1080, 10 of 3840x2160."""
 WINDOW, ENOUGH = 100, 10
 """Items of a stream over which shares and typical differences are taken, and how few say nothing of shares."""
 NOBODY, OPEN = -1, -2
@@ -32,11 +34,11 @@ NOBODY, OPEN = -1, -2
 class Stream(Generic[T]):
     """One sensor's side of a Pairer; stamps are corrected for its offset [ns].
 
-    interval: what is taken for the time between two stamps until two have come [ns]. room: items that may wait. waiting, items: stamps
-    in ascending order and what came with them, until their fate is decided. stamps: the last that came. decided: stamp of the last one
-    whose fate is. outcomes: whether each of the last decided items found its partners. differences: from stamps of the first stream to
-    the nearest of this one [ns]. lags: how much older this one's last stamp was than the first stream's whenever one came after the
-    other [ns]. after_first: whether of these two streams the first was the last to come.
+    interval: what is taken for the time between two stamps until two have come [ns]. room: items that may wait. waiting, items, sizes:
+    stamps in ascending order, what came with them and its bytes, until their fate is decided. stamps: the last that came. decided: stamp
+    of the last one whose fate is. outcomes: whether each of the last decided items found its partners. differences: from stamps of the
+    first stream to the nearest of this one [ns]. lags: how much older this one's last stamp was than the first stream's whenever one came
+    after the other [ns]. after_first: whether of these two streams the first was the last to come.
     """
 
     offset: int
@@ -44,6 +46,7 @@ class Stream(Generic[T]):
     room: int
     waiting: list[int] = field(default_factory=list)
     items: list[T] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
     stamps: deque[int] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
     decided: int | None = None
     unpaired: int = 0
@@ -52,7 +55,7 @@ class Stream(Generic[T]):
     lags: deque[int] = field(default_factory=lambda: deque(maxlen=WINDOW))
     after_first: bool = False
 
-    def insert(self, stamp: int, item: T) -> bool:
+    def insert(self, stamp: int, item: T, size: int) -> bool:
         """Put an item among those that wait; False where its stamp is there already, or its time is over."""
         place = bisect_left(self.waiting, stamp)
         if (self.decided is not None and stamp <= self.decided) or self.waiting[place : place + 1] == [stamp]:
@@ -60,6 +63,7 @@ class Stream(Generic[T]):
             return False
         self.waiting.insert(place, stamp)
         self.items.insert(place, item)
+        self.sizes.insert(place, size)
         self.stamps.append(stamp)
         return True
 
@@ -85,6 +89,15 @@ class Stream(Generic[T]):
         self.decided = None
 
     @property
+    def surplus(self) -> int:
+        """How many of the oldest waiting items there is no room for. The youngest may always wait."""
+        count, held = max(0, len(self.waiting) - self.room), sum(self.sizes)
+        held -= sum(self.sizes[:count])
+        while held > WAITING_BYTES and count < len(self.waiting) - 1:
+            held, count = held - self.sizes[count], count + 1
+        return count
+
+    @property
     def newest(self) -> int | None:
         return max(self.stamps) if self.stamps else None
 
@@ -100,7 +113,7 @@ class Stream(Generic[T]):
 
     def _forget(self, count: int) -> None:
         self.decided = self.waiting[count - 1]
-        del self.waiting[:count], self.items[:count]
+        del self.waiting[:count], self.items[:count], self.sizes[:count]
 
 
 class Pairer(Generic[T]):
@@ -110,7 +123,8 @@ class Pairer(Generic[T]):
     is nearer to another item of the first. Each item is used once. A set is given out as soon as no item can still come that would
     fit better: where stamps are equal or the other stream is later, at once; otherwise it relies on the other stream's keeping its
     shortest interval of late. An item is dropped, and counted, as soon as its partner cannot come any more (streams come in order
-    of their stamps), or when as many younger ones wait as its stream has room for. Nothing ever waits by the clock.
+    of their stamps), or when as many younger ones wait as its stream has room for, or with them WAITING_BYTES. Nothing ever waits by
+    the clock.
 
     Single items out of order are sorted in while they wait; repeated stamps, and those older than what was decided, are dropped. A
     stamp more than a second back is a clock set back: all begins anew, and `restarts` counts it.
@@ -141,22 +155,23 @@ class Pairer(Generic[T]):
         self.streams = {name: Stream[T](round(offsets.get(name, 0.0) * NS), 2 * self._slop, rooms.get(name, WAITING)) for name in streams}
         self._first, *self._others = self.streams.values()
 
-    def add(self, stream: str, stamp: int, item: T) -> list[tuple[T, ...]]:
-        """Take an item with its stamp [ns]; the sets that are decided now, oldest first, items in the order of the streams."""
+    def add(self, stream: str, stamp: int, item: T, size: int = 0) -> list[tuple[T, ...]]:
+        """Take an item with its stamp [ns] and its size [bytes]; the sets that are decided now, oldest first, items in the order of the
+        streams."""
         side = self.streams[stream]
         stamp -= side.offset
         if side.newest is not None and stamp < side.newest - JUMP_NS:
             self.restarts += 1
             for each in self.streams.values():
                 each.clear()
-        if not side.insert(stamp, item):
+        if not side.insert(stamp, item, size):
             return []
         self._note_lags(side)
         sets = self._decide()
-        if len(self._first.waiting) > self._first.room:
+        for _ in range(self._first.surplus):
             self._drop_oldest()
         for other in self._others:
-            other.drop(max(0, len(other.waiting) - other.room))
+            other.drop(other.surplus)
         return sets
 
     def share(self, stream: str) -> float | None:

@@ -113,7 +113,7 @@ class GeometryNode(StreamNode):
             if not self._pairer:
                 return [(message,)]
             restarts = self._pairer.restarts
-            frames = self._pairer.add(topic, messages.nanoseconds(message.header.stamp), message)
+            frames = self._pairer.add(topic, messages.nanoseconds(message.header.stamp), message, messages.size_of(message))
             if self._pairer.restarts > restarts:
                 self._transforms.clear()
             return frames

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any, Callable, Mapping, Protocol, Sequence
 
 import numpy as np
-from builtin_interfaces.msg import Time as TimeMessage
+from rclpy.clock import ClockType
 from rclpy.node import Node
 from rclpy.time import Time
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
@@ -21,6 +21,7 @@ from lix_core.geometry.completion import Completion, complete
 from lix_core.geometry.lidar import cloud_fault, project_cloud
 from lix_core.geometry.poses import matrix_from_pose
 from lix_core.geometry.stereo import UNRECTIFIED, StereoMatcher, StereoOptions, disparity_to_depth, pair_fault, pair_geometry
+from lix_core.pairing import NS
 from lix_core.pixels import as_uint8, to_rgb
 from lix_ros import messages
 from lix_ros.parameters import GeometryParameters
@@ -43,6 +44,7 @@ SENSOR_PARAMETERS = {
     "extrinsics",
     "hidden_gap",
     "completion_reach",
+    "offset",
 }
 """Parameters of which a sensor is made."""
 
@@ -81,13 +83,13 @@ class Transforms:
         if self._buffer is not None:
             self._buffer.clear()
 
-    def lookup(self, target: str, source: str, stamp: TimeMessage) -> np.ndarray:
-        """(4, 4) float64 `target_from_source` at a stamp. Raises GeometryError where it is not known."""
+    def lookup(self, target: str, source: str, stamp: int) -> np.ndarray:
+        """(4, 4) float64 `target_from_source` at a stamp [ns]. Raises GeometryError where it is not known."""
         unknown = f"no transform from {source or 'a frame without a name'} to {target or 'a frame without a name'}"
         if self._buffer is None:
             raise GeometryError(f"{unknown}: tf2_ros_py is not installed; install it, or set the parameter extrinsics")
         try:
-            transform = self._buffer.lookup_transform(target, source, Time.from_msg(stamp)).transform
+            transform = self._buffer.lookup_transform(target, source, Time(nanoseconds=stamp, clock_type=ClockType.ROS_TIME)).transform
         except TransformException as error:
             raise GeometryError(f"{unknown}: {error}; publish it on /tf_static, or set the parameter extrinsics") from None
         t, q = transform.translation, transform.rotation
@@ -190,6 +192,7 @@ class LidarInCamera:
 
     def __init__(self, settings: GeometryParameters, transforms: Transforms, resolve: Callable[[str], str] = str):
         self._hidden_gap, self._reach = settings.hidden_gap, settings.completion_reach
+        self._offset = round(settings.offset * NS)
         self._extrinsics = matrix_from_pose(settings.extrinsics) if settings.extrinsics else None
         self._transforms = transforms
         if self._extrinsics is None:
@@ -201,7 +204,8 @@ class LidarInCamera:
         camera = one_of_equal(camera_of(info).rectified())
         transform = self._extrinsics
         if transform is None:
-            transform = self._transforms.lookup(info.header.frame_id, cloud.header.frame_id, cloud.header.stamp)
+            taken = max(0, messages.nanoseconds(cloud.header.stamp) - self._offset)  # by the clock of the robot
+            transform = self._transforms.lookup(info.header.frame_id, cloud.header.frame_id, taken)
         points = messages.cloud_to_points(cloud)
         depth = project_cloud(points, camera, transform, self._hidden_gap)
         known = np.isfinite(depth)

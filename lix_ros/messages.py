@@ -152,6 +152,11 @@ def nanoseconds(stamp: Time) -> int:
     return stamp.sec * 10**9 + stamp.nanosec
 
 
+def size_of(message: Image | PointCloud2 | CameraInfo) -> int:
+    """[bytes] of the data in a message; 0 where it has none."""
+    return len(getattr(message, "data", ()))
+
+
 def seconds(stamp: Time) -> float:
     """[s] of a stamp; exact to about a microsecond, enough for latencies."""
     return stamp.sec + stamp.nanosec * 1e-9

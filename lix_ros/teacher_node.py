@@ -92,7 +92,7 @@ class TeacherNode(SegmentationNode):
     def _pair(self, stream: str, message: Any) -> None:
         stamp = messages.nanoseconds(message.header.stamp)
         with self._arrival_lock:
-            frames = self._pairer.add(stream, stamp, message)
+            frames = self._pairer.add(stream, stamp, message, messages.size_of(message))
         for frame in frames:
             if self._lacks_calibration():
                 self._statistics.count("skipped")

@@ -14,7 +14,6 @@ import pytest
 
 pytest.importorskip("rclpy", reason="no ROS 2: neither an installation is sourced nor are the wheels installed")
 
-from builtin_interfaces.msg import Time  # noqa: E402
 from diagnostic_msgs.msg import DiagnosticStatus  # noqa: E402
 from rclpy.parameter import Parameter  # noqa: E402
 from rclpy.qos import ReliabilityPolicy  # noqa: E402
@@ -412,20 +411,22 @@ def test_what_is_measured_is_of_the_rectified_camera(kind: str) -> None:
     np.testing.assert_allclose(np.nanmedian(measured.depth), 10.0, atol=0.05)
 
 
-def test_the_transform_is_that_of_the_clouds_frame_at_its_time() -> None:
+@pytest.mark.parametrize("offset", [0.0, 37.0, -0.5])
+def test_the_transform_is_that_of_the_clouds_frame_at_its_time(offset: float) -> None:
+    """By the robot's clock: the offset is by how much the LiDAR's is ahead of it."""
     asked: list[tuple[str, str, int]] = []
 
     class Known(geometry_sensors.Transforms):
         def listen(self) -> None: ...
 
-        def lookup(self, target: str, source: str, stamp: Time) -> np.ndarray:
-            asked.append((target, source, messages.nanoseconds(stamp)))
+        def lookup(self, target: str, source: str, stamp: int) -> np.ndarray:
+            asked.append((target, source, stamp))
             return matrix_from_pose(EXTRINSICS)
 
-    cloud = changed(wall_cloud(), header=header_at(2_000_000_003, "lidar"))
-    info = messages.camera_info(LEFT, header_at(2_010_000_000, "lens"))
-    measured = geometry_sensors.LidarInCamera(GeometryParameters(input="lidar"), Known(None)).measure([info, cloud], {})
-    assert asked == [("lens", "lidar", 2_000_000_003)] and measured.header == info.header
+    cloud = changed(wall_cloud(), header=header_at(102_000_000_003 + round(offset * 1e9), "lidar"))
+    info = messages.camera_info(LEFT, header_at(102_010_000_000, "lens"))
+    measured = geometry_sensors.LidarInCamera(GeometryParameters(input="lidar", offset=offset), Known(None)).measure([info, cloud], {})
+    assert asked == [("lens", "lidar", 102_000_000_003)] and measured.header == info.header
     assert np.nanmedian(measured.depth) == pytest.approx(10.0, abs=1e-3)
 
 
@@ -754,7 +755,7 @@ def test_transforms_of_a_bag_that_starts_again_are_taken_again(ros: None, monkey
                 node._paired("camera_info", CameraInfo(header=header))
                 node._paired("points", PointCloud2(header=header))
                 try:
-                    np.testing.assert_allclose(node._transforms.lookup("lens", "lidar", header.stamp), matrix_from_pose(EXTRINSICS))
+                    np.testing.assert_allclose(node._transforms.lookup("lens", "lidar", number * 100_000_000), matrix_from_pose(EXTRINSICS))
                 except GeometryError:
                     unknown += 1
             assert unknown <= 1  # what came just before the first message that tells the jump

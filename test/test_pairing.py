@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 
 from lix_core.errors import GeometryError
-from lix_core.pairing import Pairer
+from lix_core.pairing import NS, WAITING_BYTES, Pairer
 
 MS = 1_000_000
 
@@ -204,6 +204,19 @@ def test_as_many_items_wait_as_there_is_room_for(stream: str) -> None:
         feed(pairs, (stream, stamp))
         found.append((len(pairs.streams[stream].waiting), pairs.streams[stream].unpaired))
     assert found == [(1, 0), (2, 0), (3, 0), (3, 1), (3, 2)]
+
+
+@pytest.mark.parametrize("stream", ["left", "right"])
+def test_large_items_wait_while_there_is_room_for_their_bytes(stream: str) -> None:
+    pairs: Pairer[str] = Pairer(("left", "right"), 0.02)
+    for number in range(8):
+        pairs.add(stream, number * NS // 10, f"{number}", WAITING_BYTES // 3)
+    side = pairs.streams[stream]
+    assert (side.items, side.unpaired) == (["5", "6", "7"], 5)
+    pairs.add(stream, NS, "huge", 2 * WAITING_BYTES)
+    assert (side.items, side.sizes, side.unpaired) == (["huge"], [2 * WAITING_BYTES], 8)
+    other = {"left": "right", "right": "left"}[stream]
+    assert [set(found) for found in pairs.add(other, NS, "partner")] == [{"huge", "partner"}] and side.sizes == []
 
 
 def test_a_single_stamp_from_the_future_does_no_lasting_harm() -> None:
