@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import re
@@ -864,6 +865,23 @@ def test_the_oldest_bags_go_for_the_quota_and_nothing_that_is_not_a_bag_of_this_
     assert sum(b.size for b in own_bags(tmp_path, "lix")) <= 160_000 + 45_000
     newest = own_bags(tmp_path, "lix")[-1].path
     assert contents(newest)[-1][1] == 7
+
+
+def test_a_bag_that_cannot_be_looked_at_hides_none_of_the_others(tmp_path, monkeypatch):
+    names = [f"lix_20200101_00000{number}" for number in range(4)]
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.mcap").write_bytes(bytes(1000))
+    iterdir = Path.iterdir
+
+    def refusing(path: Path):
+        if path.name == names[1]:
+            raise OSError(errno.EIO, "Input/output error")
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", refusing)
+    assert {(bag.path.name, bag.size) for bag in own_bags(tmp_path, "lix")} == {(name, 1000) for name in names if name != names[1]}
+    assert own_bags(tmp_path / "gone", "lix") == []
 
 
 def test_of_several_loggers_the_oldest_bags_go_whoever_wrote_them(tmp_path):

@@ -43,20 +43,23 @@ def free_space(folder: Path) -> int:
 
 
 def own_bags(folder: Path, prefix: str) -> list[OwnBag]:
-    """The bags named <prefix>_<date>_<time>[_<number>] in a folder, in order of their last messages, then by name. Links are not followed.
+    """The bags named <prefix>_<date>_<time>[_<number>] in a folder, in order of their last messages, then by name. Links are not followed,
+    and what cannot be looked at is left out.
 
     A name has the time at which its logger began, so that names alone would put all bags of one logger before those of another.
     """
     pattern = re.compile(re.escape(prefix) + r"_(\d{8})_(\d{6})(?:_(\d+))?")
     found = []
     try:
-        for path in folder.iterdir():
-            match = pattern.fullmatch(path.name)
+        paths = list(folder.iterdir())
+    except OSError:  # the folder was removed
+        paths = []
+    for path in paths:
+        match = pattern.fullmatch(path.name)
+        with suppress(OSError):  # a bag that was removed meanwhile, or cannot be looked at, hides none of the others
             if match and path.is_dir() and not path.is_symlink():
                 bag = _own_bag(path)
                 found.append(((bag.written, match[1], match[2], int(match[3] or 0)), bag))
-    except OSError:  # the folder was removed, or a bag while it was looked at; next time it is known
-        pass
     return [bag for _, bag in sorted(found, key=lambda item: item[0])]
 
 
