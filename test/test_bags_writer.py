@@ -799,6 +799,59 @@ def test_a_disk_that_is_full_ends_the_bag_as_it_was_and_nothing_earlier_is_lost(
     assert recording.statistics.messages == 21 and log.said("3 messages are lost") + log.said("1 messages are lost") >= 1
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EACCES])
+def test_a_disk_that_answers_nothing_but_errors_does_not_end_the_recording(tmp_path, monkeypatch, number):
+    """As a stick or a network drive that dies: not even whether a file is there can be asked."""
+    log, stat = Log(), Path.stat
+    recording = recording_in(tmp_path, log)
+    recording.write("/a", 1, text("one"))
+    wait_until(lambda: recording.statistics.bag, "nothing was written")
+    time.sleep(0.1)  # a flush
+    bag = str(recording.statistics.bag)
+
+    def refuse(path: Path, **named):
+        if str(path).startswith(bag):
+            raise OSError(number, os.strerror(number), str(path))
+        return stat(path, **named)
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    wait_until(lambda: recording.statistics.state == "stopped", "nobody noticed")
+    assert os.strerror(number) in recording.statistics.reason
+    recording.write("/a", 2, text("lost"))
+    drained(recording)
+    monkeypatch.undo()
+    time.sleep(0.1)
+    recording.write("/a", 3, text("two"))
+    wait_until(lambda: recording.statistics.state == "recording", "it never went on")
+    after = recording.statistics.bag
+    recording.close()
+    assert (recording.statistics.messages, recording.statistics.lost) == (2, 1) and contents(after) == [("/a", 3, text("two"))]
+    assert log.said(os.strerror(number), "error") >= 1 and log.said("1 messages are lost", "warning") == 1
+
+
+def test_what_nobody_expects_is_told_and_the_recording_goes_on_in_a_new_bag(tmp_path, monkeypatch):
+    log, end, errors = Log(), Recording._end, [RuntimeError("nobody expects it")]
+
+    def fail_once(recording: Recording) -> None:
+        if errors:
+            raise errors.pop()
+        end(recording)
+
+    monkeypatch.setattr(Recording, "_end", fail_once)
+    recording = recording_in(tmp_path, log)
+    recording.write("/a", 1, text("one"))
+    wait_until(lambda: recording.statistics.messages == 1, "nothing was written")
+    time.sleep(0.1)  # a flush
+    recording.split()
+    wait_until(lambda: recording.statistics.state == "stopped", "nobody noticed")
+    time.sleep(0.1)
+    recording.write("/a", 2, text("two"))
+    recording.close()
+    assert log.said("RuntimeError: nobody expects it; what was recorded before is kept", "error") == 1
+    assert [[stamp for _, stamp, _ in messages] for messages in recorded(tmp_path).values()] == [[1], [2]]
+    assert (recording.statistics.messages, recording.statistics.lost) == (2, 0)
+
+
 def test_after_a_failure_the_disk_is_left_alone_for_a_while(tmp_path):
     clock, opened = Clock(), []
 

@@ -5,6 +5,7 @@ Callbacks hand their messages over and go on; one thread writes them. What goes 
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 import time
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lix_core.bags.space import OwnBag, delete_bag, free_space, own_bags
 from lix_core.bags.writer import COMPRESSIONS, STORAGES, BagExists, BagWriter, RosbagsWriter, Topic, known_types, storage_writer
@@ -238,9 +240,9 @@ class Recording:
 
     def _run(self) -> None:
         if self._open_writer is RosbagsWriter:
-            # Both take a while, which is better now than when the first messages wait.
-            storage_writer()
-            known_types()
+            with suppress(Exception):  # both take a while, which is better now than when the first messages wait; a bag tells what fails
+                storage_writer()
+                known_types()
         closing = False
         while not closing:
             with self._changed:
@@ -250,22 +252,26 @@ class Recording:
                 closing = self._closing
             for item in items:
                 self._take(item)
-                self._look_after()
-            self._look_after()
-        self._end()
+                self._outlive(self._look_after)
+            self._outlive(self._look_after)
+        self._outlive(self._end)
         self._tell_losses()
+
+    def _outlive(self, step: Callable[..., bool | None], *given: Any) -> bool | None:
+        """What a step returns. Whatever the disk, the system or a library says to it ends a bag, never the recording."""
+        try:
+            return step(*given)
+        except Exception as error:
+            self._fail(error)
+            return None
 
     def _take(self, item: Item | None) -> None:
         if item is None:
-            self._end()
+            self._outlive(self._end)
             return
         with self._changed:
             topic = self._topics[item.topic]
-        try:
-            recorded = self._record(topic, item)
-        except Exception as error:  # of whatever library writes; the recording outlives it
-            self._fail(error)
-            recorded = False
+        recorded = self._outlive(self._record, topic, item)
         with self._changed:
             self._queued -= len(item.data)
             if not recorded:
@@ -277,17 +283,14 @@ class Recording:
         if now - self._looked_at < self.settings.flush:
             return
         self._looked_at = now
-        try:
-            if self._writer:
-                self._writer.flush()
-                self._safe += self._unsafe.total()
-                self._unsafe.clear()
-                self._unsafe_bytes = 0
-                if trouble := self._lack_of_room():
-                    self._end()
-                    self._stop(trouble)
-        except Exception as error:
-            self._fail(error)
+        if self._writer:
+            self._writer.flush()
+            self._safe += self._unsafe.total()
+            self._unsafe.clear()
+            self._unsafe_bytes = 0
+            if trouble := self._lack_of_room():
+                self._end()
+                self._stop(trouble)
         if now - self._told_at >= TOLD_AGAIN and not self._trouble:
             self._tell_losses()
 
@@ -391,7 +394,7 @@ class Recording:
             writer.close()
         except Exception as error:
             self._give_up_unsafe()
-            if bag.exists():
+            if os.path.exists(bag):  # unlike the path's own, it takes an error for an answer
                 self._report("error", f"{bag} could not be ended: {explain(error)}; `lix bag repair {bag}` does it once there is room")
             elif not self._trouble:
                 self._report("error", explain(error))
@@ -408,7 +411,8 @@ class Recording:
         """The disk refused something: end the bag where it is safe, and try again later."""
         self._give_up_unsafe()
         self._stop(explain(error))
-        self._end()
+        with suppress(Exception):  # told already
+            self._end()
 
     def _give_up_unsafe(self) -> None:
         """What was written since the last flush is not in the bag."""
