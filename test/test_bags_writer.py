@@ -25,7 +25,7 @@ from bags import contents
 from lix_core.bags.reader import Bag
 from lix_core.bags.recording import Recording, RecordingSettings
 from lix_core.bags.repair import repair
-from lix_core.bags.space import delete_bag, free_space, own_bags
+from lix_core.bags.space import delete_bag, free_space, mount_point, own_bags
 from lix_core.bags.writer import NO_HASH, BagExists, Qos, RosbagsWriter, Topic, definition_of
 from lix_core.errors import DataError, SourceError
 
@@ -759,6 +759,33 @@ def test_a_folder_that_is_removed_ends_the_bag_and_the_recording_goes_on_in_a_ne
     recording.close()
     ((_, messages),) = recorded(folder).items()
     assert messages == [("/names", 2, text("road")), ("/a", 2, text("two"))]
+
+
+def test_when_the_disk_of_the_folder_is_gone_nothing_is_recorded_onto_the_disk_below_it(tmp_path, monkeypatch):
+    log, disk, ismount = Log(), tmp_path / "disk", os.path.ismount
+    folder, mounted = disk / "drives", [disk]
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) in mounted or ismount(path))
+    recording = recording_in(folder, log)
+    recording.write("/a", 1, text("one"))
+    wait_until(lambda: list(folder.glob("*/*.mcap")), "nothing was written")
+    disk.rename(tmp_path / "pulled")
+    mounted.clear()
+    disk.mkdir()  # the mount point stays
+    wait_until(lambda: recording.statistics.state == "stopped", "nobody noticed")
+    for stamp in (2, 3):
+        time.sleep(0.1)
+        recording.write("/a", stamp, text("lost"))
+        drained(recording)
+    assert recording.statistics.reason == f"the disk of {folder} is not mounted any more: mount it at {disk} again"
+    assert list(disk.iterdir()) == [] and recording.statistics.lost >= 2
+    disk.rmdir()
+    (tmp_path / "pulled").rename(disk)
+    mounted.append(disk)
+    time.sleep(0.1)
+    recording.write("/a", 4, text("two"))
+    recording.close()
+    assert contents(max(folder.iterdir(), key=lambda bag: len(bag.name))) == [("/a", 4, text("two"))]
+    assert mount_point(folder / "not" / "there") == disk and mount_point(Path("/")) == Path("/")
 
 
 class FailingWriter(RosbagsWriter):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lix_core.bags.space import OwnBag, delete_bag, free_space, own_bags
+from lix_core.bags.space import OwnBag, delete_bag, free_space, mount_point, own_bags
 from lix_core.bags.writer import COMPRESSIONS, STORAGES, BagExists, BagWriter, RosbagsWriter, Topic, known_types, storage_writer
 from lix_core.errors import DataError, SourceError, explain
 from lix_core.files import make_folder
@@ -130,6 +130,8 @@ class Recording:
         """clock: for durations [s]. wall_clock: for names [s since 1970]."""
         self.folder, self.settings = Path(folder), settings
         make_folder(self.folder)
+        self._disk = mount_point(self.folder)
+        """Where the disk of the folder is mounted. A folder that is made anew when it is gone would be on the system's disk."""
         self._open_writer, self._clock, self._tell, self._wall_clock = open_writer, clock, report, wall_clock
         self._changed = threading.Condition()
         # What both sides touch, under the condition's lock:
@@ -353,7 +355,11 @@ class Recording:
         """Begin a bag, with all that is latched; False where there is no room, or it is too soon to try again."""
         if self._clock() < self._retry_at:
             return False
+        if not os.path.ismount(self._disk):
+            self._stop(f"the disk of {self.folder} is not mounted any more: mount it at {self._disk} again")
+            return False
         make_folder(self.folder)
+        self._disk = mount_point(self.folder)
         if trouble := self._lack_of_room(anew=True):
             self._stop(trouble)
             return False

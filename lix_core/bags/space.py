@@ -42,6 +42,12 @@ def free_space(folder: Path) -> int:
     return 0
 
 
+def mount_point(folder: Path) -> Path:
+    """Where the disk of a folder is mounted."""
+    place = Path(os.path.realpath(folder))
+    return next(path for path in (place, *place.parents) if os.path.ismount(path))
+
+
 def own_bags(folder: Path, prefix: str) -> list[OwnBag]:
     """The bags named <prefix>_<date>_<time>[_<number>] in a folder, in order of their last messages, then by name. Links are not followed,
     and what cannot be looked at is left out.
