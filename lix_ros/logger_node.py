@@ -272,11 +272,19 @@ class LoggerNode(Node):
             response.success, response.message = False, f"nothing is kept: {found.reason if found.state == 'stopped' else 'paused'}"
             return response
         with self._lock:
-            kept = self._selector.trigger(self.get_clock().now().nanoseconds)
+            now = self.get_clock().now().nanoseconds
+            held = self._selector.held(now)
+            kept = self._selector.trigger(now)
             self._write(kept)
         response.success = True
-        response.message = f"kept {len(kept)} messages of the {settings.before:g} s before; all of the next {settings.after:g} s follows"
+        short = f" ({short})" if (short := self._complaint_of_buffer(held)) else ""
+        response.message = f"kept {len(kept)} messages of the {held:.3g} s before{short}; all of the next {settings.after:g} s follows"
         return response
+
+    def _complaint_of_buffer(self, held: float) -> str:
+        """That less than `before` is held for a trigger [s], in words; "" where it is not."""
+        before = self._settings.before
+        return f"the buffer holds {held:.2f} of the {before:g} s of `before`; raise `buffer`" if held < before else ""
 
     def _on_pause(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         if self._selector:
@@ -331,6 +339,8 @@ class LoggerNode(Node):
         ]
         if not self.get_clock().now().nanoseconds:
             missing.append("/clock: no time yet (use_sim_time), so nothing is recorded")
+        if self._selector and (short := self._complaint_of_buffer(self._selector.held(self.get_clock().now().nanoseconds))):
+            missing.append(short)
         lost = [f"{found.lost} messages lost: the disk is too slow, full or gone"] if found.lost else []
         told = "; ".join([found.state, *lost, *missing])
         return (DiagnosticStatus.WARN if lost or missing else DiagnosticStatus.OK), told
@@ -351,6 +361,7 @@ class LoggerNode(Node):
         }
         if self._selector:
             values |= {"images": str(self._selector.images), "keyframes": str(self._selector.keyframes)}
+            values["held for a trigger [s]"] = f"{self._selector.held(self.get_clock().now().nanoseconds):.2f}"
         for name, entry in self._inputs.items():
             values[f"{name} received"] = f"{entry.arrivals.received} at {entry.arrivals.rate:.1f} Hz"
         return values

@@ -310,6 +310,19 @@ def test_a_trigger_keeps_everything_of_the_time_around_it_once():
     assert all(r["reasons"] == ["trigger"] and r["partners"] == {"/points": r["stamp"]} for r in records)
 
 
+def test_how_much_a_trigger_keeps_is_what_the_buffer_has_room_for():
+    for buffer, held in ((1000, 2.0), (100, 0.9)):  # ten messages of ten bytes, one every 0.1 s
+        selector = KeyframeSelector(KeyframeSettings(**{**OFF, "before": 2.0, "patience": 0.0, "buffer": buffer}), "/image")
+        assert selector.held(0) == 2.0, "nothing has gone yet"
+        for ms in range(0, 10_000, 100):
+            selector.add("/image", ms * MS, bytes(10))
+        assert selector.held(9_900 * MS) == pytest.approx(min(held + 0.1, 2.0)) and selector.held(20 * S) == 2.0
+        kept = [recorded for topic, recorded, _ in selector.trigger(9_900 * MS) if topic == "/image"]
+        assert (9_900 * MS - min(kept)) / S == pytest.approx(held)
+        selector.tick(0)  # the clock is set back
+        assert selector.held(0) == 2.0
+
+
 def test_a_second_trigger_lengthens_the_first():
     selector = KeyframeSelector(only(before=0.1, after=0.2), "/image")
     kept = told(selector.trigger(0))

@@ -220,6 +220,24 @@ def test_a_trigger_keeps_what_was_before_and_what_comes_after(start: Any, peer: 
     assert images(read(folder)) == camera.sent[:6]
 
 
+def test_a_buffer_that_is_too_small_for_a_trigger_is_told(start: Any, peer: Peer, folder: Path) -> None:
+    node = start(**QUIET, before=5.0, after=0.0, buffer=3 * 1000)  # four images of 576 bytes and a header
+    told, camera = peer.diagnostics("logger"), Camera(peer)
+    camera.send(0)
+    wait_for(lambda: told.value("images") == "1", "the image did not come")
+    assert told.value("held for a trigger [s]") == "5.00" and "buffer" not in told.latest.message
+    for index in range(1, 12):
+        camera.send(index)
+        time.sleep(0.1)
+    told.wait("of the 5 s of `before`; raise `buffer`", DiagnosticStatus.WARN)
+    assert 0.3 < float(told.value("held for a trigger [s]")) < 2.0
+    answer = peer.call(Trigger, "/logger/trigger", Trigger.Request())
+    assert answer.success and "of the 5 s of `before`; raise `buffer`)" in answer.message and "of the 5 s before" not in answer.message
+    assert node.stop() == 0
+    kept = images(read(folder))
+    assert 2 < len(kept) < 6 and kept == camera.sent[-len(kept) :]
+
+
 def test_the_view_and_the_interval_are_reasons(start: Any, peer: Peer, folder: Path) -> None:
     node = start(uncertainty=0.0, view=0.3, interval=1.5, least_interval=0.0, patience=0.1)
     camera = Camera(peer)

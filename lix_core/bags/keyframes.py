@@ -151,6 +151,8 @@ class RingBuffer:
     def __init__(self, seconds: float, max_bytes: int):
         self.span, self.max_bytes = nanoseconds(seconds), max_bytes
         self.size = 0
+        self.since = -ALWAYS
+        """When the last one that had to go was recorded: all that came later is here."""
         self._messages: deque[Message] = deque()
 
     def __len__(self) -> int:
@@ -167,11 +169,12 @@ class RingBuffer:
         while self._messages[0].recorded < message.recorded - self.span or (self.size > self.max_bytes and len(self) > 1):
             gone.append(self._messages.popleft())
             self.size -= len(gone[-1].raw)
+            self.since = gone[-1].recorded
         return gone
 
     def clear(self) -> None:
         self._messages.clear()
-        self.size = 0
+        self.size, self.since = 0, -ALWAYS
 
 
 @dataclass(eq=False)
@@ -275,6 +278,10 @@ class KeyframeSelector:
     def disagreement(self, stamp_ns: int, value: float) -> list[Kept]:
         """On what share of the image with this stamp teacher and student differ, 0..1; what is to be written now."""
         return self._learn("disagreement", stamp_ns, value)
+
+    def held(self, now_ns: int) -> float:
+        """How much of the time before now [ns] a trigger would keep [s]: `before`, or less where the buffer is too small for that."""
+        return min(self.settings.before, max(0, now_ns - self.ring.since) / NS)
 
     def trigger(self, now_ns: int) -> list[Kept]:
         """Keep all of the time around now [ns]: what is to be written of the time before."""
