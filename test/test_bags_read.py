@@ -30,6 +30,7 @@ from lix_core.bags.reader import Bag, DamagedBag, bags_in, decode, header_stamp,
 from lix_core.bags.repair import repair
 from lix_core.bags.sensors import FrameReader, to_metres
 from lix_core.bags.topics import MADE_BY_LIX, find_topics, shows_rectified
+from lix_core.bags.writer import Qos, RosbagsWriter, Topic
 from lix_core.camera import Camera
 from lix_core.errors import GeometryError, SourceError
 from lix_core.geometry.poses import matrix_from_pose, pose_from_matrix
@@ -631,6 +632,21 @@ def test_the_report_tells_rates_gaps_offsets_and_frames_without_partner(tmp_path
     text = "\n".join(lines_of(report, Options()))
     assert "frames 20, with depth 19 (from depth), with labels 20" in text and "+12.0 ms" in text
     assert json.loads(json.dumps(report.to_dict()))["frames"] == 20
+
+
+def test_sensors_of_which_nothing_was_recorded_are_named(tmp_path):
+    kinds = {"/points": "sensor_msgs/msg/PointCloud2", "/depth": "sensor_msgs/msg/Image", "/tf": "tf2_msgs/msg/TFMessage"}
+    for images in (3, 0):
+        writer = RosbagsWriter(tmp_path / f"bag{images}")
+        for name, kind in {"/image": "sensor_msgs/msg/Image", "/student/overlay": "sensor_msgs/msg/Image", **kinds}.items():
+            writer.add(Topic(name, kind, (Qos(),)))
+        for message in drive(images, ("image",)):
+            writer.write("/image", message.time, STORE.serialize_cdr(message.message, "sensor_msgs/msg/Image"))
+        writer.close()
+    told = "there are images, but no message of /points, /depth: nothing came"
+    assert [remark.startswith(told) for remark in check(tmp_path / "bag3").remarks if "/points" in remark] == [True]
+    (empty,) = check_all([tmp_path / "bag0"])
+    assert told not in str(empty)
 
 
 def test_the_p95_of_offsets_is_of_the_differences_from_the_median(tmp_path):

@@ -82,6 +82,11 @@ def find_topics(bag: Bag, named: Mapping[str, str] | None = None) -> tuple[Topic
             topic, remark = getattr(search, role)(found)
             remarks += [remark] if remark else []
         found = replace(found, **{role: topic})
+    sensors = {kind for role in ("image", "points") for kind in TYPES[role]}
+    silent = [t.name for t in bag.topics if t.type in sensors and not t.count and last_name(t.name) not in MADE_BY_LIX]
+    if found.image and silent:
+        why = "nothing came, or, where the logger picks keyframes, nothing that belongs to one by its stamp"
+        remarks.append(f"there are images, but no message of {', '.join(silent)}: {why}")
     return found, remarks
 
 
