@@ -26,6 +26,8 @@ WAITING_BYTES = 256_000_000
 """What the waiting items of a stream may hold together: 41 images of 1920x1080, 10 of 3840x2160."""
 WINDOW, ENOUGH = 100, 10
 """Items of a stream over which shares and typical differences are taken, and how few say nothing of shares."""
+LAG_S = 0.5
+"""A lag of so much is told, be it a clock that is wrong or a slow sensor: transport takes less [s]."""
 NOBODY, OPEN = -1, -2
 """In the place of a partner: there will be none; it is not decided yet."""
 
@@ -198,6 +200,12 @@ class Pairer(Generic[T]):
         # Turn by turn too small and too large by the time between the two; what either leaves open is no lag.
         least, most = np.percentile(lags, (25, 75))
         return float(max(least, 0) + min(most, 0)) / NS
+
+    def strange_lag(self, stream: str) -> float:
+        """The lag where transport does not explain it: either a clock is off or a sensor is slow; else 0, as where stamps that are paired
+        are equal: these are of one clock, and a sensor is slow [s]."""
+        lag = self.lag(stream)
+        return 0.0 if lag is None or abs(lag) < LAG_S or self.difference(stream) == 0 else lag
 
     def _decide(self) -> list[tuple[T, ...]]:
         sets = []

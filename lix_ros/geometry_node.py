@@ -31,8 +31,6 @@ SMALL_WAITING = 1000
 """Calibrations that wait for a cloud, which may come seconds after its image; they take little memory."""
 LOW_SHARE = 0.4
 """Diagnostics warn when a smaller share of messages finds a partner; a LiDAR of twice the camera's rate has half."""
-LAG_S = 0.5
-"""Diagnostics warn when a sensor's messages come so much later after their stamps than the other's: transport takes less."""
 
 
 class GeometryNode(StreamNode):
@@ -191,21 +189,20 @@ class GeometryNode(StreamNode):
         return self._settings.input, values
 
 
-def complaint_of_lag(pairer: Pairer, offset: float) -> str:
-    """What it may mean that the second stream comes long after its stamps, or long before the first one does, in words; "" where it does
-    not, and where paired stamps are equal: these are of one clock, and a sensor is slow.
+def complaint_of_lag(pairer: Pairer, offset: float, cure: str = "set offset to {:.1f}, then look again") -> str:
+    """What the strange lag of the second stream may mean, in words; "" where it has none.
 
     Args:
-        offset: that of the second stream [s].
+        offset: that of the second stream [s]. cure: of a clock that is off, with the place of the offset that it takes [s].
     """
     first, second = list(pairer.streams)[:2]
-    lag = pairer.lag(second)
-    if lag is None or abs(lag) < LAG_S or pairer.difference(second) == 0:
+    lag = pairer.strange_lag(second)
+    if not lag:
         return ""
     way, slow = ("later", second) if lag > 0 else ("earlier", first)
     return (
-        f"{second} comes {abs(lag):.1f} s {way} after its stamp than {first}: either a clock is off (set offset to {offset - lag:.1f}, "
-        f"then look again) or {slow} is that slow"
+        f"{second} comes {abs(lag):.1f} s {way} after its stamp than {first}: either a clock is off ({cure.format(offset - lag)}) "
+        f"or {slow} is that slow"
     )
 
 

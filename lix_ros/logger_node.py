@@ -28,6 +28,7 @@ from lix_core.files import expanded
 from lix_core.pixels import to_rgb
 from lix_ros import messages, qos, running
 from lix_ros.diagnostics import STEADY, Arrivals, diagnostic_array
+from lix_ros.geometry_node import LOW_SHARE, complaint_of_lag
 from lix_ros.parameters import LOGGED, LoggerParameters, declare
 
 LOOK_PERIOD_S = 0.5
@@ -41,6 +42,7 @@ PARTNERS = ("right_image", "depth", "points", "labels")
 KEYFRAMES = "~/keyframes"
 STREAMS = ("image", "camera_info", "right_image", "right_camera_info", "depth", "depth_camera_info", "points", "labels")
 """Inputs that come all the time, so that their silence is worth a warning."""
+CLOCK_CURE = "set it right; `lix bag extract --offset {:.1f}` pairs what is recorded meanwhile"
 LATCHED_DEPTH = 1000
 """Of latched topics, what each publisher holds for those who come late."""
 
@@ -272,14 +274,30 @@ class LoggerNode(Node):
             response.success, response.message = False, f"nothing is kept: {found.reason if found.state == 'stopped' else 'paused'}"
             return response
         with self._lock:
-            now = self.get_clock().now().nanoseconds
-            held = self._selector.held(now)
-            kept = self._selector.trigger(now)
+            held = self._held()
+            kept = self._selector.trigger(self.get_clock().now().nanoseconds)
             self._write(kept)
         response.success = True
         short = f" ({short})" if (short := self._complaint_of_buffer(held)) else ""
         response.message = f"kept {len(kept)} messages of the {held:.3g} s before{short}; all of the next {settings.after:g} s follows"
         return response
+
+    def _complaint_of_partner(self, topic: str) -> str:
+        """Why few keyframes have a partner on a topic, or the wrong one, in words; "" where nothing speaks for it."""
+        settings, share, pairer = self._settings, self._selector.share(topic), self._selector.pairers[topic]
+        lags, lag, difference = complaint_of_lag(pairer, 0.0, CLOCK_CURE), pairer.lag(topic) or 0.0, pairer.difference(topic) or 0.0
+        if lag > settings.patience:
+            lags = lags or f"{topic} comes {lag:.1f} s after its image"
+            lags += f"; an image waits for it {settings.patience:g} s: raise patience where it is slow"
+        if share is None or share >= LOW_SHARE:
+            return lags
+        text = f"{100 * share:.0f} % of the keyframes found a partner on {topic} within {1e3 * settings.slop:.0f} ms"
+        if lags:
+            return f"{text}; {lags}"
+        near = f"its nearest stamp is typically {1e3 * abs(difference):.0f} ms"
+        if abs(difference) <= settings.slop:
+            return f"{text}, though {near} away: many are lost, or it is slower than the keyframes"
+        return f"{text}; {near} {'later' if difference > 0 else 'earlier'}: set a larger slop"
 
     def _complaint_of_buffer(self, held: float) -> str:
         """That less than `before` is held for a trigger [s], in words; "" where it is not."""
@@ -339,11 +357,27 @@ class LoggerNode(Node):
         ]
         if not self.get_clock().now().nanoseconds:
             missing.append("/clock: no time yet (use_sim_time), so nothing is recorded")
-        if self._selector and (short := self._complaint_of_buffer(self._selector.held(self.get_clock().now().nanoseconds))):
-            missing.append(short)
+        if self._selector:
+            with self._lock:
+                come = [topic for topic in self._selector.partners if not self._inputs[topic].trouble]
+                complaints = [*map(self._complaint_of_partner, come), self._complaint_of_buffer(self._held())]
+            missing += filter(None, complaints)
         lost = [f"{found.lost} messages lost: the disk is too slow, full or gone"] if found.lost else []
         told = "; ".join([found.state, *lost, *missing])
         return (DiagnosticStatus.WARN if lost or missing else DiagnosticStatus.OK), told
+
+    def _held(self) -> float:
+        """How much of the time before now a trigger would keep [s]; the lock is held."""
+        return self._selector.held(self.get_clock().now().nanoseconds)
+
+    def _values_of_partners(self) -> dict[str, str]:
+        values = {}
+        for topic, pairer in self._selector.pairers.items():
+            share, difference, lag = self._selector.share(topic), pairer.difference(topic), pairer.lag(topic)
+            values[f"{topic} found for keyframes [%]"] = "unknown" if share is None else f"{100 * share:.0f}"
+            values[f"{topic} stamp difference p50 [ms]"] = "unknown" if difference is None else f"{1e3 * difference:.1f}"
+            values[f"{topic} lag [s]"] = "unknown" if lag is None else f"{lag:.2f}"
+        return values
 
     def _values(self) -> dict[str, str]:
         found = self._recording.statistics
@@ -361,7 +395,8 @@ class LoggerNode(Node):
         }
         if self._selector:
             values |= {"images": str(self._selector.images), "keyframes": str(self._selector.keyframes)}
-            values["held for a trigger [s]"] = f"{self._selector.held(self.get_clock().now().nanoseconds):.2f}"
+            with self._lock:
+                values |= {"held for a trigger [s]": f"{self._held():.2f}", **self._values_of_partners()}
         for name, entry in self._inputs.items():
             values[f"{name} received"] = f"{entry.arrivals.received} at {entry.arrivals.rate:.1f} Hz"
         return values

@@ -221,6 +221,47 @@ def test_a_partner_out_of_tolerance_is_none():
     assert stream(selector, ("/image", 100), ("/points", 150))[-1]["partners"] == {"/points": 150 * MS}, "just within"
 
 
+def drive_with_a_wrong_clock(selector: KeyframeSelector, wrong: int, late: int = 60, seconds: int = 10) -> list:
+    """Images of 30 Hz and clouds of 10 Hz, stamped `wrong`, never quite as an image, and coming `late` [ms]; raws say when."""
+    images = [(ms, "/image", ms, ms) for ms in range(0, 1000 * seconds, 33)]
+    clouds = [(ms + late, "/points", ms + wrong, ms) for ms in range(4, 1000 * seconds, 100)]
+    kept = []
+    for now, topic, stamp, taken in sorted(images + clouds):
+        kept += selector.add(topic, 100 * S + stamp * MS + 7 * (topic == "/points"), f"{topic} {taken}".encode(), 100 * S + now * MS)
+    return told(kept + selector.finish())
+
+
+@pytest.mark.parametrize("wrong", [37_000, -37_000, 1_500, -1_500, 700])
+def test_of_a_topic_whose_clock_is_wrong_what_came_about_then_is_kept(wrong):
+    """Among it is the cloud that was taken nearest to the image, though it comes later than half its interval."""
+    selector = KeyframeSelector(only(interval=1.0), "/image", ["/points"])
+    kept = drive_with_a_wrong_clock(selector, wrong)
+    images = [int(k.split()[1]) for k in kept if isinstance(k, str) and k.startswith("/image")]
+    clouds = np.array([int(k.split()[1]) for k in kept if isinstance(k, str) and k.startswith("/points")])
+    assert len(images) == 10 and len(set(clouds)) == len(clouds) <= 30
+    assert all(np.abs(clouds - image).min() <= 50 for image in images[2:]), "it takes a second to tell the clock"
+    assert selector.pairers["/points"].lag("/points") == pytest.approx((60 - wrong) / 1000, abs=0.07)
+    if abs(wrong) > 2000:
+        assert selector.share("/points") == 0.0 and all(k["partners"] == {} for k in kept if isinstance(k, dict))
+
+
+def test_of_a_topic_whose_clock_is_right_nothing_but_the_partners_is_kept():
+    selector = KeyframeSelector(only(interval=1.0), "/image", ["/points"])
+    kept = drive_with_a_wrong_clock(selector, 0)
+    assert sum(k.startswith("/points") for k in kept if isinstance(k, str)) == 10 and selector.share("/points") == 1.0
+
+
+def test_the_share_that_finds_a_partner_is_of_keyframes_during_which_the_topic_came():
+    selector = KeyframeSelector(only(interval=0.1, patience=0.5, tolerance=0.02), "/image", ["/points"])
+    stream(selector, *(("/image", ms) for ms in range(0, 2000, 100)))
+    assert selector.share("/points") is None, "nothing came: that is another matter"
+    for ms in range(2000, 6000, 100):
+        stream(selector, ("/image", ms), *[("/points", ms)] * (ms % 400 == 0))
+    assert selector.share("/points") == 0.25
+    stream(selector, *(("/image", ms) for ms in range(6000, 12_000, 100)))
+    assert 0 < selector.share("/points") < 0.25, "it went silent, and that is another matter soon"
+
+
 def test_a_message_that_is_the_partner_of_two_images_is_written_once():
     selector = KeyframeSelector(only(interval=0.001), "/image", ["/points"])
     kept = stream(selector, ("/image", 90), ("/image", 110), ("/points", 110))

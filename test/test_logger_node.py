@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -236,6 +237,66 @@ def test_a_buffer_that_is_too_small_for_a_trigger_is_told(start: Any, peer: Peer
     assert node.stop() == 0
     kept = images(read(folder))
     assert 2 < len(kept) < 6 and kept == camera.sent[-len(kept) :]
+
+
+@pytest.mark.parametrize("wrong", [37, -37])
+def test_a_wrong_clock_is_told_and_what_comes_with_it_is_recorded(start: Any, peer: Peer, folder: Path, wrong: int) -> None:
+    node = start(mode="rate", rate=5.0, patience=0.3, topics=["image", "depth"])
+    told, camera, depth = peer.diagnostics("logger"), Camera(peer), Camera(peer, "/depth")
+    depth.start = camera.start + wrong * SECOND
+    for index in range(30):
+        camera.send(index)
+        depth.send(index)
+        time.sleep(0.1)
+    told.wait("0 % of the keyframes found a partner on /depth within 50 ms; /depth comes 3", DiagnosticStatus.WARN)
+    offset = re.search(r"set it right; `lix bag extract --offset (-?[\d.]+)` pairs what is recorded", told.latest.message)
+    assert offset and abs(float(offset[1]) - wrong) < 0.2, told.latest.message
+    assert ("earlier after its stamp than /image" in told.latest.message) == (wrong > 0) != ("raise patience" in told.latest.message)
+    assert told.value("/depth found for keyframes [%]") == "0" and abs(float(told.value("/depth lag [s]")) + wrong) < 0.2
+    assert node.stop() == 0
+    messages = read(folder)
+    places = {
+        topic: {camera.sent.index(i) if topic == "/image" else depth.sent.index(i) for i in images(messages, topic)}
+        for topic in ("/image", "/depth")
+    }
+    late = {place for place in places["/image"] if place >= 16}
+    assert len(late) >= 6 and all(places["/depth"] & {place - 1, place, place + 1} for place in late)
+
+
+def partners_of(node: LoggerNode, count: int = 100, late: int = 0, wrong: int = 0, every: int = 1) -> str:
+    """What diagnostics say of depth after images of 10 Hz, one in `every` with depth that comes `late` and is stamped `wrong` [ms]."""
+    images = [(ms, "/image", ms) for ms in range(0, 100 * count, 100)]
+    depths = [(ms + late, "/depth", ms + wrong) for ms in range(0, 100 * count, 100 * every)]
+    for now, topic, stamp in sorted(images + depths, key=lambda message: message[0]):
+        node._selector.add(topic, 100 * SECOND + stamp * 1_000_000, b"", 100 * SECOND + now * 1_000_000)
+    return node._complaint_of_partner("/depth")
+
+
+@pytest.mark.parametrize(
+    ("drive", "words"),
+    [
+        ({}, None),
+        ({"late": 300}, None),
+        (
+            {"late": 800},
+            "0 % of the keyframes found a partner on /depth within 20 ms; /depth comes 0.8 s after its image; an image waits for it 0.5 s",
+        ),
+        ({"wrong": 30}, "0 % of the keyframes found a partner on /depth within 20 ms; its nearest stamp is typically 30 ms later: set a"),
+        (
+            {"every": 5},
+            "20 % of the keyframes found a partner on /depth within 20 ms, though its nearest stamp is typically 0 ms away: many are",
+        ),
+    ],
+)
+def test_why_few_keyframes_find_a_partner_is_told(ros: None, folder: Path, drive: dict, words: str | None) -> None:
+    chosen = {"mode": "rate", "rate": 10.0, "slop": 0.02, "topics": ["image", "depth"]}
+    with node_here(LoggerNode, folder=str(folder), disk_floor=0, **chosen) as node:
+        told = partners_of(node, **drive)
+        assert told == "" if words is None else told.startswith(words)
+        node._inputs["/depth"].trouble = ""
+        assert (words or "/depth found") in node._health()[1] or words is None
+        node._inputs["/depth"].trouble = "nobody publishes it any more"
+        assert "of the keyframes" not in node._health()[1]
 
 
 def test_the_view_and_the_interval_are_reasons(start: Any, peer: Peer, folder: Path) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from lix_core.errors import DataError
 from lix_core.options import check_ranges, option
-from lix_core.pairing import JUMP_NS, NS
+from lix_core.pairing import JUMP_NS, NS, Pairer
 
 THUMBNAIL = (32, 24)
 """Width and height at which views are compared."""
@@ -26,6 +26,8 @@ LEAST_CONTRAST = 4.0
 ALWAYS = 2**63
 """A stamp that is later than all."""
 OPINIONS = ("uncertainty", "disagreement")
+RECENT, FEWEST = 20, 5
+"""Keyframes over which the share that found a partner is taken, and how few say nothing of it."""
 REMEMBERED = 200
 """Values of uncertainty that wait for an image that comes after them, at most."""
 
@@ -179,12 +181,13 @@ class RingBuffer:
 
 @dataclass(eq=False)
 class Keyframe:
-    """An image that is kept and still waits for its partners."""
+    """An image that is kept and still waits for its partners, of topics; astray: those whose clock seems to be off."""
 
     stamp: int
     recorded: int
     record: dict[str, Any]
     missing: list[str] = field(default_factory=list)
+    astray: frozenset[str] = frozenset()
 
 
 class KeyframeSelector:
@@ -192,13 +195,15 @@ class KeyframeSelector:
 
     An image is decided as soon as the uncertainty of it, or of a later image, is known, or `patience` is over: it is computed from the
     image, so it comes later, and not for every image. Of an image that is kept, the message of each partner topic with the nearest stamp
-    is kept too, if it is within `tolerance`; it may come later than the image, by `patience` too. Then the record is given out. So nothing
+    is kept too, if it is within `tolerance`; it may come later than the image, by `patience` too. Of a topic whose lag is strange, so that
+    its stamps may mean nothing, what came just before and just after the image is kept as well. Then the record is given out. So nothing
     that is to be written is held for longer than `patience`, as long as `tick` is called, but for what a trigger calls back.
     Nothing is given out twice, and not in order of time: bags are read by their stamps. Not for several threads at once.
 
     Stamps of headers may go back while the time of recording does not, topic after topic: a bag that is played in a loop.
 
     expected: of "uncertainty" and "disagreement", what somebody says at all; images wait for nothing else. To be set at any time.
+    pairers: topic of partners -> its stamps beside those of all images, for what they tell of clocks.
     """
 
     def __init__(
@@ -229,6 +234,9 @@ class KeyframeSelector:
         self.settings, self.image, self.partners, self.always, self.records = settings, image, tuple(partners), frozenset(always), records
         self.policy = KeyframePolicy(settings)
         self.ring = RingBuffer(max(settings.before, settings.patience) + settings.patience + settings.tolerance, settings.buffer)
+        self.pairers = {topic: Pairer[None]((image, topic), settings.tolerance) for topic in partners}
+        self._found: dict[str, deque[bool]] = {topic: deque(maxlen=RECENT) for topic in partners}
+        """Whether each of the last keyframes found a partner, while messages of the topic came."""
         self.images, self.keyframes = 0, 0
         """How many images came and were kept."""
         self.expected = frozenset(name for name in OPINIONS if getattr(settings, name))
@@ -256,6 +264,9 @@ class KeyframeSelector:
             return [*kept, (topic, recorded, raw)]
         message = Message(topic, stamp_ns, recorded, raw)
         went_back = self._note_stamp(topic, stamp_ns)
+        for partner, pairer in self.pairers.items():
+            if topic in (partner, self.image):
+                pairer.add(topic, stamp_ns, None)
         if topic == self.image:
             if went_back:
                 kept += self._decide_until(ALWAYS)
@@ -278,6 +289,11 @@ class KeyframeSelector:
     def disagreement(self, stamp_ns: int, value: float) -> list[Kept]:
         """On what share of the image with this stamp teacher and student differ, 0..1; what is to be written now."""
         return self._learn("disagreement", stamp_ns, value)
+
+    def share(self, partner: str) -> float | None:
+        """Share of the last keyframes that found a partner on a topic while its messages came, 0..1; None until some are known."""
+        found = self._found[partner]
+        return sum(found) / len(found) if len(found) >= FEWEST else None
 
     def held(self, now_ns: int) -> float:
         """How much of the time before now [ns] a trigger would keep [s]: `before`, or less where the buffer is too small for that."""
@@ -376,7 +392,8 @@ class KeyframeSelector:
         record: dict[str, Any] = {"stamp": image.stamp, "topic": image.topic, "reasons": reasons}
         record.update({name: said[image.stamp] for name, said in self._said.items() if image.stamp in said})
         record["partners"] = {}
-        self._open.append(Keyframe(image.stamp, image.recorded, record, list(self.partners)))
+        astray = frozenset(topic for topic, pairer in self.pairers.items() if pairer.strange_lag(topic))
+        self._open.append(Keyframe(image.stamp, image.recorded, record, list(self.partners), astray))
         return self._write(image)
 
     def _write(self, message: Message) -> list[Kept]:
@@ -393,19 +410,31 @@ class KeyframeSelector:
             over = give_up or keyframe.recorded <= late
             for topic in list(keyframe.missing):
                 # Nothing nearer can come once the topic has reached the image: its messages come in the order of their stamps.
-                if over or self._reached(topic) >= keyframe.stamp:
+                if over or (topic not in keyframe.astray and self._reached(topic) >= keyframe.stamp):
                     keyframe.missing.remove(topic)
-                    if partner := self._nearest(topic, keyframe.stamp):
-                        keyframe.record["partners"][topic] = partner.stamp
-                        kept += self._write(partner)
+                    kept += self._give_partner(keyframe, topic)
             if not keyframe.missing:
                 self._open.remove(keyframe)
                 kept.append((self.records, keyframe.recorded, keyframe_message(keyframe.record)))
         return kept
 
-    def _nearest(self, topic: str, stamp: int) -> Message | None:
-        within = [m for m in self.ring if m.topic == topic and abs(m.stamp - stamp) <= nanoseconds(self.settings.tolerance)]
-        return min(within, key=lambda m: abs(m.stamp - stamp), default=None)
+    def _give_partner(self, keyframe: Keyframe, topic: str) -> list[Kept]:
+        kept: list[Kept] = []
+        there = [message for message in self.ring if message.topic == topic]
+        nearest = min(there, key=lambda m: abs(m.stamp - keyframe.stamp), default=None)
+        if nearest:
+            fits = abs(nearest.stamp - keyframe.stamp) <= nanoseconds(self.settings.tolerance)
+            self._found[topic].append(fits)
+            if fits:
+                keyframe.record["partners"][topic] = nearest.stamp
+                kept += self._write(nearest)
+        if topic in keyframe.astray:
+            # By how much is not known well enough to choose one of the two; who reads the bag can.
+            before = [message for message in there if message.recorded <= keyframe.recorded][-1:]
+            after = [message for message in there if message.recorded > keyframe.recorded][:1]
+            for message in before + after:
+                kept += self._write(message)
+        return kept
 
 
 def keyframe_message(record: dict[str, Any]) -> bytes:
