@@ -13,11 +13,15 @@ from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.clock import Clock, ClockType
 
+from lix_core.pairing import Pairer
+
 STEADY = Clock(clock_type=ClockType.STEADY_TIME)
 """For timers: with use_sim_time the node's own clock stands still when the simulator does, just when words are needed."""
 WINDOW = 300
 """Frames over which latency percentiles are taken."""
 RATE_WINDOW_S = 5.0
+LOW_SHARE = 0.4
+"""Diagnostics warn when a smaller share of messages finds a partner; a LiDAR of twice the camera's rate has half."""
 LATENCY_LIMIT_S = 3600.0
 """A stamp further away than this from now comes from another clock, and says nothing of latency."""
 
@@ -137,3 +141,31 @@ def diagnostic_array(stamp: Time, name: str, hardware_id: str, level: bytes, mes
     array = DiagnosticArray(status=[status])
     array.header.stamp = stamp
     return array
+
+
+def complaint_of_lag(pairer: Pairer, offset: float, cure: str = "set offset to {:.1f}, then look again") -> str:
+    """What the strange lag of the second stream may mean, in words; "" where it has none.
+
+    Args:
+        offset: that of the second stream [s]. cure: of a clock that is off, with the place of the offset that it takes [s].
+    """
+    first, second = list(pairer.streams)[:2]
+    lag = pairer.strange_lag(second)
+    if not lag:
+        return ""
+    way, slow = ("later", second) if lag > 0 else ("earlier", first)
+    return (
+        f"{second} comes {abs(lag):.1f} s {way} after its stamp than {first}: either a clock is off ({cure.format(offset - lag)}) "
+        f"or {slow} is that slow"
+    )
+
+
+def pairing_values(pairer: Pairer, paced: str) -> dict[str, str]:
+    second = list(pairer.streams)[1]
+    share, difference, lag = pairer.share(paced), pairer.difference(second), pairer.lag(second)
+    return {
+        f"{paced} paired [%]": "unknown" if share is None else f"{100 * share:.0f}",
+        "stamp difference p50 [ms]": "unknown" if difference is None else f"{1e3 * difference:.1f}",
+        f"{second} lag [s]": "unknown" if lag is None else f"{lag:.2f}",
+        **{f"{name} unpaired": str(stream.unpaired) for name, stream in pairer.streams.items()},
+    }

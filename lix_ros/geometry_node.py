@@ -20,7 +20,7 @@ from lix_core.geometry.limits import within
 from lix_core.geometry.normals import normals_from_depth
 from lix_core.pairing import Pairer
 from lix_ros import messages, running
-from lix_ros.diagnostics import Arrivals
+from lix_ros.diagnostics import LOW_SHARE, Arrivals, complaint_of_lag, pairing_values
 from lix_ros.geometry_sensors import SENSOR_PARAMETERS, SENSORS, Sensor, Transforms
 from lix_ros.parameters import GEOMETRY_OUTPUTS, GeometryParameters, ParameterError
 from lix_ros.stream_node import MEMORY_S, StreamNode
@@ -29,8 +29,6 @@ LIMITS = {"min_depth", "max_depth"}
 """Parameters that must agree with each other."""
 SMALL_WAITING = 1000
 """Calibrations that wait for a cloud, which may come seconds after its image; they take little memory."""
-LOW_SHARE = 0.4
-"""Diagnostics warn when a smaller share of messages finds a partner; a LiDAR of twice the camera's rate has half."""
 
 
 class GeometryNode(StreamNode):
@@ -187,34 +185,6 @@ class GeometryNode(StreamNode):
         for topic, arrivals in self._arrivals.items():
             values |= {f"{topic} received": str(arrivals.received), f"{topic} rate [Hz]": f"{arrivals.rate:.1f}"}
         return self._settings.input, values
-
-
-def complaint_of_lag(pairer: Pairer, offset: float, cure: str = "set offset to {:.1f}, then look again") -> str:
-    """What the strange lag of the second stream may mean, in words; "" where it has none.
-
-    Args:
-        offset: that of the second stream [s]. cure: of a clock that is off, with the place of the offset that it takes [s].
-    """
-    first, second = list(pairer.streams)[:2]
-    lag = pairer.strange_lag(second)
-    if not lag:
-        return ""
-    way, slow = ("later", second) if lag > 0 else ("earlier", first)
-    return (
-        f"{second} comes {abs(lag):.1f} s {way} after its stamp than {first}: either a clock is off ({cure.format(offset - lag)}) "
-        f"or {slow} is that slow"
-    )
-
-
-def pairing_values(pairer: Pairer, paced: str) -> dict[str, str]:
-    second = list(pairer.streams)[1]
-    share, difference, lag = pairer.share(paced), pairer.difference(second), pairer.lag(second)
-    return {
-        f"{paced} paired [%]": "unknown" if share is None else f"{100 * share:.0f}",
-        "stamp difference p50 [ms]": "unknown" if difference is None else f"{1e3 * difference:.1f}",
-        f"{second} lag [s]": "unknown" if lag is None else f"{lag:.2f}",
-        **{f"{name} unpaired": str(stream.unpaired) for name, stream in pairer.streams.items()},
-    }
 
 
 def main() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Callable, Mapping, Protocol, Sequence
 
 import numpy as np
@@ -116,16 +115,6 @@ class Sensor(Protocol):
         """From the messages of one frame, in the order of STREAMS. Raises LixError where they are not what they should be."""
 
 
-@lru_cache(maxsize=8)
-def one_of_equal(camera: Camera) -> Camera:
-    """The first camera that was equal to this one: it has its rays and rectification maps already."""
-    return camera
-
-
-def camera_of(message: CameraInfo) -> Camera:
-    return one_of_equal(messages.camera_from_info(message))
-
-
 class StereoPair:
     """`input` stereo."""
 
@@ -149,8 +138,8 @@ class StereoPair:
         self.fault = self._warning = ""
 
     def measure(self, frame: Sequence[Image], infos: Mapping[str, CameraInfo]) -> Measurement:
-        raw = [camera_of(infos[topic]) for topic in self.INFOS]
-        left, right = (one_of_equal(camera.rectified()) for camera in raw)
+        raw = [messages.camera_of(infos[topic]) for topic in self.INFOS]
+        left, right = (messages.one_of_equal(camera.rectified()) for camera in raw)
         baseline, infinity = pair_geometry(left, right)
         images = self._images(frame, raw)
         self._look_for_faults(*images, infinity)
@@ -201,7 +190,7 @@ class LidarInCamera:
 
     def measure(self, frame: Sequence[Any], infos: Mapping[str, CameraInfo]) -> Measurement:
         info, cloud = frame
-        camera = one_of_equal(camera_of(info).rectified())
+        camera = messages.one_of_equal(messages.camera_of(info).rectified())
         transform = self._extrinsics
         if transform is None:
             taken = max(0, messages.nanoseconds(cloud.header.stamp) - self._offset)  # by the clock of the robot
@@ -231,13 +220,13 @@ class DepthCamera:
         self.description = f"depth camera, {'rectified' if self._rectified else 'raw'}{f' by the name {topic}' if auto else ''}"
 
     def measure(self, frame: Sequence[Image], infos: Mapping[str, CameraInfo]) -> Measurement:
-        camera = camera_of(infos[self.INFOS[0]])
+        camera = messages.camera_of(infos[self.INFOS[0]])
         depth = messages.image_to_depth(frame[0])
         camera.check_size(depth, "the depth image")
         if not self._rectified:
             depth = camera.rectify_nearest(depth, np.nan)
         warning = "" if np.isfinite(depth).any() else "no pixel of the depth image is known"
-        return Measurement(frame[0].header, one_of_equal(camera.rectified()), depth, warning=warning)
+        return Measurement(frame[0].header, messages.one_of_equal(camera.rectified()), depth, warning=warning)
 
 
 SENSORS: dict[str, type[Sensor]] = {"stereo": StereoPair, "lidar": LidarInCamera, "depth": DepthCamera}

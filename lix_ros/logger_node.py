@@ -27,8 +27,7 @@ from lix_core.errors import DataError, LixError, explain, first_line
 from lix_core.files import expanded
 from lix_core.pixels import to_rgb
 from lix_ros import messages, qos, running
-from lix_ros.diagnostics import STEADY, Arrivals, diagnostic_array
-from lix_ros.geometry_node import LOW_SHARE, complaint_of_lag
+from lix_ros.diagnostics import LOW_SHARE, STEADY, Arrivals, complaint_of_lag, diagnostic_array
 from lix_ros.parameters import LOGGED, LoggerParameters, declare
 
 LOOK_PERIOD_S = 0.5

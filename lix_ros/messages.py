@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from functools import lru_cache
 from typing import Sequence
 
 import numpy as np
@@ -127,6 +128,16 @@ def camera_from_info(message: CameraInfo) -> Camera:
         DataError: zeros in k (an uncalibrated camera), or matrices that cannot be.
     """
     return Camera(message.width, message.height, message.k, message.distortion_model, message.d, message.r, message.p)
+
+
+@lru_cache(maxsize=8)
+def one_of_equal(camera: Camera) -> Camera:
+    """The first camera that was equal to this one: it has its rays and rectification maps already."""
+    return camera
+
+
+def camera_of(message: CameraInfo) -> Camera:
+    return one_of_equal(camera_from_info(message))
 
 
 def camera_info(camera: Camera, header: Header) -> CameraInfo:

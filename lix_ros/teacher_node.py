@@ -16,9 +16,7 @@ from lix_core.labels import LabelMapping, LabelSet
 from lix_core.pairing import WAITING, Pairer
 from lix_core.runtime.segmenter import Segmentation
 from lix_ros import messages, qos, running
-from lix_ros.diagnostics import Arrivals
-from lix_ros.geometry_node import LOW_SHARE, complaint_of_lag, pairing_values
-from lix_ros.geometry_sensors import camera_of
+from lix_ros.diagnostics import LOW_SHARE, Arrivals, complaint_of_lag, pairing_values
 from lix_ros.parameters import TEACHER_OUTPUTS, ParameterError, TeacherParameters
 from lix_ros.segmentation_node import Pipeline, SegmentationNode
 
@@ -119,7 +117,7 @@ class TeacherNode(SegmentationNode):
                 "give the image that the depth is registered to (the rectified one; of a stereo pair, the left)"
             )
         kind = pipeline.segmenter.bundle.manifest.x.kind
-        camera = camera_of(self._camera_info) if self._camera_info is not None else None
+        camera = messages.camera_of(self._camera_info) if self._camera_info is not None else None
         x, known = encode(kind, depth=depth, camera=camera.rectified() if camera else None)
         result = pipeline.finish(pipeline.segmenter.segment(image, order, x, known), self._settings)
         self._publish(result, image, order, message.header)

@@ -27,6 +27,7 @@ from lix_core.errors import GeometryError  # noqa: E402
 from lix_core.geometry.poses import matrix_from_pose  # noqa: E402
 from lix_core.geometry.stereo import StereoOptions  # noqa: E402
 from lix_ros import geometry_node, geometry_sensors, messages  # noqa: E402
+from lix_ros.diagnostics import pairing_values  # noqa: E402
 from lix_ros.geometry_node import GeometryNode  # noqa: E402
 from lix_ros.geometry_sensors import StereoPair  # noqa: E402
 from lix_ros.parameters import GeometryParameters  # noqa: E402
@@ -290,7 +291,7 @@ def test_a_slow_sensor_is_told_as_one_unless_its_stamps_are_the_cameras(ros: Non
         assert play(node, late=1.5) > 180
         told = node._complaint_of_pairs()
         assert told.startswith("points comes 1.5 s later after its stamp") and told.endswith("or points is that slow")
-        assert geometry_node.pairing_values(node._pairer, "points")["points lag [s]"] == f"{node._pairer.lag('points'):.2f}"
+        assert pairing_values(node._pairer, "points")["points lag [s]"] == f"{node._pairer.lag('points'):.2f}"
         node._begin_pairing()
         assert play(node, late=1.5, phase=0.0) > 180 and node._complaint_of_pairs() == ""
 
