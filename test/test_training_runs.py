@@ -1006,6 +1006,16 @@ def test_the_command_says_where_data_sets_are(tmp_path):
     assert {source["root"] for source in (*data["sources"], data["val"], data["test"]) if source} == {str(tmp_path)}
 
 
+def test_a_run_that_was_stopped_says_how_to_go_on_and_not_how_to_lose_it(tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_module, "fit", stop)
+    for given, words in (((), "the same command goes on"), (("--no-resume",), "the same command without --no-resume goes on")):
+        done = lix("train", "student", "world_lix", *given, "--out", tmp_path)
+        assert done.exit_code == 130 and done.stderr == f"\nstopped; {words} from the last epoch that was finished\n"
+
+
 def test_wrong_commands_say_what_is_right(tmp_path):
     for arguments, words in [
         (("train", "techer", "world_lix", "--out", tmp_path), "teacher or student"),

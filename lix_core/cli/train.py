@@ -88,7 +88,8 @@ def run(
     try:
         result = fit(chosen, out, teacher and origin(teacher), resume, start=start and origin(start))
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last epoch that was finished", file=sys.stderr)
+        again = "the same command" if resume else "the same command without --no-resume"
+        print(f"\nstopped; {again} goes on from the last epoch that was finished", file=sys.stderr)
         raise typer.Exit(130) from None
     if rank_zero():  # the others of a machine come here too
         show(result)
