@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +134,28 @@ def test_open_dataset_opens_by_name_and_refuses_what_is_not_there(tmp_path):
         open_dataset("pothole", tmp_path, "train", folds=1)
     with pytest.raises(DataError, match="no folder /.*nowhere for the data set kitti: .* get it from https://www.cvlibs.net"):
         open_dataset("kitti", tmp_path / "nowhere", "train")
+
+
+class Own(FrameSet):
+    source = "https://example.org"
+
+    def __init__(self, root, split, x="", *, area, step: int = 1, cities: Sequence[str] = (), every=1):
+        super().__init__([f"{area}{i}" for i in range(0, 4, step)][::every] + len(cities) * ["more"])
+
+
+def test_an_own_data_set_is_told_what_it_is_opened_with_and_its_bugs_are_not_hidden(tmp_path, monkeypatch):
+    monkeypatch.setitem(DATASETS, "own", (__name__, "Own"))
+    assert open_dataset("own", tmp_path, "train", area="a", step=np.int64(2)).names == ["a0", "a2"]
+    for options, words in (
+        ({}, "own cannot be opened with root, split, x and no options: missing a required .*argument: 'area'"),
+        ({"area": "a", "step": "2"}, "own does not understand step='2': it takes a whole number"),
+        ({"area": "a", "step": 0.5}, "own does not understand step=0.5: it takes a whole number"),
+        ({"area": "a", "cities": 5}, "own does not understand cities=5: it takes a list"),
+    ):
+        with pytest.raises(DataError, match=words):
+            open_dataset("own", tmp_path, "train", **options)
+    with pytest.raises(TypeError, match="slice indices must be integers"):
+        open_dataset("own", tmp_path, "train", area="a", every=0.5)
 
 
 def test_a_data_set_is_a_sequence(tmp_path):

@@ -96,8 +96,8 @@ def test_classes_and_frames_limit_the_data(root):
         WorldDataset(root, "train", classes=["boat"])
     with pytest.raises(DataError, match="has 3 frames, 4 are asked for"):
         WorldDataset(root, "train", frames=4)
-    for options in ({"frames": "ten"}, {"classes": 5}):
-        with pytest.raises(DataError, match="the data set world does not understand (frames='ten'|classes=5): "):
+    for options, words in (({"frames": "ten"}, "frames='ten': it takes a whole number"), ({"classes": 5}, "classes=5: it takes a list")):
+        with pytest.raises(DataError, match=f"the data set world does not understand {words}"):
             open_dataset("world", root, "train", **options)
 
 

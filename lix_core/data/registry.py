@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from importlib import import_module
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,13 @@ def open_dataset(name: str, root: str | Path, split: str, x: str = "", **options
         raise DataError(f"there is no data set {name!r}{nearest(name, DATASETS)}; there are {', '.join(DATASETS)}")
     module, kind = DATASETS[name]
     dataset = getattr(import_module(module), kind)
-    known = [option for option in inspect.signature(dataset).parameters if option not in ("root", "split", "x")]
-    for option in options:
+    signature = inspect.signature(dataset)
+    known = [option for option in signature.parameters if option not in ("root", "split", "x")]
+    for option, value in options.items():
         if option not in known:
             raise DataError(f"the data set {name} has no option {option!r}; it has {', '.join(known) or 'none'}")
+        if wanted := unlike(value, signature.parameters[option].annotation):
+            raise DataError(f"the data set {name} does not understand {option}={value!r}: it takes {wanted}")
     if not str(root):
         raise DataError(
             f"where is the data set {name}? Name its folder (--data {name}=FOLDER, or root of the source); it is had from {dataset.source}"
@@ -52,10 +56,20 @@ def open_dataset(name: str, root: str | Path, split: str, x: str = "", **options
             f"or get it from {dataset.source}"
         )
     try:
-        return dataset(root, split, x=x, **options)
-    except TypeError as error:
-        given = ", ".join(f"{option}={value!r}" for option, value in options.items())
-        raise DataError(f"the data set {name} does not understand {given}: {first_line(error)}") from None
+        signature.bind(root, split, x=x, **options)
+    except TypeError as error:  # one that the class itself meets is its author's to see, with the traceback
+        given = ", ".join(options) or "no options"
+        raise DataError(f"the data set {name} cannot be opened with root, split, x and {given}: {first_line(error)}") from None
+    return dataset(root, split, x=x, **options)
+
+
+def unlike(value: Any, annotation: Any) -> str:
+    """What an option takes that is said to be a number or a sequence, in words; "" where the value is such, and for other options."""
+    kind = inspect.formatannotation(annotation).strip("'")
+    if kind in ("int", "float"):
+        return "" if isinstance(value, Integral if kind == "int" else Real) else f"a {'whole ' if kind == 'int' else ''}number"
+    empty = value is None and "None" not in kind
+    return "a list" if "Sequence" in kind and (empty or isinstance(value, Real)) else ""
 
 
 def difference(first: LabelSet, other: LabelSet) -> str:
