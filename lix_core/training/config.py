@@ -25,6 +25,8 @@ from lix_core.options import limits, nearest, option
 FREE = ("name", "data.workers", "trainer.val_batch", "trainer.sheet_frames")
 """What may change between the pieces of a run, because no weight depends on it; so may the `root` of a source."""
 RECIPES = resources.files("lix_core.training") / "recipes"
+ELSEWHERE = {"x": "data.x", "name": "dataset of the source", "root": "root of the source", "split": "split of the source"}
+"""What a data set is opened with beside its options, and where that is set."""
 
 
 @dataclass
@@ -42,6 +44,13 @@ class Source:
     keep: Literal["all", "labelled", "unlabelled"] = option("all", "Which frames train: all, or those whose labels are (not) used.")
     per_batch: int = option(0, "Frames of this source in every batch. Sources with 0 are shuffled together and share the places left.", 0)
     groups: str = option("", "Regular expression for names; test frames in which it finds the same are also scored together.")
+
+    def __post_init__(self):
+        for key in self.options:
+            if not isinstance(key, str):
+                raise TrainingError(f"options has the key {key!r}; options of a data set are named by texts")
+            if key in ELSEWHERE:
+                raise TrainingError(f"options.{key} is set elsewhere, as {ELSEWHERE[key]}")
 
 
 @dataclass
