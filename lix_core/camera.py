@@ -18,7 +18,7 @@ import numpy as np
 import yaml
 
 from lix_core.errors import DataError, GeometryError
-from lix_core.files import expanded
+from lix_core.files import expanded, from_yaml
 
 COEFFICIENTS = {"plumb_bob": (4, 5), "rational_polynomial": (8, 12, 14)}
 """Distortion models that can be rectified, and how many coefficients each may have."""
@@ -235,7 +235,7 @@ class Camera:
             DataError: no such file, or not such a calibration.
         """
         try:
-            data = yaml.safe_load(expanded(path).read_text())
+            data = from_yaml(expanded(path).read_text())
             if not isinstance(data, dict):
                 raise TypeError("it holds no `key: value` pairs" if data is not None else "it is empty")
             matrices = ("camera_matrix", "distortion_coefficients", "rectification_matrix", "projection_matrix")

@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 import cv2
 import numpy as np
+import yaml
 
 from lix_core.errors import DataError, SourceError, first_line
 from lix_core.pixels import decoded
@@ -155,3 +156,22 @@ def read_mask(path: Path) -> np.ndarray:
     if mask.ndim != 2 or mask.dtype != np.uint8:
         raise DataError(f"label {path} has shape {mask.shape} of {mask.dtype}; ids must be one 8-bit channel, without a palette")
     return mask
+
+
+class YamlLoader(yaml.SafeLoader):
+    """PyYAML's, which takes the last of several values of one key, but for that."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node, lines = super().compose_mapping_node(anchor), {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"):
+            line = key.start_mark.line + 1
+            if before := lines.get((key.tag, key.value)):
+                again = f" and in line {line}" if line != before else ""
+                raise yaml.composer.ComposerError(problem=f"the key {key.value} is there twice, in line {before}{again}")
+            lines[key.tag, key.value] = line
+        return node
+
+
+def from_yaml(text: str) -> Any:
+    """The data in a text. Raises yaml.YAMLError where it is no YAML, or a key is in one place twice."""
+    return yaml.load(text, YamlLoader)

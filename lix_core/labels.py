@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from lix_core.errors import LabelError, first_line
-from lix_core.files import expanded, save
+from lix_core.files import expanded, from_yaml, save
 
 LABELS_FILE = "labels.json"
 """What the label set beside masks is called."""
@@ -209,7 +209,7 @@ class LabelMapping:
     def load(cls, source: LabelSet, path: str | Path) -> "LabelMapping":
         """Read `from_dict`'s data from a YAML file. Raises LabelError where there is none or it does not fit."""
         try:
-            return cls.from_dict(source, yaml.safe_load(expanded(path).read_text()))
+            return cls.from_dict(source, from_yaml(expanded(path).read_text()))
         except OSError as error:
             raise LabelError(f"cannot read class remap {path}: {error.strerror}") from None
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:

@@ -104,7 +104,13 @@ def test_other_files_are_refused(tmp_path, text):
         Camera.load(path)
 
 
-@pytest.mark.parametrize(("text", "words"), [("", "it is empty"), ("[1, 2]", "it holds no `key: value` pairs")])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        *(("", "it is empty"), ("[1, 2]", "it holds no `key: value` pairs")),
+        (f"image_width: 3\n{yaml.safe_dump(calibration())}", "the key image_width is there twice, in line 1 and in line"),
+    ],
+)
 def test_what_a_file_lacks_is_told(tmp_path, text, words):
     (tmp_path / "camera_info.yaml").write_text(text)
     with pytest.raises(DataError, match=words):

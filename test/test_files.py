@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from lix_core.errors import SourceError
-from lix_core.files import files_below, save
+from lix_core.files import files_below, from_yaml, save
 
 
 def test_a_file_is_new_or_as_it_was_and_never_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,3 +41,11 @@ def test_files_are_found_behind_links_to_folders_once(tmp_path: Path) -> None:
     assert found == ["2", "4", "a/1", "x/b/3"]
     with pytest.raises(SourceError, match="cannot read .*nowhere: No such file"):
         list(files_below(tmp_path / "nowhere"))
+
+
+def test_yaml_is_that_of_pyyaml_but_for_keys_that_are_there_twice() -> None:
+    text = "a: &a {x: 1, y: 2}\nb: &b {<<: *a, x: 3}\nc: {<<: *b, <<: *a, y: 4}\n1: one\n'1': text\n"
+    found = from_yaml(text)
+    assert found == yaml.safe_load(text) and found["b"] == {"x": 3, "y": 2} and found["c"]["y"] == 4 and found[1] != found["1"]
+    with pytest.raises(yaml.YAMLError, match="the key x is there twice, in line 3 and in line 5"):
+        from_yaml("a:\n- b:\n    x: 1\n    y: 2\n    x: 1\n")

@@ -180,6 +180,7 @@ def test_a_remap_is_read_from_yaml(tmp_path):
     ("text", "message"),
     [
         (None, "cannot read class remap .*remap.yaml: No such file"),
+        (b"classes: []\nclasses: []", "remap.yaml is not YAML: the key classes is there twice, in line 1 and in line 2"),
         (b"a: [", "class remap .*remap.yaml is not YAML"),
         (b"\xff\xfe\x80", "class remap .*remap.yaml is not YAML"),
         (b"", "class remap .*remap.yaml: a class remap needs a list `classes`"),

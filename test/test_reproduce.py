@@ -432,6 +432,10 @@ def test_a_table_file_with_a_slip_is_named_and_the_others_are_listed(tmp_path, m
     whole = {"title": "T", "metric": "miou", "base": BASE, "rows": {"control": {}}}
     slips = {
         "cut": ("title: [", "table cut cannot be read: while parsing"),
+        "twice": (
+            "rows: {a: {}}\nrows: {b: {}}",
+            "twice cannot be read: the key rows is there twice, in line 1 and in line 2",
+        ),
         "empty": ("", "table empty: it must be keys with values, got None"),
         "rows": (json.dumps({**whole, "rows": ["control"]}), r"rows must be keys with values, got \['control'\]"),
         "base": (json.dumps({**whole, "base": "world_lix"}), "base must be keys with values, got 'world_lix'"),
@@ -447,7 +451,7 @@ def test_a_table_file_with_a_slip_is_named_and_the_others_are_listed(tmp_path, m
         with pytest.raises(TrainingError, match=message):
             Table.load(name)
     listed = CliRunner().invoke(app, ["reproduce"]).output.splitlines()
-    assert len(listed) == 8 and listed[-1].split() == ["whole", "T"]
+    assert len(listed) == 9 and listed[-1].split() == ["whole", "T"]
     refused = CliRunner().invoke(app, ["reproduce", "whole", "--data", "tyny=x"])
     assert "--data tyny: needed is tiny (did you mean tiny" in str(refused.exception)
 

@@ -6,11 +6,11 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lix_core.errors import TrainingError
+from lix_core.files import from_yaml
 from lix_core.training.config import (
     Config,
     Source,
@@ -102,6 +102,7 @@ def test_bases_in_a_circle_are_refused(tmp_path):
         ("model.kind=techer", r"model.kind must be one of teacher, student; got 'techer' \(did you mean teacher\?\)"),
         ("trainer.deterministic=maybe", "trainer.deterministic must be true or false, got 'maybe'"),
         ("optim.lr", r"an override is written key=value, for example optim.lr=0.001; got 'optim.lr'"),
+        ("optim={lr: 1, lr: 2}", "the value of optim is not YAML: the key lr is there twice, in line 1"),
         ("optim.lr=[", "the value of optim.lr is not YAML"),
     ],
 )
@@ -113,7 +114,13 @@ def test_what_is_wrong_is_said_with_its_place_and_the_cure(tmp_path, change, wor
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("a: [", "is not YAML"), ("- 1", "must hold `key: value` pairs, got list"), ("optim: 3", "optim must be `key: value` pairs")],
+    [
+        ("optim: {steps: 4}\nname: a\noptim: {warmup: 1}", "a.yaml is not YAML: the key optim is there twice, in line 1 and in line 3"),
+        ("optim: {steps: 4, lr: 1, steps: 5}", "a.yaml is not YAML: the key steps is there twice, in line 1"),
+        ("a: [", "is not YAML"),
+        ("- 1", "must hold `key: value` pairs, got list"),
+        ("optim: 3", "optim must be `key: value` pairs"),
+    ],
 )
 def test_a_file_that_is_no_configuration_is_refused(tmp_path, text, words):
     with pytest.raises(TrainingError, match=words):
@@ -177,4 +184,4 @@ def test_the_reference_has_every_option_once():
 
 def test_recipes_are_plain_yaml_without_repeated_keys():
     for path in (ROOT / "lix_core" / "training" / "recipes").glob("*.yaml"):
-        assert isinstance(yaml.safe_load(path.read_text()), dict)
+        assert isinstance(from_yaml(path.read_text()), dict)

@@ -19,7 +19,7 @@ import yaml
 
 from lix_core.distill.config import DistillConfig
 from lix_core.errors import TrainingError, first_line
-from lix_core.files import expanded
+from lix_core.files import expanded, from_yaml
 from lix_core.options import limits, nearest, option
 
 FREE = ("name", "data.workers", "trainer.val_batch", "trainer.sheet_frames")
@@ -215,7 +215,7 @@ def _read(source: str, through: tuple[str, ...]) -> dict[str, Any]:
     if where in through:
         raise TrainingError(f"{' -> '.join([*through, where])}: these configurations are based on each other")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        tree = from_yaml(path.read_text(encoding="utf-8")) or {}
     except OSError as error:
         raise TrainingError(f"cannot read {source}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -240,7 +240,7 @@ def override(tree: dict[str, Any], change: str) -> None:
     if not equals or not path.strip():
         raise TrainingError(f"an override is written key=value, for example optim.lr=0.001; got {change!r}")
     try:
-        value = yaml.safe_load(text)
+        value = from_yaml(text)
     except yaml.YAMLError as error:
         raise TrainingError(f"the value of {path} is not YAML: {first_line(error)}") from None
     *parents, last = path.strip().split(".")

@@ -21,6 +21,7 @@ import yaml
 
 from lix_core.distill.config import DistillConfig
 from lix_core.errors import DataError, TrainingError
+from lix_core.files import from_yaml
 from lix_core.options import nearest
 from lix_core.training.config import Config, TrainerConfig, from_dict, load_config, override, to_dict
 
@@ -87,7 +88,7 @@ class Table:
         if name not in names:
             raise TrainingError(f"there is no table {name!r}{nearest(name, names)}; there are {', '.join(names)}")
         try:
-            data = yaml.safe_load((TABLES / f"{name}.yaml").read_text(encoding="utf-8"))
+            data = from_yaml((TABLES / f"{name}.yaml").read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise TrainingError(f"table {name} cannot be read: {' '.join(str(error).split())}") from None
         return cls.from_dict(name, data)
