@@ -385,6 +385,36 @@ def test_other_options_and_other_processes_leave_each_others_runs_in_the_file(tm
     assert len(other.data["runs"]) == 8 == len(json.loads((tmp_path / "tiny.json").read_text())["runs"])
 
 
+def test_a_page_is_not_replaced_by_runs_of_other_options(tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr(module, "run_cell", lambda cell, *_: trained.append(cell) or run(np.eye(3, dtype=int).tolist()))
+    monkeypatch.setattr(tables, "TABLES", tmp_path)
+
+    def typed(*words, out="out", **changes):
+        rows = {"control": {"set": "distill.method=none"}, "kd": {"set": "distill.method=kd"}, **changes}
+        content = {"title": "T", "metric": "miou", "base": BASE, "teachers": {"teacher": []}, "rows": rows, "seeds": [0, 1]}
+        (tmp_path / "tiny.yaml").write_text(json.dumps(content))
+        where = ["--data", f"tiny={tmp_path}", "--out", str(tmp_path / out), "--work", str(tmp_path / "work")]
+        trained.clear()
+        done = CliRunner().invoke(app, ["reproduce", "tiny", *words, *where])
+        return len(trained) if done.exit_code == 0 else str(done.exception)
+
+    assert typed("--seeds", "0") == 3
+    page = (tmp_path / "out" / "tiny.md").read_text()
+    refused = f"{tmp_path}/out/tiny.json has runs of the table as it is, whose page this would replace: give another --out"
+    assert typed("optim.steps=9") == typed("optim.steps=9", "--rows", "control") == refused
+    assert (tmp_path / "out" / "tiny.md").read_text() == page
+    assert typed("optim.steps=9", "--seeds", "0", out="other") == 3 and typed("optim.steps=9", out="other") == 3
+    refused = f"{tmp_path}/other/tiny.json has runs made with optim.steps=9, whose page this would replace: give another --out"
+    assert typed("optim.lr=1", out="other") == typed(out="other") == refused
+    # What is in no fingerprint changes no page, and neither does a row that has changed since.
+    assert typed("data.workers=1", "--seeds", "0") == 0 and typed("--rows", "kd", "--seeds", "1") == 2
+    other = {"set": "distill.method=dkd"}  # whose teachers are trained again
+    assert typed(kd=other) == 5 and typed("optim.steps=9", out="other", kd=other) == 4
+    (tmp_path / "other" / "tiny.json").write_text("{}")
+    assert "not a result of `lix reproduce`" in typed("optim.steps=9", out="other")
+
+
 ENDLESS = """
 import sys
 from pathlib import Path

@@ -30,7 +30,9 @@ KEEP = typer.Option(False, "--keep", help="Keep the folders of the runs: checkpo
 
 def reproduce(
     table: Optional[str] = typer.Argument(None, help="Name of a table; left out, lists them."),
-    overrides: Optional[list[str]] = typer.Argument(None, help="key=value for every run, such as optim.steps=100."),
+    overrides: Optional[list[str]] = typer.Argument(
+        None, help="key=value for every run, such as optim.steps=100: another table, in another --out."
+    ),
     data: list[str] = DATA,
     out: Path = OUT,
     work: Path = WORK,
@@ -52,12 +54,18 @@ def reproduce(
                 title = str(error)
             print(f"{name:24} {title}")
         return
-    chosen = Table.load(table).narrowed(words(rows), numbers(seeds, "--seeds"), numbers(folds, "--folds"))
+    from lix_core.training.results import Held
+
+    whole, overrides, before = Table.load(table), overrides or [], Held.of(out / f"{table}.json")
+    chosen = whole.narrowed(words(rows), numbers(seeds, "--seeds"), numbers(folds, "--folds"))
+    if before.lost(whole, overrides):
+        has = f"made with {' '.join(before.overrides)}" if before.overrides else "of the table as it is"
+        raise TrainingError(f"{out / table}.json has runs {has}, whose page this would replace: give another --out")
     places, streets = places_of(data, chosen.datasets, DATASETS), None  # a row that is left out may need others
     if "world" not in places and "world" in chosen.datasets:
         streets = work.parent / "table_world"
         places["world"] = str(streets)
-    run(chosen, out, work, places, overrides or [], jobs, keep, streets=streets)
+    run(chosen, out, work, places, overrides, jobs, keep, streets=streets)
 
 
 def ablate(
@@ -76,19 +84,20 @@ def ablate(
     keep: bool = KEEP,
 ) -> None:
     """Compare values of options: the configuration as it is, and each value of each option alone, over several seeds."""
-    from lix_core.training.results import title_seeds_and_rows
+    from lix_core.training.results import Held
     from lix_core.training.table import Table, sources_of, table_names
 
     if Path(name).name != name:
         raise TrainingError(f"--name is that of a table and of its files in --out, without folders; got {name!r}")
     if name in table_names():
         raise TrainingError(f"{name!r} is a table of `lix reproduce`, whose result would be replaced: give another --name")
-    some = numbers(seeds, "--seeds")
-    before, seeds_before, rows_before = title_seeds_and_rows(out / f"{name}.json")
-    chosen = Table.of_variations(name, config, variations, metric, sorted({*some, *seeds_before}))
-    if before not in ("", chosen.title):
-        raise TrainingError(f"{out / name}.json is of {before!r}, whose page this would replace: give another --name, or another --out")
-    if gone := [row for row in rows_before if row not in [own.name for own in chosen.rows]]:
+    some, before = numbers(seeds, "--seeds"), Held.of(out / f"{name}.json")
+    chosen = Table.of_variations(name, config, variations, metric, sorted({*some, *before.seeds}))
+    if before.title not in ("", chosen.title):
+        raise TrainingError(
+            f"{out / name}.json is of {before.title!r}, whose page this would replace: give another --name, or another --out"
+        )
+    if gone := [row for row in before.rows if row not in [own.name for own in chosen.rows]]:
         raise TrainingError(f"{out / name}.json has the rows {', '.join(gone)} too: ask for them again, or give another --name or --out")
     taught = ["--teacher", str(teacher)] if teacher else []
     whole = ["lix", "ablate", config, *variations, *taught, "--name", name, "--metric", metric, "--seeds", ",".join(map(str, chosen.seeds))]

@@ -10,7 +10,9 @@ import copy
 import json
 import math
 import shlex
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from lix_core.metrics import ConfusionMatrix, rounded
 from lix_core.training.card import markdown_table
 from lix_core.training.config import override
 from lix_core.training.report import gains
-from lix_core.training.table import CONTROL, Cell, Row, Table
+from lix_core.training.table import CONTROL, Cell, Row, Table, cells
 
 
 class Record:
@@ -76,13 +78,33 @@ class Record:
             save(self.path.with_suffix(".md"), page(self.table, self.data).encode())
 
 
-def title_seeds_and_rows(results: Path) -> tuple[str, list[int], list[str]]:
-    """Those of the table that a result file holds; "" and none where there is no such file."""
-    try:
-        data = json.loads(results.read_text())
-        return str(data["title"]), [int(seed) for seed in data["protocol"]["seeds"]], list(data["protocol"]["rows"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return "", [], []  # a damaged file is refused where it is gone on with
+@dataclass(frozen=True)
+class Held:
+    """What a result file holds: title, seeds, rows and overrides of its page, and the runs, by `Cell.entry`."""
+
+    title: str = ""
+    seeds: tuple[int, ...] = ()
+    rows: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
+    runs: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, results: Path) -> "Held":
+        """Nothing where there is no such file."""
+        try:
+            data = json.loads(results.read_text())
+            protocol = data["protocol"]
+            seeds, overrides = map(int, protocol["seeds"]), protocol.get("overrides", ())
+            return cls(str(data["title"]), tuple(seeds), tuple(protocol["rows"]), tuple(overrides), frozenset(data["runs"]))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return cls()  # a damaged file is refused where it is gone on with
+
+    def lost(self, table: Table, overrides: Sequence[str]) -> bool:
+        """Whether runs on its page are of other settings than the table's with these overrides, which would take their place there."""
+        if not self.runs or tuple(overrides) == self.overrides:
+            return False
+        now, then = ({cell.entry for unit in cells(table, defaultdict(str), each) for cell in unit} for each in (overrides, self.overrides))
+        return bool(self.runs & (then - now))
 
 
 def score_of(counts: Sequence[Sequence[int]], names: Sequence[str], metric: str) -> float:
@@ -142,6 +164,7 @@ def summary(table: Table, runs: Mapping[str, Mapping[str, Any]], overrides: Sequ
         # With other options it is another table, which has no place in the published one's files.
         "command": " ".join([table.command or table.typed(), *map(shlex.quote, overrides), *(["--out OUT"] if overrides else [])]),
         "metric": "mIoU" if table.metric == "miou" else f"IoU of {table.metric}",
+        **({"overrides": list(overrides)} if overrides else {}),
         "folds": list(table.folds),
         "seeds": list(table.seeds),
         "runs": len(runs),
