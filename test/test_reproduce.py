@@ -617,6 +617,27 @@ def test_variations_of_further_seeds_join_those_that_are_there(tmp_path, monkeyp
     assert json.loads((tmp_path / "ablation.json").read_text()) == data
 
 
+def test_rows_that_differ_in_their_names_alone_are_one_run(tmp_path, monkeypatch):
+    trained = []
+
+    def run_cell(cell, *_):
+        trained.append(cell.key)
+        return run([[4, len(trained)], [0, 4]])
+
+    monkeypatch.setattr(module, "run_cell", run_cell)
+    tree = copy.deepcopy(BASE)
+    tree["data"]["sources"][0]["root"] = tree["data"]["test"]["root"] = "."
+    (tmp_path / "c.yaml").write_text(json.dumps(tree | {"distill": {"method": "none"}}))
+    for seeds in ([0], [0, 1]):
+        made = Table.of_variations("own", tmp_path / "c.yaml", ["optim.lr=0.01,0.1", "data.flip=0.5"], "miou", seeds)
+        found = reproduce(made, tmp_path, tmp_path / "work", {})
+    assert trained == [f"{row}/fold0/seed{seed}" for seed in (0, 1) for row in ("control", "optim.lr=0.1")]
+    assert [row["seeds"] for row in found["rows"].values()] == [[0, 1]] * 3
+    assert found["rows"]["optim.lr=0.01"] == found["rows"]["control"] != found["rows"]["optim.lr=0.1"]
+    assert len(found["runs"]) == found["protocol"]["runs"] == 4 and found["protocol"]["hours"] == 0.04
+    assert "| optim.lr=0.01 | 0.686" in (page := (tmp_path / "own.md").read_text()) and "of other settings" not in page
+
+
 @pytest.mark.parametrize("root", ["", "/elsewhere"])
 def test_variations_are_told_where_data_sets_are(tmp_path, monkeypatch, root):
     seen = set()
@@ -650,6 +671,12 @@ def test_variations_make_one_row_for_each_value(tmp_path):
     for variations, words in (
         (["optim.lr=0.1,0.2,0.1"], "optim.lr=0.1 is given twice"),
         (["distill.method=none", "distill.kd.tau=1,2"], "distill.kd.tau changes nothing where distill.method is none"),
+        (["distill.method=none", "distill.edge=0,2"], "distill.edge changes nothing where distill.method is none: name a method, as"),
+        (["distill.method=lix", "distill.kd.tau=1,2"], "distill.method is lix: name a method, as distill.method=kd"),
+        (
+            ["distill.method=kd,lix", "distill.lix.tau=1,2"],
+            "distill.lix.tau changes nothing where distill.method is kd: name a method",
+        ),
     ):
         with pytest.raises(TrainingError, match=words):
             Table.of_variations("a", str(config), variations, "miou", [0])

@@ -137,8 +137,9 @@ def begin_training(stop: Connection) -> None:
 
 
 def needed(unit: Sequence[Cell], record: "Record", work: Path) -> list[Cell]:
-    """The cells of a unit that must run: those missing, and those whose weights a missing one needs and which are gone."""
-    keys = {cell.key for cell in unit if not record.has(cell)}
+    """The cells of a unit that must run: those missing, the first of those that differ in their names alone, and those whose weights a
+    missing one needs and which are gone."""
+    keys = set({cell.fingerprint: cell.key for cell in reversed(unit) if not record.has(cell)}.values())
     for cell in reversed(unit):  # what a cell needs comes before it
         if cell.key in keys:
             keys |= {other.key for other in (cell.teacher, cell.start) if other and not is_finished(folder(work, other))}

@@ -51,7 +51,12 @@ class Record:
             raise DataError(f"{self.path} is not a result of `lix reproduce` ({error}); move it away to begin anew") from None
 
     def has(self, cell: Cell) -> bool:
-        return cell.entry in self.runs
+        return self._run(cell.entry) is not None
+
+    def _run(self, entry: str) -> dict[str, Any] | None:
+        """A run, or that of another row which differs from it in the name alone."""
+        own = entry.split("/")[-3:]
+        return self.runs.get(entry) or next((run for other, run in self.runs.items() if other.split("/")[-3:] == own), None)
 
     def done(self, units: Sequence[Sequence[Cell]]) -> int:
         return sum(self.has(cell) for unit in units for cell in unit)
@@ -66,11 +71,8 @@ class Record:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with locked(self.path.parent):
             self.runs = {**(new or {}), **self.runs, **self._read()}
-            known, counted = self.fingerprints, {}
-            for entry, run in self.runs.items():
-                key, _, fingerprint = entry.rpartition("/")
-                if known is None or fingerprint == known.get(key):
-                    counted[key] = run
+            entries = [f"{key}/{own}" for key, own in self.fingerprints.items()] if self.fingerprints is not None else self.runs
+            counted = {entry.rpartition("/")[0]: run for entry in entries if (run := self._run(entry))}
             self.data = {**summary(self.table, counted, self.overrides), "runs": dict(sorted(self.runs.items()))}
             save(self.path, (json.dumps(self.data, indent=1) + "\n").encode())
             if points := gains_of(self.table, self.data):
@@ -160,6 +162,7 @@ def summary(table: Table, runs: Mapping[str, Mapping[str, Any]], overrides: Sequ
     for change in overrides:
         override(base, change)
     base.get("data", {}).pop("workers", None)
+    made = {id(run): run for run in runs.values()}.values()  # one may stand for several rows
     protocol = {
         # With other options it is another table, which has no place in the published one's files.
         "command": " ".join([table.command or table.typed(), *map(shlex.quote, overrides), *(["--out OUT"] if overrides else [])]),
@@ -167,10 +170,10 @@ def summary(table: Table, runs: Mapping[str, Mapping[str, Any]], overrides: Sequ
         **({"overrides": list(overrides)} if overrides else {}),
         "folds": list(table.folds),
         "seeds": list(table.seeds),
-        "runs": len(runs),
-        "hours": round(sum(run["seconds"] for run in runs.values()) / 3600, 2),
-        "devices": sorted({run["device"] for run in runs.values()}),
-        "git_revisions": sorted({run["git_revision"] for run in runs.values()}),
+        "runs": len(made),
+        "hours": round(sum(run["seconds"] for run in made) / 3600, 2),
+        "devices": sorted({run["device"] for run in made}),
+        "git_revisions": sorted({run["git_revision"] for run in made}),
         "base": base,
         "rows": {row.name: told_of(row, table) for row in table.rows},
         "teachers": {name: list(changes) for name, changes in table.teachers.items()},

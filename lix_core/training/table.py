@@ -148,9 +148,13 @@ class Table:
         names = [row.name for row in rows]
         if twice := [name for name in names if names.count(name) > 1]:
             raise TrainingError(f"{twice[0]} is given twice: one row for each value")
-        idle = [key for key in varied if key.startswith("distill.") and key != "distill.method" and base["distill"]["method"] == "none"]
-        if idle:
-            raise TrainingError(f"{idle[0]} changes nothing where distill.method is none: name a method, as distill.method=lix")
+        method = base["distill"]["method"]
+        for key in (key for key in varied if key.startswith("distill.") and key != "distill.method"):
+            part = key.split(".")[1]
+            of_method = isinstance(base["distill"].get(part), dict)
+            if method == "none" or (of_method and part != method):
+                cure = f"name a method, as distill.method={part if of_method else 'lix'}"
+                raise TrainingError(f"{key} changes nothing where distill.method is {method}: {cure}")
         title = f"Variations of {config}" + (f" with {' '.join(fixed)}" if fixed else "")
         return cls(name, title, metric, base, {}, (Row(CONTROL, (), ""), *rows), seeds=tuple(seeds) or (0, 1, 2))
 
