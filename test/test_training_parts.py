@@ -9,6 +9,8 @@ import math
 import os
 import subprocess
 from collections import Counter
+from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,6 +26,7 @@ from torch import nn
 
 import tiny_street
 from lix_core.camera import Camera
+from lix_core.data.pothole import names_of
 from lix_core.data.sample import Sample, collate
 from lix_core.data.transforms import train_transform
 from lix_core.distill.config import LIXConfig
@@ -44,8 +47,10 @@ from lix_core.training.losses import HardLoss, class_weights, cross_entropy, har
 from lix_core.training.module import Learner, encoder_depths, full_logits, learning_rate, outputs, parameter_groups
 from lix_core.training.report import columns, error_picture, pictures
 from lix_core.training.scoring import chance, confusion, evaluate, predict
+from lix_core.training.table import Table, cells
 from small_networks import use_small_parts
 from tiny_street import TINY, TinyStreet
+from trees import pothole_tree
 
 ENCODER = "mobilenetv3_small_050"
 
@@ -478,6 +483,39 @@ def test_frames_are_grouped_by_what_is_found_in_their_names():
 def test_data_that_do_not_fit_together_are_refused(changes, words):
     with pytest.raises(TrainingError, match=words):
         TrainingData(DataConfig(**{"sources": [tiny_source()], **changes}), 0)
+
+
+@pytest.mark.parametrize(
+    ("training", "what", "scored", "words"),
+    [
+        ({}, "test", {}, "12 of the 12 frames of data.test are trained on with their labels, the first train0 of tiny"),
+        ({}, "val", {"options": {"count": 3}}, "3 of the 3 frames of data.val .* none is scored .data.val=null"),
+        ({"labelled": 0.25}, "val", {}, "3 of the 12 frames of data.val"),
+        ({"root": "./"}, "val", {"root": "../" + Path.cwd().name}, "12 of the 12"),
+        ({"labelled": 0.25, "keep": "unlabelled"}, "test", {}, ""),
+        ({"options": {"unlabelled": True}}, "test", {}, ""),
+        ({"root": "."}, "test", {"root": ".."}, ""),
+        ({}, "test", {"split": "test"}, ""),
+        ({}, "test", {"options": {"noise": 3.0}}, ""),  # the same names, and other pictures
+    ],
+)
+def test_frames_that_are_scored_are_not_trained_on_with_labels(training, what, scored, words):
+    config = DataConfig(sources=[tiny_source(split="other"), tiny_source(**training)], **{what: tiny_source(**scored)})
+    with pytest.raises(TrainingError, match=words) if words else nullcontext():
+        TrainingData(config, 0)
+
+
+def test_the_tables_of_potholes_score_no_frame_that_they_teach_and_with_another_fold_in_one_place_they_would(tmp_path):
+    pothole_tree(tmp_path, names_of("all", 0, None))
+    for name in ("pothole-unlabelled", "pothole"):
+        for cell in cells(Table.load(name), {"pothole": str(tmp_path)})[1]:  # `ceiling` has the test frames without labels
+            data = cell.config.data
+            TrainingData(data, 0)
+    data.sources[0].options["fold"] = 0
+    with pytest.raises(TrainingError, match="12 of the 12 frames of data.test are .*, the first set1_05 of pothole"):
+        TrainingData(data, 0)
+    data.test = None
+    TrainingData(data, 0)
 
 
 def test_pixels_are_counted_over_the_frames_that_training_draws():

@@ -682,7 +682,7 @@ def test_a_teacher_that_can_do_without_x_teaches_on_frames_without(tmp_path, mon
     monkeypatch.setattr(Run, "_check_teacher", lambda *_: None)  # after three steps it has little to say
     fit(tiny_config({"optim.steps": 3}, x_dropout=0.5), tmp_path / "dropped", quiet=True)
     mixed = [{"dataset": "tiny", "root": "."}, BLIND]
-    fit(tiny_config({"optim.steps": 3}, sources=mixed, val=BLIND), tmp_path / "mixed", quiet=True)
+    fit(tiny_config({"optim.steps": 3}, sources=mixed, val={**BLIND, "split": "val"}), tmp_path / "mixed", quiet=True)
     assert [load_network(tmp_path / run)[1].needs_x for run in ("dropped", "mixed")] == [False, False]
     for teacher in ("dropped", "mixed"):
         run = Run(tiny_config({"model.kind": "student"}, sources=[BLIND], val=None), tmp_path / "student", tmp_path / teacher)

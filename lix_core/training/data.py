@@ -24,6 +24,7 @@ from lix_core.data.registry import difference, open_dataset
 from lix_core.data.sample import Batch, Sample, collate
 from lix_core.data.transforms import SampleTransform, eval_transform, train_transform
 from lix_core.errors import DataError, LixError, TrainingError
+from lix_core.files import expanded
 from lix_core.labels import UNLABELLED, LabelSet
 from lix_core.training.config import DataConfig, Source
 
@@ -65,6 +66,9 @@ class Frames(Dataset):
             check_labels(sample.name, sample.labels, len(self.labels))
         return sample
 
+    def name(self, index: int) -> str:
+        return self.dataset.names[self.indices[index]]
+
     def alike(self, index: int) -> np.ndarray:
         """The frames that have labels as that one has, or have none as it has none; itself among them."""
         labelled = self.labelled[self.indices]
@@ -93,6 +97,29 @@ class Frames(Dataset):
     def spread(self, count: int) -> "Frames":
         """At most `count` of these frames, from the first to the last at equal distances."""
         return self.only(np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(int)))
+
+
+def seen(trained: Frames, scored: Frames) -> list[str]:
+    """Names of the frames of `scored` that are in `trained` with their labels: of one data set in one folder. As many data sets number the
+    frames of each split anew, the picture of the first tells whether a name means one frame."""
+    one, other = trained.source, scored.source
+    if one.dataset != other.dataset or expanded(one.root).resolve() != expanded(other.root).resolve():
+        return []
+    places = {scored.dataset.names[index]: place for place, index in enumerate(scored.indices)}
+    both = trained.only([place for place, index in enumerate(trained.indices) if trained.labelled[index] and trained.name(place) in places])
+    if not len(both) or not np.array_equal(both[0].image, scored[places[both.name(0)]].image) or not both.has_labels():
+        return []
+    return [both.name(place) for place in range(len(both))]
+
+
+def refuse_seen(trained: Frames, scored: Frames, key: str) -> None:
+    """Raises TrainingError where labelled frames that are trained on are among those scored as `key`."""
+    if names := seen(trained, scored):
+        raise TrainingError(
+            f"{len(names)} of the {len(scored)} frames of {key} are trained on with their labels, the first {names[0]} of "
+            f"{trained.source.dataset}: a score on them says nothing. Take other frames (split or options of a source); a last model may "
+            f"be trained on all frames where none is scored ({key}=null)"
+        )
 
 
 def check_labels(name: str, labels: np.ndarray, num_classes: int) -> None:
@@ -221,7 +248,8 @@ class TrainingData(pl.LightningDataModule):
     Attributes: frames (one `Frames` per source), val and test (`Frames` or None), labels, x_kind, x_channels.
 
     Raises:
-        TrainingError: no source, a single class, label sets that differ, quotas that do not add up, or views that cannot be made.
+        TrainingError: no source, a single class, label sets that differ, frames that are scored and trained on with labels, quotas that do
+            not add up, or views that cannot be made.
         DataError: what the data sets find.
     """
 
@@ -251,6 +279,9 @@ class TrainingData(pl.LightningDataModule):
                 raise TrainingError(f"{source.dataset} has X {frames.dataset.x_kind!r}, {config.sources[0].dataset} {self.x_kind!r}")
             if not self.x_kind and frames in self.frames:  # X of frames that are scored teaches nothing
                 self.x_kind, self.x_channels = frames.dataset.x_kind, frames.dataset.x_channels
+        for key, scored in (("data.val", self.val), ("data.test", self.test)):
+            for frames in self.frames if scored else ():
+                refuse_seen(frames, scored, key)
         self.views = Views(self.frames, training_transform(config), seed, config.cutmix)
         self.mixture = Mixture([len(f) for f in self.frames], [s.per_batch for s in config.sources], config.batch, seed)
 
