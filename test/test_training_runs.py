@@ -42,7 +42,7 @@ from lix_core.training import run as run_module
 from lix_core.training import weights as weights_module
 from lix_core.training.callbacks import MovingAverage, SyncedBatchNorms
 from lix_core.training.compare import compare, short_names
-from lix_core.training.config import Config, from_dict, to_dict, to_yaml
+from lix_core.training.config import Config, Source, from_dict, to_dict, to_yaml
 from lix_core.training.losses import HardLoss, class_weights
 from lix_core.training.module import Learner, outputs
 from lix_core.training.provenance import Lineage, description
@@ -884,6 +884,29 @@ def test_runs_are_compared_on_the_same_frames(teacher, student, tmp_path):
     picture = tmp_path / "by" / "command.jpg"
     done = CliRunner().invoke(app, ["compare", str(student), str(teacher), "--split", "val", "--out", str(picture), "--frames", "1"])
     assert done.exit_code == 0 and f"{found.scores['student'].miou:.4f}" in done.output and picture.is_file()
+
+
+def test_runs_that_were_trained_on_the_frames_they_are_compared_on_are_marked(teacher, student, tmp_path, monkeypatch):
+    """As a run of another fold may be."""
+    assert compare([teacher, student], "val").remarks == {}
+    network, record = load_network(student)
+    runs = {run.name: load_network(run) for run in (teacher, student)}
+
+    def other(**changes):
+        sources = [Source("tiny", ".", "other"), Source(**{"dataset": "tiny", "root": ".", "split": "val", **changes})]
+        config = dataclasses.replace(record.config, data=dataclasses.replace(record.config.data, sources=sources))
+        runs["fold1"] = network, dataclasses.replace(record, config=config)
+        return compare([teacher, student, tmp_path / "fold1"], "val")
+
+    monkeypatch.setattr("lix_core.training.compare.load_network", lambda run, *_: runs[Path(run).name])
+    for changes in ({}, {"root": ""}, {"root": str(tmp_path / "gone")}):
+        assert other(**changes).remarks == {"fold1": "trained with the labels of 3 of the 3 frames that it is scored on here"}
+    assert other(labelled=0.5, options={"count": 4}).remarks["fold1"].startswith("trained with the labels of 2 of the 3 frames")
+    assert other(labelled=0.0).remarks == other(dataset="camvid").remarks == other(root=str(tmp_path)).remarks == {}
+    assert "cannot be told: the data set tiny has no option 'fold'" in other(options={"fold": 1}).remarks["fold1"]
+    other()
+    done = lix("compare", teacher, tmp_path / "fold1", "--split", "val", "--out", tmp_path / "sheet.png", "--frames", "1")
+    assert "fold1 *: trained with the labels of 3 of the 3 frames" in done.stdout and "teacher *" not in done.stdout
 
 
 def test_runs_are_compared_at_the_size_of_the_first(teacher, tmp_path):

@@ -31,7 +31,9 @@ def compare(
         task = progress.add_task(f"{len(runs)} runs", total=None, note="")
         found = of_runs(runs, split, checkpoint, data or "", lambda count, total: progress.update(task, advance=count, total=total))
     console = Console()
-    console.print(score_table({name: matrix.summary(found.labels.names) for name, matrix in found.scores.items()}))
+    console.print(score_table({found.marked(name): matrix.summary(found.labels.names) for name, matrix in found.scores.items()}))
+    for name, remark in found.remarks.items():
+        console.print(f"{found.marked(name)}: {remark}", highlight=False, soft_wrap=True, markup=False)
     if frames:
         found.draw(out, frames)
         console.print(f"{len(found.frames)} frames of {split}; {out}", highlight=False, soft_wrap=True, markup=False)

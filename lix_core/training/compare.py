@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
 
 from lix_core.data.registry import difference
-from lix_core.errors import TrainingError
+from lix_core.errors import LixError, TrainingError
+from lix_core.files import expanded
 from lix_core.labels import LabelSet
 from lix_core.metrics import ConfusionMatrix
 from lix_core.models.networks import Network
 from lix_core.training import report
-from lix_core.training.data import AtSize, Frames
+from lix_core.training.data import AtSize, Frames, seen
 from lix_core.training.run import check_split, check_x, evaluate, frames_of
 from lix_core.training.weights import Record, Which, load_network
 
@@ -36,10 +38,19 @@ class Comparison:
     def labels(self) -> LabelSet:
         return self.frames.labels
 
+    @cached_property
+    def remarks(self) -> dict[str, str]:
+        """`remark_on` those runs of which there is something to remark."""
+        return {name: remark for name, record in self.records.items() if (remark := remark_on(record, self.frames))}
+
+    def marked(self, name: str) -> str:
+        """The name of a run, with a star where there is a remark on it."""
+        return f"{name} *" if name in self.remarks else name
+
     def draw(self, path: Path, count: int) -> None:
         """A sheet of at most `count` frames, spread over all, a row for each: RGB, X where a run sees it, truth, and each run's answer."""
         some = AtSize(self.frames.spread(count), self.size)
-        captions = {name: f"{name}: mIoU {matrix.miou:.3f}" for name, matrix in self.scores.items()}
+        captions = {name: f"{self.marked(name)}: mIoU {matrix.miou:.3f}" for name, matrix in self.scores.items()}
         networks = {captions[name]: network for name, network in self.networks.items()}
         report.comparison(networks, [some[i] for i in range(len(some))], self.labels, path)
 
@@ -79,6 +90,22 @@ def compare(
         for name, network in networks.items()
     }
     return Comparison(frames, data.eval_size, networks, records, scores)
+
+
+def remark_on(record: Record, frames: Frames) -> str:
+    """That a run was trained on some of the frames with their labels, or that this cannot be told; "" where it was not.
+
+    A folder that it does not name, or that is gone, is taken to be that of the frames.
+    """
+    names: set[str] = set()
+    for source in record.config.data.sources:
+        if source.dataset == frames.source.dataset:
+            root = source.root if source.root and expanded(source.root).is_dir() else frames.source.root
+            try:
+                names.update(seen(Frames(replace(source, root=root), ""), frames))
+            except LixError as error:
+                return f"whether it was trained on frames that it is scored on here cannot be told: {error}"
+    return f"trained with the labels of {len(names)} of the {len(frames)} frames that it is scored on here" if names else ""
 
 
 def x_of(records: Mapping[str, Record]) -> tuple[str, int]:
