@@ -44,7 +44,7 @@ from lix_core.training.callbacks import MovingAverage, SyncedBatchNorms
 from lix_core.training.compare import compare, short_names
 from lix_core.training.config import Config, Source, from_dict, to_dict, to_yaml
 from lix_core.training.losses import HardLoss, class_weights
-from lix_core.training.module import Learner, full_logits, outputs
+from lix_core.training.module import Learner, outputs
 from lix_core.training.provenance import Lineage, description
 from lix_core.training.run import Run, RunResult, evaluate, evaluate_run, fit
 from lix_core.training.weights import load_network
@@ -339,11 +339,11 @@ def test_a_teacher_that_was_never_without_x_teaches_nothing_on_frames_without(te
     lost = dataclasses.replace(batch, known=batch.known.clone(), x=batch.x.clone())
     lost.known[0], lost.x[0] = False, 0.0
     second = torch.tensor([False, True])
-    whole, half = learner._lesson(said, batch)[1]["kd"], learner._lesson(said, lost)[1]["kd"]
-    torch.testing.assert_close(half, learner._lesson(said.only(second), batch.only(second))[1]["kd"])
+    whole, half = learner._lesson(said, batch)["kd"], learner._lesson(said, lost)["kd"]
+    torch.testing.assert_close(half, learner._lesson(said.only(second), batch.only(second))["kd"])
     assert batch.only(second).names == batch.names[1:] and abs(whole - half) > 1e-3
     lost.known[1] = False
-    assert learner._lesson(said, lost)[1]["kd"].item() == 0
+    assert learner._lesson(said, lost)["kd"].item() == 0
     # Nor does a pixel of them count for the processes beside this one.
     counted, terms = [], learner.distiller.terms
     with pytest.MonkeyPatch.context() as patch:
@@ -352,38 +352,7 @@ def test_a_teacher_that_was_never_without_x_teaches_nothing_on_frames_without(te
     assert (counted[0].classes == 255).all()
     # One that was sometimes without X has something to say of every frame.
     learner.teacher_needs_x = False
-    assert learner._lesson(said, lost)[1]["kd"].item() > 0
-
-
-def test_the_teachers_classes_are_labels_of_the_hard_loss_where_they_are_asked_for(teacher, tmp_path):
-    sources = [
-        {"dataset": "tiny", "root": ".", "labelled": 0.5, "keep": "labelled", "per_batch": 1},
-        {"dataset": "tiny", "root": ".", "labelled": 0.5, "keep": "unlabelled", "per_batch": 1},
-    ]
-    changes = {"model.kind": "student", "distill.teacher_labels": 0.6, "loss.dice": 0.5}
-    run = Run(tiny_config(changes, sources=sources, scale=[0.4, 0.6]), tmp_path, teacher)
-    learner = run.learner
-    run.data.trainer = learner.trainer = SimpleNamespace(global_rank=0, world_size=1, global_step=0, accumulate_grad_batches=1)
-    batch = next(iter(run.data.train_dataloader()))
-    (place,), (other,) = (~batch.labelled).nonzero().T.tolist(), batch.labelled.nonzero().T.tolist()
-    assert not batch.shown[place].all() and batch.known.flatten(1).any(1).all()
-    with torch.no_grad():
-        probability = full_logits(outputs(learner.teacher, batch).logits, batch.labels.shape[-2:]).softmax(1)
-    sure = (probability.amax(1) >= 0.6) & batch.shown
-    given = []
-    hard = learner.hard.forward
-    learner.hard.forward = lambda logits, labels: given.append(labels) or hard(logits, labels)
-    learner.training_step(batch, 0)
-    assert given[0][other].equal(batch.labels[other]) and sure[place].any() and (~sure & batch.shown)[place].any()
-    assert given[0][place].equal(torch.where(sure, probability.argmax(1), 255)[place])
-    # A frame of which the teacher knows nothing has no label, and the others keep theirs.
-    lost = dataclasses.replace(batch, known=batch.known.clone(), x=batch.x.clone())
-    lost.known[place], lost.x[place] = False, 0.0
-    learner.training_step(lost, 0)
-    assert given[1].equal(batch.labels)
-    learner.config.distill.teacher_labels = None
-    learner.training_step(batch, 0)
-    assert given[2].equal(batch.labels)
+    assert learner._lesson(said, lost)["kd"].item() > 0
 
 
 def test_a_folder_of_another_run_is_refused_with_what_differs(student, teacher):
@@ -721,7 +690,7 @@ def test_a_teacher_that_can_do_without_x_teaches_on_frames_without(tmp_path, mon
         batch = next(iter(run.data.train_dataloader()))
         assert not batch.known.any() and not batch.x.any() and batch.x.shape[1] == 1
         said = run.learner.network.outputs(run.learner.network.normalise(batch.image))
-        assert run.learner._lesson(said, batch)[1]["kd"] > 0
+        assert run.learner._lesson(said, batch)["kd"] > 0
         with pytest.raises(TrainingError, match="this data gives '': set data.x=depth"):  # which was forgotten
             Run(tiny_config({"model.kind": "student"}, x=""), tmp_path / "student", tmp_path / teacher)
 

@@ -144,12 +144,6 @@ class DistillConfig(Checked):
     method: Literal["none", "kd", "dkd", "cwd", "cirkd", "mgd", "pseudo", "lix"] = option("lix", "How the student is taught.")
     class_weights: bool = option(False, "Whether L_H's class weights also weigh the pixels in terms over logits (not CWD's).")
     rgb_teacher: bool = option(False, "Whether the run of a student, which sees RGB alone, may teach: to tell what X is worth.")
-    teacher_labels: float | None = option(
-        None,
-        "On frames without labels the teacher's class, where it is at least so sure, is the label of L_H; null: L_H is off there.",
-        0,
-        1,
-    )
     edge: int = option(
         0, "Cells within this distance [cells] of another target class do not count in terms over logits (not CWD's); 0: off.", 0
     )

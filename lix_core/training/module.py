@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lix_core.data.sample import Batch
-from lix_core.distill.distiller import sure_classes
 from lix_core.errors import TrainingError
 from lix_core.labels import UNLABELLED
 from lix_core.models.networks import Network, Output, Student, Teacher, partners
@@ -146,8 +145,9 @@ class Learner(pl.LightningModule):
         # Dropout is a function of seed, step and process, so that a resumed run needs no state of the generators.
         torch.manual_seed(seed_of(self.config.seed, self.global_step, batch_idx % self.trainer.accumulate_grad_batches, self.global_rank))
         student = outputs(self.network, batch)
-        labels, lesson = self._lesson(student, batch) if self.distiller is not None else (batch.labels, {})
-        terms = {**self.hard(full_logits(student.logits, labels.shape[-2:]), labels), **lesson}
+        terms = self.hard(full_logits(student.logits, batch.labels.shape[-2:]), batch.labels)
+        if self.distiller is not None:
+            terms |= self._lesson(student, batch)
         loss = sum(terms.values())
         if not torch.isfinite(loss):
             raise TrainingError(self._complaint(batch, student, terms))
@@ -157,31 +157,18 @@ class Learner(pl.LightningModule):
         self._previous = batch.names
         return loss
 
-    def _lesson(self, student: Output, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The labels of L_H, (B, H, W) int64, and the terms of the distiller, over the frames of which the teacher has something to say."""
+    def _lesson(self, student: Output, batch: Batch) -> dict[str, Tensor]:
+        """The terms of the distiller, over the frames of which the teacher has something to say."""
         seen = batch.known.flatten(1).any(1)
         if seen.all() or not self.teacher_needs_x:
-            answer = self._taught(batch)
-            return self._labels(answer, batch), self.distiller(student, answer, batch)
+            return self.distiller(student, self._taught(batch), batch)
         share = float(seen.any())
         if not share:
             seen[0] = True  # computed all the same, so that every process has the same graph; no pixel of it counts
-        labels, batch = batch.labels.clone(), batch.only(seen)
+        batch = batch.only(seen)
         if not share:
             batch = replace(batch, labels=torch.full_like(batch.labels, UNLABELLED), labelled=torch.ones_like(batch.labelled))
-        answer = self._taught(batch)
-        if share:
-            labels[seen] = self._labels(answer, batch)
-        return labels, {name: share * term for name, term in self.distiller(student.only(seen), answer, batch).items()}
-
-    def _labels(self, answer: Output, batch: Batch) -> Tensor:
-        """(B, H, W) int64 labels of L_H: those of the frames and, where these have none and `distill.teacher_labels` says how sure the
-        teacher must be, its classes."""
-        gate = self.config.distill.teacher_labels
-        if gate is None or batch.labelled.all():
-            return batch.labels
-        classes = sure_classes(full_logits(answer.logits, batch.labels.shape[-2:]), gate).masked_fill(~batch.shown, UNLABELLED)
-        return torch.where(batch.labelled[:, None, None], batch.labels, classes)
+        return {name: share * term for name, term in self.distiller(student.only(seen), self._taught(batch), batch).items()}
 
     @torch.no_grad()
     def _taught(self, batch: Batch) -> Output:

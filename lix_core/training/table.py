@@ -300,8 +300,6 @@ class Cell:
             options["class_weights"] = True
         if distill.edge and method != "none" and not self.is_teacher:
             options["edge"] = distill.edge
-        if distill.teacher_labels is not None and method != "none" and not self.is_teacher:
-            options["teacher_labels"] = distill.teacher_labels
         trainer, usual = self.config.trainer, TrainerConfig()
         carried = {"precision": trainer.precision} if trainer.precision != usual.precision else {}
         if self.config.data.val and trainer.val_every != usual.val_every:  # which decides what is the best checkpoint
