@@ -21,7 +21,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from lix_core.data.pothole import FOLDS, X_KIND  # noqa: E402
+from lix_core.data.pothole import FOLDS, X_KIND, labels_of_threshold  # noqa: E402
 from lix_core.data.sample import Sample  # noqa: E402
 from lix_core.data.transforms import eval_transform  # noqa: E402
 from lix_core.metrics import ConfusionMatrix  # noqa: E402
@@ -39,7 +39,7 @@ def counts(frames: Iterable[Sample], threshold: float) -> ConfusionMatrix:
     """Of frames as they are scored, and what X below a threshold says of them."""
     matrix = ConfusionMatrix(2)
     for frame in frames:
-        matrix.update(frame.labels, (frame.known & (frame.x[0] < threshold)).astype(np.uint8))
+        matrix.update(frame.labels, labels_of_threshold((frame.x, frame.known), threshold) == POTHOLE)
     return matrix
 
 
