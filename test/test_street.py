@@ -127,7 +127,7 @@ def test_a_bundle_of_no_training_run_is_refused_with_the_reason(bundle: Bundle, 
             load_network(path)
     with pytest.raises(TrainingError, match="street.lix is a bundle, which holds one checkpoint: there is no last one"):
         load_network(SHIPPED / "street.lix", "last")
-    with pytest.raises(TrainingError, match="street.lix does not say where its data set camvid is: name the folder with --data FOLDER"):
+    with pytest.raises(TrainingError, match="street.lix does not say where its data set camvid is: name it with --data camvid=FOLDER"):
         compare([SHIPPED / "street.lix"], "val")
     with pytest.raises(TrainingError, match="street.lix is a bundle already"):
         make_bundle(SHIPPED / "street.lix")

@@ -41,12 +41,12 @@ from lix_core.training import report
 from lix_core.training import run as run_module
 from lix_core.training import weights as weights_module
 from lix_core.training.callbacks import MovingAverage, SyncedBatchNorms
-from lix_core.training.compare import compare, short_names
+from lix_core.training.compare import compare, frames_of, short_names
 from lix_core.training.config import Config, Source, from_dict, to_dict, to_yaml
 from lix_core.training.losses import HardLoss, class_weights
 from lix_core.training.module import Learner, outputs
 from lix_core.training.provenance import Lineage, description
-from lix_core.training.run import Run, RunResult, evaluate, evaluate_run, fit
+from lix_core.training.run import Run, RunResult, evaluate, fit
 from lix_core.training.weights import load_network
 from tiny_street import TINY
 
@@ -92,6 +92,12 @@ def state_of(run: Path) -> dict[str, torch.Tensor]:
     saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     moments = {f"{i}.{k}": v for i, state in saved["optimizer_states"][0]["state"].items() for k, v in state.items()}
     return {**{f"ema.{k}": v for k, v in saved["network"].items()}, **saved["state_dict"], **moments}
+
+
+def counts_of(run: Path, split: str = "val") -> np.ndarray:
+    """The confusion matrix of a run alone."""
+    (matrix,) = compare([run], split).scores.values()
+    return matrix.counts
 
 
 def assert_same(run: Path, other: Path) -> None:
@@ -281,7 +287,7 @@ def test_a_result_says_what_was_done_and_its_scores_are_those_of_the_weights_it_
     result = RunResult.load(student)
     network, record = load_network(student)
     for split, score in (("val", result.val), ("test", result.test)):
-        matrix, _ = evaluate_run(student, split)
+        (matrix,) = compare([student], split).scores.values()
         assert matrix.counts.tolist() == score["counts"] and matrix.summary(TINY.names)["iou"] == score["iou"]
     assert result.test["names"] == list(TINY.names) == list(record.labels.names)
     assert (result.steps, result.torch, record.x_kind) == (6, torch.__version__, "depth")
@@ -563,7 +569,7 @@ def test_the_last_epoch_may_be_shorter_and_without_validation_the_last_weights_a
 @pytest.mark.parametrize("precision", ["bf16-mixed"])
 def test_training_in_lower_precision_scores_in_float32(tmp_path, precision):
     result = fit(tiny_config({"trainer.precision": precision}), tmp_path, quiet=True)
-    assert evaluate_run(tmp_path, "val")[0].counts.tolist() == result.val["counts"]
+    assert counts_of(tmp_path).tolist() == result.val["counts"]
 
 
 def test_frames_without_labels_train_too(teacher, tmp_path):
@@ -801,7 +807,7 @@ def test_what_a_teacher_cannot_learn_from_or_be_scored_on_is_refused_before_trai
 
 def test_a_teacher_that_can_do_without_x_is_scored_without(tmp_path):
     result = fit(tiny_config({"optim.steps": 1}, val=BLIND, x_dropout=0.5), tmp_path, quiet=True)
-    assert result.val["counts"] == evaluate_run(tmp_path, "val")[0].counts.tolist()
+    assert result.val["counts"] == counts_of(tmp_path).tolist()
 
 
 def test_kernels_that_are_not_deterministic_are_told_of(tmp_path, monkeypatch):
@@ -829,9 +835,8 @@ def test_a_run_is_not_scored_on_other_labels_nor_a_teacher_without_its_x(teacher
     data["val"]["options"] = frames.get("options", {})
     data["x"] = frames.get("x", data["x"])
     torch.save(saved, path)
-    for scored in (evaluate_run, lambda run, split: compare([run], split)):
-        with pytest.raises(TrainingError, match=words):
-            scored(tmp_path / "teacher", "val")
+    with pytest.raises(TrainingError, match=words):
+        compare([tmp_path / "teacher"], "val")
 
 
 def test_checkpoints_that_are_none_are_refused(tmp_path):
@@ -872,7 +877,7 @@ def lix(*arguments: object):
 def test_runs_are_compared_on_the_same_frames(teacher, student, tmp_path):
     found = compare([teacher, student], "val")
     for name, run in (("teacher", teacher), ("student", student)):
-        assert (found.scores[name].counts == evaluate_run(run, "val")[0].counts).all()
+        assert (found.scores[name].counts == counts_of(run)).all()
     done: list[tuple[int, int]] = []
     compare([teacher, student], "val", on_frames=lambda count, total: done.append((count, total)))
     assert {total for _, total in done} == {sum(count for count, _ in done)} == {2 * len(found.frames)}
@@ -916,7 +921,7 @@ def test_runs_are_compared_at_the_size_of_the_first(teacher, tmp_path):
     saved["record"]["config"]["data"]["eval_size"] = [32, 48]
     torch.save(saved, path)
     scores = compare([tmp_path / "small", teacher], "val").scores
-    expected = evaluate_run(tmp_path / "small", "val")[0].counts
+    expected = counts_of(tmp_path / "small")
     assert 0 < expected.sum() <= 3 * 32 * 48 and all((matrix.counts == expected).all() for matrix in scores.values())
 
 
@@ -960,16 +965,15 @@ def test_teachers_are_not_compared_without_the_x_that_they_need(teacher, tmp_pat
 
 def test_no_x_is_made_for_students_to_be_scored(student, monkeypatch):
     """It may cost stereo matching, or files that are not there."""
-    asked, frames_of = [], run_module.frames_of
+    asked = []
 
-    def ask(run, record, split, root, x):
+    def ask(run, record, split, places, x):
         asked.append(x)
-        return frames_of(run, record, split, root, x)
+        return frames_of(run, record, split, places, x)
 
-    monkeypatch.setattr(run_module, "frames_of", ask)
     monkeypatch.setattr("lix_core.training.compare.frames_of", ask)
-    assert (evaluate_run(student, "val")[0].counts == compare([student], "val").scores["student"].counts).all()
-    assert asked == ["", ""]
+    compare([student], "val")
+    assert asked == [""]
 
 
 def test_options_that_are_tuples_make_no_other_run(tmp_path):
@@ -1003,8 +1007,13 @@ def test_train_distill_and_evaluate_by_command(teacher, tmp_path):
     for kind, change in (("student", "distill.method=kd"), ("teacher", "model.kind=student")):
         done = lix("train", kind, config, change, "--out", tmp_path / "none")
         assert f"{change}: lix train {kind} decides" in str(done.exception) and not (tmp_path / "none").exists()
-    done = lix("evaluate", "--run", tmp_path / "kd", "--data", tmp_path / "moved")
+    done = lix("evaluate", "--run", tmp_path / "kd", "--data", f"tiny={tmp_path / 'moved'}")
     assert "moved for the data set tiny" in str(done.exception)  # it is looked for there
+    for command in (("evaluate", "--run"), ("compare",)):
+        done = lix(
+            *command, tmp_path / "kd", "--split", "val", "--data", "camvid=/data", *(("--frames", "0") if command[0] == "compare" else ())
+        )
+        assert str(done.exception) == f"--data camvid: {tmp_path / 'kd'} is scored on tiny, say --data tiny=FOLDER"
 
 
 def test_the_command_says_where_data_sets_are(tmp_path):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Optional
 
 import typer
 from rich.console import Console
 
-from lix_core.cli.places import origin
+from lix_core.cli.places import DATA, origin, places_of
 from lix_core.cli.train import score_table
 from lix_core.files import make_picture_folder
 from lix_core.progress import progress_bar
@@ -20,16 +19,17 @@ def compare(
     frames: int = typer.Option(4, min=0, help="Frames on the sheet, spread over all; 0: no sheet."),
     split: str = typer.Option("test", help="val or test, as the configuration of the first run has them."),
     checkpoint: str = typer.Option("best", help="best or last."),
-    data: Optional[Path] = typer.Option(None, help="Root of the data set, where it has moved since."),
+    data: list[str] = DATA,
 ) -> None:
     """Score training runs on the same frames, and draw what each makes of some of them."""
+    from lix_core.data.registry import DATASETS
     from lix_core.training.compare import compare as of_runs
 
     make_picture_folder(out)
-    runs = [origin(run) for run in runs]
+    runs, places = [origin(run) for run in runs], places_of(data, DATASETS)
     with progress_bar() as progress:
         task = progress.add_task(f"{len(runs)} runs", total=None, note="")
-        found = of_runs(runs, split, checkpoint, data or "", lambda count, total: progress.update(task, advance=count, total=total))
+        found = of_runs(runs, split, checkpoint, places, lambda count, total: progress.update(task, advance=count, total=total))
     console = Console()
     console.print(score_table({found.marked(name): matrix.summary(found.labels.names) for name, matrix in found.scores.items()}))
     for name, remark in found.remarks.items():

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lix_core.cli.places import places_of
 from lix_core.cli.typed import typed
 from lix_core.errors import DataError, SourceError, TrainingError
 from lix_core.files import make_place, read_mask, save
@@ -42,7 +43,7 @@ def evaluate(
     run: Optional[Path] = typer.Option(None, help="Instead of a model and folders: a run folder, scored on the data of its configuration."),
     split: str = typer.Option("val", help="With --run: val or test, as its configuration has them."),
     checkpoint: str = typer.Option("best", help="With --run: best or last."),
-    data: Optional[Path] = typer.Option(None, help="With --run: root of the data set, where it has moved since."),
+    data: list[str] = typer.Option([], help="With --run: where its data set is now, as NAME=FOLDER."),
 ) -> None:
     """Score a model against labelled images, or a training run on its data: one confusion matrix over all pixels."""
     others, use = (OF_RUN, "with --run RUN") if run is None else (OF_MODEL, "for a model on folders, without --run")
@@ -69,13 +70,15 @@ def evaluate(
     Console().print(f"mIoU {miou:.4f}  pixel accuracy {accuracy:.4f}  {what}", highlight=False, soft_wrap=True, markup=False)
 
 
-def of_run(run: Path, split: str, checkpoint: str, data: Optional[Path]) -> dict[str, Any]:
+def of_run(run: Path, split: str, checkpoint: str, data: list[str]) -> dict[str, Any]:
     """Figures of a run's network on frames of its configuration, at the size they are scored at in training."""
+    from lix_core.data.registry import DATASETS
     from lix_core.training.compare import compare
 
+    places = places_of(data, DATASETS)
     with progress_bar() as progress:
         task = progress.add_task(f"{run} {split}", total=None, note="")
-        found = compare([run], split, checkpoint, data or "", lambda count, total: progress.update(task, advance=count, total=total))
+        found = compare([run], split, checkpoint, places, lambda count, total: progress.update(task, advance=count, total=total))
     ((name, record),) = found.records.items()
     matrix, backend = found.scores[name], f"PyTorch f32, step {record.step}"
     return {"images": len(found.frames), "model": record.config.name, "backend": backend, **matrix.summary(record.labels.names)}

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
@@ -17,7 +18,7 @@ from lix_core.metrics import ConfusionMatrix
 from lix_core.models.networks import Network
 from lix_core.training import report
 from lix_core.training.data import AtSize, Frames, seen
-from lix_core.training.run import check_split, check_x, evaluate, frames_of
+from lix_core.training.scoring import evaluate
 from lix_core.training.weights import Record, Which, load_network
 
 
@@ -59,19 +60,20 @@ def compare(
     runs: Sequence[str | Path],
     split: str = "test",
     which: Which = "best",
-    root: str | Path = "",
+    places: Mapping[str, str] = MappingProxyType({}),
     on_frames: Callable[[int, int], None] = lambda count, total: None,
 ) -> Comparison:
     """Score runs, students and teachers, on the `val` or `test` frames of the first one's configuration, at its size.
 
-    root: of the data set, where it has moved since. on_frames: told how many frames were just done, and how many there are
-    for all runs together.
+    places: name of its data set -> its folder, where that has moved since. on_frames: told how many frames were just done, and how many
+    there are for all runs together.
 
     Raises:
         TrainingError: runs of different label sets, teachers that see different X, a run without a checkpoint, no such frames.
         DataError: what the data set finds.
     """
-    check_split(split)
+    if split not in ("val", "test"):  # before anything is loaded
+        raise TrainingError(f"a run is scored on val or test, got {split!r}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded = {name: load_network(run, which, device) for name, run in zip(short_names(runs), runs, strict=True)}
     records = {name: record for name, (_, record) in loaded.items()}
@@ -80,7 +82,7 @@ def compare(
         if record.labels.names != reference.labels.names:
             raise TrainingError(f"the runs {first} and {name} have different labels: {difference(reference.labels, record.labels)}")
     x, _ = x_of(records)
-    frames, data, trainer = frames_of(runs[0], reference, split, root, x), reference.config.data, reference.config.trainer
+    frames, data, trainer = frames_of(runs[0], reference, split, places, x), reference.config.data, reference.config.trainer
     for name, record in others:
         check_x(name, record, frames)
     networks = {name: network for name, (network, _) in loaded.items()}
@@ -90,6 +92,29 @@ def compare(
         for name, network in networks.items()
     }
     return Comparison(frames, data.eval_size, networks, records, scores)
+
+
+def frames_of(run: str | Path, record: Record, split: str, places: Mapping[str, str], x: str) -> Frames:
+    """The `val` or `test` frames of a run's configuration, with X of the kind `x`. See `compare`."""
+    source = getattr(record.config.data, split)
+    if source is None:
+        raise TrainingError(f"the configuration of {run} has no data.{split}")
+    if unknown := set(places) - {source.dataset}:
+        raise TrainingError(f"--data {min(unknown)}: {run} is scored on {source.dataset}, say --data {source.dataset}=FOLDER")
+    root = places.get(source.dataset, source.root)
+    if not root:
+        raise TrainingError(f"{run} does not say where its data set {source.dataset} is: name it with --data {source.dataset}=FOLDER")
+    frames = Frames(replace(source, root=root), x)
+    if frames.labels.names != record.labels.names:
+        raise TrainingError(f"{frames.source.root} has other labels than {run}: {difference(record.labels, frames.labels)}")
+    check_x(run, record, frames)
+    return frames
+
+
+def check_x(run: str | Path, record: Record, frames: Frames) -> None:
+    """Raises TrainingError where frames lack the X that a run's network needs."""
+    if record.needs_x and not frames.dataset.x_kind:
+        raise TrainingError(f"{frames.source.root} has no X, and {run} is of a teacher that never was without {record.x_kind}")
 
 
 def remark_on(record: Record, frames: Frames) -> str:

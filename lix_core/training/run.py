@@ -42,7 +42,7 @@ from lix_core.training.module import Learner, build_network, outputs
 from lix_core.training.scoring import chance, evaluate
 from lix_core.training.weights import Record, Which, checksum, is_bundle, load_checkpoint, load_network
 
-__all__ = ["RunResult", "evaluate", "evaluate_run", "fit"]
+__all__ = ["RunResult", "evaluate", "fit"]
 
 SHAPES = ("kind", "encoder", "x_encoder", "fusion", "decoder")
 """What a run and the one that it starts from have in common, of `config.model`."""
@@ -95,46 +95,6 @@ class RunResult:
 
 def summary(matrix: ConfusionMatrix, labels: LabelSet) -> dict[str, Any]:
     return {**matrix.summary(labels.names), "names": list(labels.names), "counts": matrix.counts.tolist()}
-
-
-def evaluate_run(run: str | Path, split: str, which: Which = "best", root: str | Path = "") -> tuple[ConfusionMatrix, Record]:
-    """The confusion matrix of a run's network on the `val` or `test` frames of its configuration, as `fit` counts it.
-
-    root: of the data set, where it has moved since. Raises TrainingError where the run's data has no such frames, or the frames there are
-    of other labels, or without the X that the network never was without.
-    """
-    check_split(split)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    network, record = load_network(run, which, device)
-    data, trainer = record.config.data, record.config.trainer
-    frames = frames_of(run, record, split, root, data.x if record.config.model.kind == "teacher" else "")
-    return evaluate(network, frames, trainer.val_batch, data.eval_size, data.workers), record
-
-
-def check_split(split: str) -> None:
-    """Raises TrainingError: before anything is loaded."""
-    if split not in ("val", "test"):
-        raise TrainingError(f"a run is scored on val or test, got {split!r}")
-
-
-def frames_of(run: str | Path, record: Record, split: str, root: str | Path, x: str) -> Frames:
-    """The `val` or `test` frames of a run's configuration, with X of the kind `x`. See `evaluate_run`."""
-    source = getattr(record.config.data, split)
-    if source is None:
-        raise TrainingError(f"the configuration of {run} has no data.{split}")
-    if not str(root) and not source.root:
-        raise TrainingError(f"{run} does not say where its data set {source.dataset} is: name the folder with --data FOLDER")
-    frames = Frames(dataclasses.replace(source, root=str(root) or source.root), x)
-    if frames.labels.names != record.labels.names:
-        raise TrainingError(f"{frames.source.root} has other labels than {run}: {difference(record.labels, frames.labels)}")
-    check_x(run, record, frames)
-    return frames
-
-
-def check_x(run: str | Path, record: Record, frames: Frames) -> None:
-    """Raises TrainingError where frames lack the X that a run's network needs."""
-    if record.needs_x and not frames.dataset.x_kind:
-        raise TrainingError(f"{frames.source.root} has no X, and {run} is of a teacher that never was without {record.x_kind}")
 
 
 def fit(
