@@ -740,6 +740,8 @@ def test_the_command_says_what_is_damaged_and_refuses_what_cannot_be(tmp_path):
     data_file(path).write_bytes(content[: len(content) // 2])
     damaged = lix("check", path)
     assert damaged.exit_code == 1 and "fault: cannot read bag" in damaged.output
+    told = lix("info", path)
+    assert told.exit_code == 1 and "damaged" in told.output and "fault: cannot read bag" in told.output
     partial = lix("extract", path, "-o", tmp_path / "part", "--jobs", 1)
     assert partial.exit_code == 1 and "bag: 1 frames (1 new)" in partial.output and "fault: cannot read bag" in partial.output
     for arguments, words in (
@@ -757,7 +759,11 @@ def test_the_command_repairs_several_bags_and_goes_on_where_one_is_beyond_it(tmp
         (tmp_path / "recs" / name / "metadata.yaml").unlink()
     data_file(tmp_path / "recs" / "b").write_bytes(b"nothing")
     done = lix("repair", tmp_path / "recs")
-    assert isinstance(done.exception, SourceError) and "nothing can be recovered of" in str(done.exception)
+    assert done.exit_code == 1 and "fault: nothing can be recovered of" in done.output and done.output.count("wrote its metadata") == 2
+    alone = lix("repair", tmp_path / "recs" / "b")
+    assert isinstance(alone.exception, SourceError) and "nothing can be recovered of" in str(alone.exception)
+    told = lix("info", tmp_path / "recs")
+    assert told.exit_code == 1 and f"fault: cannot read bag {tmp_path / 'recs' / 'b'}" in told.output and "c: 10 messages" in told.output
     assert [(tmp_path / "recs" / name / "metadata.yaml").exists() for name in ("a", "b", "c")] == [True, False, True]
     refused = lix("repair", tmp_path / "recs" / "a", tmp_path / "recs" / "c", "--out", tmp_path / "new")
     assert isinstance(refused.exception, SourceError) and "--out is the folder of one new bag, got 2 bags" in str(refused.exception)
@@ -768,7 +774,8 @@ def test_the_command_repairs_the_bag_that_it_is_started_in(tmp_path, monkeypatch
     content = data_file(path).read_bytes()
     data_file(path).write_bytes(content[: len(content) // 2])
     monkeypatch.chdir(path)
-    assert lix("repair", ".").exit_code == 0
+    repaired = lix("repair", ".")
+    assert repaired.exit_code == 1 and "fault: " in repaired.output  # what was cut off is lost
     with Bag(tmp_path / "drive_repaired") as repaired:
         assert repaired.count > 4 and sorted(p.name for p in tmp_path.iterdir()) == ["drive", "drive_repaired"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Optional
 
@@ -56,13 +57,32 @@ def found_bags(paths: list[Path]) -> list[Path]:
     return list(dict.fromkeys(bag for path in paths for bag in bags_in(path)))
 
 
+def each(bags: list[Path], tell: Callable[[Path], Sequence[str]]) -> None:
+    """Tell of each bag, and what is at fault with it; a bag that cannot be read does not keep the others from being told of.
+
+    Raises SourceError where all of them cannot be read, typer.Exit(1) where anything is at fault.
+    """
+    failed, faults = [], 0
+    for bag in bags:
+        try:
+            faults += len(tell(bag))
+        except SourceError as error:
+            failed.append(str(error))
+    if len(failed) == len(bags):
+        raise SourceError("; ".join(failed))
+    for error in failed:
+        print(f"fault: {error}")
+    if failed or faults:
+        raise typer.Exit(1)
+
+
 @app.command()
 def info(bags: list[Path] = BAGS) -> None:
     """List the topics of bags: types, messages, and the role that each would have."""
     from lix_core.bags.reader import Bag, whole_of
     from lix_core.bags.topics import find_topics
 
-    def tell(bag: Bag) -> None:
+    def tell(bag: Bag) -> list[str]:
         seconds = (bag.end - bag.start) / 1e9
         print(f"{bag.path}: {bag.count} messages in {seconds:.1f} s" + (", damaged" if bag.faults else ""))
         roles, remarks = find_topics(bag)
@@ -72,15 +92,9 @@ def info(bags: list[Path] = BAGS) -> None:
             print(f"  {topic.name:40} {topic.type:34} {topic.count:7} {rate:>9} {latched:7} {roles.role_of(topic.name)}".rstrip())
         for line in [*(f"remark: {r}" for r in remarks), *(f"fault: {f}" for f in bag.faults)]:
             print(f"  {line}")
+        return bag.faults
 
-    unreadable = []
-    for path in found_bags(bags):
-        try:
-            whole_of(path, tell)
-        except SourceError as error:
-            unreadable.append(str(error))
-    if unreadable:
-        raise SourceError("; ".join(unreadable))
+    each(found_bags(bags), lambda path: whole_of(path, tell))
 
 
 @app.command()
@@ -177,18 +191,13 @@ def repair(
     found = found_bags(bags)
     if out and len(found) > 1:
         raise SourceError(f"--out is the folder of one new bag, got {len(found)} bags; repair them one by one, or leave it out")
-    failed = []
-    for bag in found:
-        try:
-            report = run(bag, out)
-        except SourceError as error:
-            failed.append(str(error))
-            continue
-        print(report)
-        for fault in report.faults:
-            print(f"  fault: {fault}")
-    if failed:
-        raise SourceError("; ".join(failed))
+
+    def tell(bag: Path) -> list[str]:
+        report = run(bag, out)
+        print("\n".join([str(report), *(f"  fault: {fault}" for fault in report.faults)]))
+        return report.faults
+
+    each(found, tell)
 
 
 app.command()(label)

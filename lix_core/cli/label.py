@@ -206,6 +206,8 @@ def make_pseudo(extraction: Any, settings: Any, model: str, backend: str, remap:
     for line in [*(f"note: {n}" for n in report.notes), *(f"left out {name}: {why}" for name, why in report.left_out.items())]:
         print(f"  {line}")
     print(f"look at {extraction.root / 'pseudo' / 'sheet.jpg'} before you train on them")
+    if report.left_out:
+        raise typer.Exit(1)
 
 
 def table_of(report: Any) -> Table:
