@@ -54,3 +54,28 @@ def test_the_example_of_the_page_about_distillation_runs():
     exec(re.search(r"```python\n(.*?)```", (ROOT / "docs" / "distillation.md").read_text(), re.DOTALL)[1], names)
     assert set(names["terms"]) == {"logit", "feature"} and all(torch.isfinite(term) for term in names["terms"].values())
     assert names["alpha"].shape == names["ncld"].shape == (2, 32, 48)
+
+
+def test_the_method_of_the_page_on_distillation_takes_networks_of_other_strides() -> None:
+    """And counts what every term over logits counts: not the upper half, which is unlabelled."""
+    torch = pytest.importorskip("torch")
+    from lix_core.data.sample import Batch
+    from lix_core.distill import config as config_module
+    from lix_core.distill import distiller as distiller_module
+    from lix_core.distill.distiller import Networks
+    from lix_core.models.networks import Output
+
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "distillation.md").read_text(), re.DOTALL)
+    names = {**vars(config_module), **vars(distiller_module)}
+    for block in blocks:
+        if "MSE" in block:
+            exec(block, names)
+    labels = torch.full((1, 16, 16), 255)
+    labels[:, 8:] = 1
+    known, labelled = torch.ones(1, 16, 16, dtype=torch.bool), torch.tensor([True])
+    batch = Batch(torch.zeros(1, 3, 16, 16, dtype=torch.uint8), labels, torch.zeros(1, 1, 16, 16), known, labelled, known, ["a"])
+    logits = torch.zeros(1, 3, 8, 8)
+    logits[:, :, :4] = 7.0
+    logits[:, 1, 4:] = 3.0
+    terms = names["MSE"](names["MSEConfig"](), Networks({}, {}, 3, 1)).terms(Output(logits, {}), Output(torch.zeros(1, 3, 4, 4), {}), batch)
+    assert terms["mse"].item() == pytest.approx(9 / 3)

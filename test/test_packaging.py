@@ -73,7 +73,9 @@ def test_versions_agree(manifest: ElementTree.Element, setup: configparser.Confi
     assert manifest.findtext("version") == lix_core.__version__
     assert setup["metadata"]["version"] == "attr: lix_core.__version__"
     assert (manifest.findtext("name"), setup["metadata"]["name"]) == ("lix_ros", "lix")
-    assert manifest.findtext("license") == setup["metadata"]["license"] == "Apache-2.0"
+    assert manifest.findtext("license") == "Apache-2.0"
+    licences = [found.text for found in manifest.findall("license")]
+    assert " AND ".join(licences) == setup["metadata"]["license"] == "Apache-2.0 AND CC-BY-NC-4.0"
     assert manifest.findtext("export/build_type") == "ament_python"
 
 
@@ -158,7 +160,7 @@ def run(command: list[str], folder: Path) -> str:
 
 
 def sources(package: str) -> set[str]:
-    return {str(f.relative_to(ROOT)) for f in (ROOT / package).rglob("*.py")}
+    return {str(f.relative_to(ROOT)) for f in (ROOT / package).rglob("*.py")} | {f"{package}/py.typed"}
 
 
 def configurations() -> set[str]:

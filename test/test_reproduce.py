@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import os
 import shutil
@@ -21,13 +22,14 @@ from typer.testing import CliRunner
 
 import tiny_street
 from lix_core.cli.main import app
+from lix_core.distill.config import LIXConfig
 from lix_core.errors import DataError, LixError, TrainingError
 from lix_core.labels import STREET
 from lix_core.training import reproduce as module
 from lix_core.training import table as tables
 from lix_core.training.reproduce import reproduce
 from lix_core.training.results import Record, gains_of, page, summary
-from lix_core.training.table import Table, cells, filled, table_names, values_of
+from lix_core.training.table import OF_CONTROLLERS, OF_TERMS, Table, cells, filled, table_names, values_of
 from lix_core.world.folder import WorldFolder
 
 BASE = {
@@ -480,6 +482,14 @@ def test_a_table_file_with_a_slip_is_named_and_the_others_are_listed(tmp_path, m
         (tmp_path / f"{name}.yaml").write_text(text)
         with pytest.raises(TrainingError, match=message):
             Table.load(name)
+    own = tmp_path / "own" / "mine.yaml"
+    own.parent.mkdir()
+    own.write_text((tmp_path / "whole.yaml").read_text())
+    assert Table.load(str(own)).command == "lix reproduce mine.yaml --data tiny=FOLDER" and Table.load(str(own)).name == "mine"
+    with pytest.raises(TrainingError, match="whole.yaml has the name of a table that comes with lix"):
+        Table.load(str(own.rename(own.with_name("whole.yaml"))))
+    with pytest.raises(TrainingError, match="table mine cannot be read: .*No such file"):
+        Table.load(str(own))
     listed = CliRunner().invoke(app, ["reproduce"]).output.splitlines()
     assert len(listed) == 9 and listed[-1].split() == ["whole", "T"]
     refused = CliRunner().invoke(app, ["reproduce", "whole", "--data", "tyny=x"])
@@ -677,6 +687,21 @@ def test_variations_make_one_row_for_each_value(tmp_path):
             ["distill.method=kd,lix", "distill.lix.tau=1,2"],
             "distill.lix.tau changes nothing where distill.method is kd: name a method",
         ),
+        (["model.fusion=sum,gated"], "model.fusion changes nothing of a student"),
+        (
+            ["distill.method=lix", "distill.lix.alpha=1,2"],
+            "alpha changes nothing under distill.lix.controller=dynamic: it belongs to fixed",
+        ),
+        (["distill.method=lix", "distill.lix.controller=fixed", "distill.lix.tau_w=1,2"], "it belongs to dynamic and dynamic_coupled"),
+        (["distill.method=lix", "distill.lix.threshold=0.8,0.9"], "threshold changes nothing where distill.lix.pseudo is 0"),
+        (
+            ["distill.method=lix", "distill.lix.feature=0", "distill.lix.cka=linear,rbf"],
+            "cka changes nothing where distill.lix.feature is 0",
+        ),
     ):
         with pytest.raises(TrainingError, match=words):
             Table.of_variations("a", str(config), variations, "miou", [0])
+    options = {option.name for option in dataclasses.fields(LIXConfig)}
+    assert {name for names in (*OF_CONTROLLERS.values(), *OF_TERMS.values()) for name in names} | {*OF_TERMS, "warmup"} == options
+    free = ["distill.method=lix", "distill.lix.controller=fixed", "distill.lix.alpha=1,2", "distill.lix.tau=1,4", "distill.lix.x=0,1"]
+    assert len(Table.of_variations("a", str(config), free, "miou", [0]).rows) == 7

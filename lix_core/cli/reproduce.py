@@ -29,7 +29,7 @@ KEEP = typer.Option(False, "--keep", help="Keep the folders of the runs: checkpo
 
 
 def reproduce(
-    table: Optional[str] = typer.Argument(None, help="Name of a table; left out, lists them."),
+    table: Optional[str] = typer.Argument(None, help="Name of a table, or a YAML file of one's own; left out, lists them."),
     overrides: Optional[list[str]] = typer.Argument(
         None, help="key=value for every run, such as optim.steps=100: another table, in another --out."
     ),
@@ -56,11 +56,12 @@ def reproduce(
         return
     from lix_core.training.results import Held
 
-    whole, overrides, before = Table.load(table), overrides or [], Held.of(out / f"{table}.json")
+    whole, overrides = Table.load(table), overrides or []
+    before = Held.of(out / f"{whole.name}.json")
     chosen = whole.narrowed(words(rows), numbers(seeds, "--seeds"), numbers(folds, "--folds"))
     if before.lost(whole, overrides):
         has = f"made with {' '.join(before.overrides)}" if before.overrides else "of the table as it is"
-        raise TrainingError(f"{out / table}.json has runs {has}, whose page this would replace: give another --out")
+        raise TrainingError(f"{out / whole.name}.json has runs {has}, whose page this would replace: give another --out")
     places, streets = places_of(data, chosen.datasets, DATASETS), None  # a row that is left out may need others
     if "world" not in places and "world" in chosen.datasets:
         streets = work.parent / "table_world"

@@ -27,7 +27,8 @@ class FrameSet:
     """Base of the data sets: `len(self)` frames, `self[i]` a Sample; files are read when a frame is asked for.
 
     A subclass gives `labels`, `licence`, `source` (where to get it) and `read(index)`, and calls this constructor with the frames' names,
-    which are unique, and the kind of X that its samples carry ("" for none). Without any frame it raises DataError.
+    which are unique, the kind of X that its samples carry ("" for none) and, where that is not one of `lix_core.geometry.encodings`, its
+    channels. Raises DataError without any frame, or where there is no such kind.
     """
 
     labels: LabelSet
@@ -38,6 +39,8 @@ class FrameSet:
         self.names = list(names)
         if not self.names:
             raise DataError(f"there are no frames: its options leave none, or its files are not there; get them from {self.source}")
+        if x_channels is None:
+            check_x(x_kind)
         self.x_kind = x_kind
         self.x_channels = x_channels if x_channels is not None else (ENCODINGS[x_kind].channels if x_kind else 0)
 

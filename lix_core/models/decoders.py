@@ -37,8 +37,8 @@ def upsample(x: Tensor, factor: int) -> Tensor:
 class Decoder(nn.Module):
     """What every decoder is: features before the head, and the head.
 
-    A subclass takes `(pyramid, num_classes)`, builds `.dropout` and `.head`, implements `features`, and says `.channels` (of these),
-    `.output_stride` and, where it is not 0, `.first` (the index of the finest stage it reads).
+    A subclass takes `(pyramid, num_classes)`, builds `.dropout` and `.head` (a 1x1 convolution), implements `features`, and says
+    `.channels` (of these), `.output_stride` and, where it is not 0, `.first` (the index of the finest stage it reads).
 
     Shape:
         stages: list of (B, D_k, H / s_k, W / s_k), finest first, as in the pyramid
@@ -49,7 +49,7 @@ class Decoder(nn.Module):
     output_stride: int
     first: int = 0
     dropout: nn.Module
-    head: nn.Module
+    head: nn.Conv2d
 
     def features(self, stages: Sequence[Tensor]) -> Tensor:
         raise NotImplementedError

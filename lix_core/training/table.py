@@ -83,15 +83,21 @@ class Table:
 
     @classmethod
     def load(cls, name: str) -> "Table":
-        """A table by its name. Raises TrainingError where there is none, or where its file does not hold one."""
-        names = table_names()
-        if name not in names:
-            raise TrainingError(f"there is no table {name!r}{nearest(name, names)}; there are {', '.join(names)}")
+        """A table by its name, or by the path of its YAML file, which names it. Raises TrainingError where there is none, where its file
+        does not hold one, or where a file is called as a table that comes with lix."""
+        names, file = table_names(), TABLES / f"{name}.yaml"
+        if name.endswith(".yaml"):
+            file, name = Path(name).expanduser(), Path(name).stem
+            if name in names:
+                raise TrainingError(f"{file} has the name of a table that comes with lix, whose results it would replace: rename it")
+        elif name not in names:
+            raise TrainingError(f"there is no table {name!r}{nearest(name, names)}; there are {', '.join(names)}, or a file NAME.yaml")
         try:
-            data = from_yaml((TABLES / f"{name}.yaml").read_text(encoding="utf-8"))
+            data = from_yaml(file.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise TrainingError(f"table {name} cannot be read: {' '.join(str(error).split())}") from None
-        return cls.from_dict(name, data)
+        table = cls.from_dict(name, data)
+        return table if name in names else replace(table, command=table.typed(file.name))
 
     @classmethod
     def from_dict(cls, name: str, data: Mapping[str, Any]) -> "Table":
@@ -155,6 +161,9 @@ class Table:
             if method == "none" or (of_method and part != method):
                 cure = f"name a method, as distill.method={part if of_method else 'lix'}"
                 raise TrainingError(f"{key} changes nothing where distill.method is {method}: {cure}")
+        for key in varied:
+            if needs := idle(key, base["distill"]["lix"]):
+                raise TrainingError(f"{key} changes nothing {needs}")
         title = f"Variations of {config}" + (f" with {' '.join(fixed)}" if fixed else "")
         return cls(name, title, metric, base, {}, (Row(CONTROL, (), ""), *rows), seeds=tuple(seeds) or (0, 1, 2))
 
@@ -165,9 +174,9 @@ class Table:
         places = {"fold": self.folds[0], "seed": self.seeds[0]}
         return {source.dataset for changes in parts for source in from_dict(filled(self.tree(changes), places)).data.all_sources}
 
-    def typed(self) -> str:
-        """The command that makes it: the simulated street need not be there."""
-        return " ".join(["lix reproduce", self.name, *(f"--data {name}=FOLDER" for name in sorted(self.datasets - {"world"}))])
+    def typed(self, name: str = "") -> str:
+        """The command that makes it, under its name or another: the simulated street need not be there."""
+        return " ".join(["lix reproduce", name or self.name, *(f"--data {name}=FOLDER" for name in sorted(self.datasets - {"world"}))])
 
     def tree(self, changes: Sequence[str]) -> dict[str, Any]:
         """Its base with some options changed. Raises TrainingError."""
@@ -215,6 +224,30 @@ class Table:
         tree = self.tree(row.overrides)
         return tree.get("distill", {}).get("method", DistillConfig().method) != "none"
 
+
+def idle(key: str, lix: Mapping[str, Any]) -> str:
+    """Why an option changes nothing of a student whose options of LIX are these, in words; "" where it may."""
+    if key in OF_TEACHERS:
+        return "of a student, and rows are students"
+    option = key.removeprefix("distill.lix.")
+    for controllers, options in OF_CONTROLLERS.items():
+        if option in options and lix["controller"] not in controllers and key != option:
+            return f"under distill.lix.controller={lix['controller']}: it belongs to {' and '.join(controllers)}"
+    for term, options in OF_TERMS.items():
+        if option in options and not lix[term] and key != option:
+            return f"where distill.lix.{term} is 0: give that a weight"
+    return ""
+
+
+OF_TEACHERS = ("model.fusion", "model.x_encoder", "data.x_dropout", "data.x_holes")
+OF_CONTROLLERS = {("fixed",): ("alpha", "beta"), ("dynamic", "dynamic_coupled"): ("tau_w",), ("learned",): ("uncertainty",)}
+OF_TERMS = {
+    "logit": ("tau", "controller", "alpha", "beta", "tau_w", "uncertainty", "gate"),
+    "feature": ("features", "tokens", "sampling", "kernel", "cka", "unbiased"),
+    "x": ("x_feature",),
+    "pseudo": ("threshold",),
+}
+"""Options of LIX that are read under some controllers only, or belong to a term."""
 
 ROW = ("teacher", "control", "start", "set")
 DECIDED = {
