@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -44,6 +45,9 @@ class Source:
     keep: Literal["all", "labelled", "unlabelled"] = option("all", "Which frames train: all, or those whose labels are (not) used.")
     per_batch: int = option(0, "Frames of this source in every batch. Sources with 0 are shuffled together and share the places left.", 0)
     groups: str = option("", "Regular expression for names; test frames in which it finds the same are also scored together.")
+    part: str = option(
+        "", "`k/n`: of these frames the k-th of n parts, each of neighbouring frames, as many of each of the `groups`; empty: all."
+    )
 
     def __post_init__(self):
         for key in self.options:
@@ -51,6 +55,14 @@ class Source:
                 raise TrainingError(f"options has the key {key!r}; options of a data set are named by texts")
             if key in ELSEWHERE:
                 raise TrainingError(f"options.{key} is set elsewhere, as {ELSEWHERE[key]}")
+        if self.part and not (re.fullmatch(r"[1-9]\d*/[1-9]\d*", self.part) and self.part_of[0] <= self.part_of[1]):
+            raise TrainingError(f"part is written k/n, the k-th of n parts, as 1/2; got {self.part!r}")
+
+    @property
+    def part_of(self) -> tuple[int, int]:
+        """(k, n) of `part`; (1, 1) without."""
+        k, n = (self.part or "1/1").split("/")
+        return int(k), int(n)
 
 
 @dataclass

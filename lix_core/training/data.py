@@ -51,8 +51,15 @@ class Frames(Dataset):
         wanted = {"all": np.ones(count, bool), "labelled": self.labelled, "unlabelled": ~self.labelled}[source.keep]
         self.indices = np.flatnonzero(wanted)
         self.labels: LabelSet = self.dataset.labels
+        if source.part:
+            k, n = source.part_of
+            runs = (np.array_split(group.indices, n)[k - 1] for group in self.groups().values())
+            self.indices = np.sort(np.concatenate([np.empty(0, int), *runs]))
         if not len(self.indices):
-            raise TrainingError(f"{source.dataset} {source.split}: of {count} frames none is {source.keep} with labelled={source.labelled}")
+            part = f" and part={source.part}" if source.part else ""
+            raise TrainingError(
+                f"{source.dataset} {source.split}: of {count} frames none is {source.keep} with labelled={source.labelled}{part}"
+            )
 
     def __len__(self) -> int:
         return len(self.indices)
