@@ -29,9 +29,9 @@ from lix_core.runtime.segmenter import Segmenter  # noqa: E402
 from lix_core.training.card import model_card  # noqa: E402
 from lix_core.training.config import Config, from_dict, to_dict  # noqa: E402
 from lix_core.training.module import build_network  # noqa: E402
-from lix_core.training.provenance import Lineage, data_behind, data_of, licence_of, lineage, manifest_of, training_of  # noqa: E402
+from lix_core.training.provenance import Lineage, data_behind, data_of, licence_of, line_of_bundle, lineage, manifest_of, training_of  # noqa: E402
 from lix_core.training.run import RunResult, summary  # noqa: E402
-from lix_core.training.weights import Record, checksum, load_network  # noqa: E402
+from lix_core.training.weights import Record, checksum, load_network, record_of  # noqa: E402
 from test_export import Stages, use_small_parts  # noqa: E402
 
 LABELS = LabelSet("three", (Label("road", (1, 2, 3)), Label("sky", (4, 5, 6)), Label("kerb", (7, 8, 9))))
@@ -68,12 +68,15 @@ def configuration(kind: str = "student", dataset: str = "open", method: str = "n
     return from_dict({"name": f"{kind}-on-{dataset}", "seed": 7, "data": data, "model": model, "distill": {"method": method}})
 
 
-def make_run(folder: Path, config: Config, teacher: Path | None = None, finished: bool = True, start: Path | None = None) -> Path:
+def make_run(
+    folder: Path, config: Config, teacher: Path | list[Path] | None = None, finished: bool = True, start: Path | None = None
+) -> Path:
     """A run folder as `fit` leaves it, with random weights."""
     torch.manual_seed(config.seed)
     x_kind, x_channels = ("normals", 3) if config.model.kind == "teacher" else ("", 0)
     network = build_network(config.model, len(LABELS), x_channels)
-    digest, first = ("" if run is None else checksum(run) for run in (teacher, start))
+    teachers = [teacher] if isinstance(teacher, Path) else teacher or []
+    digest, first = "+".join(map(checksum, teachers)), "" if start is None else checksum(start)
     record = Record(config, LABELS, x_kind, x_channels, 30, "abc123def4567890", "2.9.9", digest, VAL.tolist(), first)
     (folder / "checkpoints").mkdir(parents=True)
     torch.save({"network": network.state_dict(), "record": record.to_dict()}, folder / "checkpoints" / "best.ckpt")
@@ -197,6 +200,20 @@ def test_the_teacher_of_the_teacher_counts_too_whatever_the_order_in_which_they_
         assert manifest.training["teacher"]["teacher"]["run"] == "teacher-on-bought"
 
 
+def test_all_of_several_teachers_count(family, tmp_path):
+    other = make_run(tmp_path / "other", configuration("teacher", "open"))
+    pupil = make_run(tmp_path / "pupil", configuration("student", "open", "lix"), [family["teacher"], other])
+    manifest = described(pupil, other, family["teacher"])
+    assert [manifest.training[key]["run"] for key in ("teacher", "teacher 2")] == ["teacher-on-bought", "teacher-on-open"]
+    assert "bought train" in [d["name"] for d in manifest.data] and "taught by 2 RGB + normals teachers (lix)" in manifest.description
+    assert "distilled by the method `lix` from the run `teacher-on-open`" in model_card(manifest, "")
+    record = record_of(manifest)
+    assert record.teacher == load_network(pupil)[1].teacher and len(record.teacher.split("+")) == 2
+    again = line_of_bundle(manifest)
+    assert [line.record.config.name for line in again.teachers] == ["teacher-on-bought", "teacher-on-open"]
+    assert training_of(dataclasses.replace(again, manifest=None))["teacher 2"]["sha256"] == manifest.training["teacher 2"]["sha256"]
+
+
 @pytest.mark.parametrize(("student", "given"), [("student", []), ("student", ["grandchild"]), ("grandchild", ["student"])])
 def test_a_teacher_that_is_not_named_is_asked_for(family, student, given):
     with pytest.raises(TrainingError, match="was taught by a run whose best.ckpt or bundle has the SHA-256 .*name its folder"):
@@ -227,7 +244,7 @@ def test_the_run_that_a_run_started_from_is_behind_it_too_with_its_data_and_what
 def test_pretrained_weights_are_those_of_the_run_that_began_with_them():
     record = Record(configuration(weights="pypi"), LABELS, "", 0, 30, "abc", "2.9.9")
     first = Lineage(record)
-    uses = [[entry["use"] for entry in data_behind(line) if "weights" in entry["use"]] for line in (first, Lineage(record, None, first))]
+    uses = [[entry["use"] for entry in data_behind(line) if "weights" in entry["use"]] for line in (first, Lineage(record, start=first))]
     assert uses == [["initial weights"], ["initial weights of the run it started from"]]
 
 

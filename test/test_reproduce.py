@@ -308,7 +308,8 @@ def test_a_row_that_starts_from_another_has_its_weights_and_their_fingerprint(tm
     )
     with pytest.raises(pytest.fail.Exception):
         module.run_cell(tuned, tmp_path, 0)
-    assert calls == [tuple(module.folder(tmp_path, cell) for cell in (tuned, teacher, first))]
+    out, taught_by, begun_with = (module.folder(tmp_path, cell) for cell in (tuned, teacher, first))
+    assert calls == [(out, [taught_by], begun_with)]
     # Only the one row is asked for: what it starts from is made too.
     narrowed = table(seeds=[0], rows=rows(20)).narrowed(["tuned"])
     assert [cell.row for cell in cells(narrowed, ROOTS)[0]] == ["teacher", "first", "tuned"]
@@ -322,7 +323,7 @@ def test_a_row_that_starts_from_a_teacher_has_its_weights_even_without_distillat
     rows = {"inherited": {"start": "teacher", "set": ["distill.method=none"]}, "control": {"set": ["distill.method=none"]}}
     narrowed = table(seeds=[0], rows=rows).narrowed(["inherited"])
     teacher, inherited = cells(narrowed, ROOTS)[0]
-    assert inherited.start is teacher and inherited.teacher is None
+    assert inherited.start is teacher and inherited.teachers == ()
     control = cells(table(seeds=[0], rows=rows), ROOTS)[0][-1]
     assert control.fingerprint != inherited.fingerprint
 
@@ -335,21 +336,27 @@ def test_a_row_that_learns_from_a_row_above_is_made_after_it_and_keeps_its_weigh
     }
     narrowed = table(seeds=[0], rows=rows).narrowed(["pseudo by control"])
     control, by_control = cells(narrowed, ROOTS)[0]
-    assert by_control.teacher is control and by_control.taught_by == control.fingerprint and control.row == "control"
+    assert by_control.teachers == (control,) and by_control.taught_by == control.fingerprint and control.row == "control"
+    taught = {"teacher": ["teacher", "control"], "set": ["distill.method=lix", "distill.rgb_teacher=true"]}
+    both = {"control": rows["control"], "lix": taught}
+    *_, by_both = cells(table(seeds=[0], rows=both), ROOTS)[0]
+    assert by_both.taught_by == "+".join(cell.fingerprint for cell in by_both.teachers)
+    assert [cell.row for cell in by_both.teachers] == ["teacher", "control"] == [cell.row for cell in by_both.needs]
+    assert summary(table(seeds=[0], rows=both), {}, [])["protocol"]["rows"]["lix"]["teacher"] == ["teacher", "control"]
     *_, by_teacher = cells(table(seeds=[0], rows=rows), ROOTS)[0]
-    assert by_teacher.teacher.row == "teacher" and by_teacher.fingerprint != by_control.fingerprint
+    assert by_teacher.teachers[0].row == "teacher" and by_teacher.fingerprint != by_control.fingerprint
     there = []
 
     def train(config, out, teacher, start, wait):
         (out / "checkpoints").mkdir(parents=True)
         for file in ("result.json", "checkpoints/best.ckpt"):
             (out / file).touch()
-        there.append([teacher and (teacher / "result.json").exists(), out.name.split("-")[0]])
+        there.append([teacher and [(run / "result.json").exists() for run in teacher], out.name.split("-")[0]])
         return SimpleNamespace(test={**run([[1, 0], [0, 1]]), "iou": {"a": 1, "b": 1}}, val=None, seconds=1, device="cpu", git_revision="")
 
     monkeypatch.setattr("lix_core.training.run.fit", train)
     reproduce(narrowed, tmp_path, tmp_path / "runs", ROOTS)
-    assert there == [[None, "control"], [True, "pseudo_by_control"]]
+    assert there == [[None, "control"], [[True], "pseudo_by_control"]]
     assert [path.name.split("-")[0] for path in (tmp_path / "runs").iterdir()] == ["control"], "weights that others need stay"
 
 

@@ -103,9 +103,9 @@ def test_on_one_thread_onednn_computes_1x1_convolutions_and_the_same_comes_out()
 def test_a_run_has_onednn_compute_student_and_teacher(student):
     torch.manual_seed(0)
     teacher = Teacher(len(TINY), 3, ENCODER, ENCODER, weights="none")
-    learner = Learner(Config(), copy.deepcopy(student), HardLoss(), teacher)
+    learner = Learner(Config(), copy.deepcopy(student), HardLoss(), [teacher])
     learner.on_fit_start()
-    for network in (learner.network, learner.teacher):
+    for network in (learner.network, *learner.teachers):
         pointwise = [layer.dilation for layer in network.modules() if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)]
         assert len(pointwise) > 10 and set(pointwise) == {(2, 2)}
 
@@ -117,6 +117,36 @@ def test_with_more_threads_and_with_padding_convolutions_stay_as_they_are():
     many = nn.Conv2d(3, 4, 1)
     use_onednn(many)
     assert padded.dilation == many.dilation == (1, 1)
+
+
+# Parts of a source.
+
+
+@pytest.mark.parametrize(
+    ("groups", "part", "expected"),
+    [
+        ("", "1/2", [0, 1, 2, 3, 4, 5, 6]),
+        ("", "2/2", [7, 8, 9, 10, 11, 12]),
+        ("", "3/3", [9, 10, 11, 12]),
+        ("train1", "1/2", [0, 1, 2, 3, 4, 5, 10]),  # train1, train10, train11, train12 are a group
+        ("train1", "2/2", [6, 7, 8, 9, 11, 12]),
+    ],
+)
+def test_a_part_is_of_neighbouring_frames_of_each_group(groups, part, expected):
+    frames = Frames(tiny_source(options={"count": 13}, groups=groups, part=part), "")
+    assert frames.indices.tolist() == expected and len(frames) == len(expected)
+
+
+def test_a_part_is_of_the_frames_that_are_kept():
+    kept, parts = Frames(tiny_source(labelled=0.5, keep="labelled"), ""), []
+    for part in ("1/2", "2/2"):
+        parts += Frames(tiny_source(labelled=0.5, keep="labelled", part=part), "").indices.tolist()
+    assert parts == kept.indices.tolist() and len(parts) == 6
+    with pytest.raises(TrainingError, match="of 12 frames none is all with labelled=1.0 and part=13/13"):
+        Frames(tiny_source(part="13/13"), "")
+    for wrong in ("1", "0/2", "3/2", "1/2/3", "a/b", "-1/2"):
+        with pytest.raises(TrainingError, match=f"part is written k/n, the k-th of n parts, as 1/2; got {wrong!r}"):
+            tiny_source(part=wrong)
 
 
 # Losses.
@@ -349,7 +379,7 @@ def test_the_loss_of_a_step_is_the_sum_of_all_its_terms(monkeypatch):
     use_small_parts(monkeypatch)
     student, hard, taught = Student(len(TINY), "s", decoder="thin"), {"ce": 1.0, "dice": 2.0}, {"kd": 4.0, "feature": 8.0}
     as_terms = [lambda *_, terms=terms: {name: torch.tensor(value) for name, value in terms.items()} for terms in (hard, taught)]
-    learner = Learner(Config(), student, as_terms[0], Student(len(TINY), "s", decoder="thin"), as_terms[1])
+    learner = Learner(Config(), student, as_terms[0], [Student(len(TINY), "s", decoder="thin")], as_terms[1])
     learner.trainer = SimpleNamespace(global_step=0, global_rank=0, accumulate_grad_batches=1)
     assert learner.training_step(collate([TinyStreet(count=1, x="depth")[0]]), 0).item() == 15
 

@@ -31,7 +31,7 @@ from typer.testing import CliRunner
 import tiny_street
 from lix_core.cli.main import app
 from lix_core.data.registry import open_dataset
-from lix_core.data.sample import Batch
+from lix_core.data.sample import Batch, collate
 from lix_core.distill.config import DistillConfig, LIXConfig
 from lix_core.distill.objective import build_distiller
 from lix_core.errors import DataError, SourceError, TrainingError
@@ -299,10 +299,10 @@ def test_a_result_says_what_was_done_and_its_scores_are_those_of_the_weights_it_
 def test_the_teacher_is_no_part_of_the_students_checkpoint_and_stays_as_it_was(student, teacher):
     saved = torch.load(student / "checkpoints" / "last.ckpt", weights_only=True)
     assert {key.split(".")[0] for key in saved["state_dict"]} <= {"network", "distiller"}
-    learner = Run(tiny_config({"model.kind": "student"}), student.parent / "other", teacher).learner
+    learner = Run(tiny_config({"model.kind": "student"}), student.parent / "other", [teacher]).learner
     learner.train()
-    assert not learner.teacher.training and not any(p.requires_grad for p in learner.teacher.parameters())
-    assert not {id(p) for p in learner.teacher.parameters()} & {id(p) for p in learner.parameters()}
+    assert not learner.teachers[0].training and not any(p.requires_grad for p in learner.teachers[0].parameters())
+    assert not {id(p) for p in learner.teachers[0].parameters()} & {id(p) for p in learner.parameters()}
 
 
 def test_a_finished_run_is_returned_without_training_or_data(student, teacher, monkeypatch):
@@ -334,7 +334,7 @@ def test_options_that_came_to_be_since_a_run_do_not_make_it_another(student, tea
 
 
 def test_a_teacher_that_was_never_without_x_teaches_nothing_on_frames_without(teacher, tmp_path):
-    run = Run(tiny_config({"model.kind": "student"}, x_dropout=0.9, x_holes=0.9), tmp_path, teacher)
+    run = Run(tiny_config({"model.kind": "student"}, x_dropout=0.9, x_holes=0.9), tmp_path, [teacher])
     learner = run.learner
     run.data.trainer = learner.trainer = SimpleNamespace(global_rank=0, world_size=1, global_step=0)
     batch = next(iter(run.data.train_dataloader()))
@@ -509,7 +509,7 @@ def test_a_run_is_made_with_the_numbers_of_its_configuration(tmp_path):
     optim = {"steps": 15, "steps_per_epoch": 4, "accumulate": 3, "clip": 0.7, "ema": 0.8}
     loss = {"dice": 0.3, "ohem": 0.6, "ohem_keep": 0.25, "class_weight_power": 0.5}
     trainer = {"val_every": 2, "val_batch": 3, "precision": "bf16-mixed", "accelerator": "cpu"}
-    run = Run(tiny_config({"optim": optim, "loss": loss, "trainer": trainer}, eval_size=[32, 48]), tmp_path, None)
+    run = Run(tiny_config({"optim": optim, "loss": loss, "trainer": trainer}, eval_size=[32, 48]), tmp_path)
     run.set_up(quiet=True)
     hard, made = run.learner.hard, run.trainer
     assert (hard.dice, hard.ohem, hard.ohem_keep) == (0.3, 0.6, 0.25)
@@ -522,10 +522,10 @@ def test_a_run_is_made_with_the_numbers_of_its_configuration(tmp_path):
 
 
 def test_the_initial_weights_do_not_depend_on_the_method(teacher, tmp_path):
-    runs = [Run(tiny_config({"model.kind": "student", "distill.method": m}), tmp_path, t) for m, t in (("none", None), ("mgd", teacher))]
+    runs = [Run(tiny_config({"model.kind": "student", "distill.method": m}), tmp_path, t) for m, t in (("none", []), ("mgd", [teacher]))]
     plain, taught = (run.learner.network.state_dict() for run in runs)
     assert all(torch.equal(plain[key], taught[key]) for key in plain)
-    other = Run(tiny_config({"model.kind": "student", "distill.method": "none", "seed": 1}), tmp_path, None).learner.network.state_dict()
+    other = Run(tiny_config({"model.kind": "student", "distill.method": "none", "seed": 1}), tmp_path).learner.network.state_dict()
     assert not torch.equal(plain["decoder.head.weight"], other["decoder.head.weight"])
 
 
@@ -536,10 +536,9 @@ def test_a_teacher_of_fewer_stages_is_compared_stride_by_stride():
     assert names == {"stage1": "stage2", "stage2": "stage3", "stage3": "stage4", "stage4": "stage5", "decoder": "decoder"}
     assert partners(teacher, student) == {other: own for own, other in names.items()}
     image, known = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8), torch.ones(2, 64, 96, dtype=torch.bool)
-    batch = Batch(
-        image, torch.zeros(2, 64, 96, dtype=torch.int64), torch.randn(2, 1, 64, 96), known, torch.ones(2, dtype=torch.bool), known, []
-    )
-    learner = Learner(tiny_config(), student, HardLoss(None), teacher)
+    labels, labelled = torch.zeros(2, 64, 96, dtype=torch.int64), torch.ones(2, dtype=torch.bool)
+    batch = Batch(image, labels, torch.randn(2, 1, 64, 96), known, labelled, known, ["a", "b"])
+    learner = Learner(tiny_config(), student, HardLoss(None), [teacher])
     seen, taught = outputs(student, batch), learner._taught(batch)
     assert [*taught.features] == ["stage2", "stage3", "stage4", "stage5", "decoder"]
     own = outputs(teacher, batch).features
@@ -649,8 +648,75 @@ def test_a_student_teaches_where_that_is_asked_for(student, tmp_path):
     result = fit(tiny_config(changes), tmp_path, student, quiet=True)
     network, record = load_network(tmp_path)
     assert result.steps == 2 and record.teacher == result.teacher == weights_module.checksum(student)
-    line = Lineage(record, Lineage(load_network(student)[1]))
+    line = Lineage(record, (Lineage(load_network(student)[1]),))
     assert description(line).endswith("with the decoder fast_fpn, taught by an RGB teacher (kd).")
+
+
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory) -> list[Path]:
+    """Teachers that have each learned the labels of one half of the frames."""
+    outs = [tmp_path_factory.mktemp("halves") / name for name in ("first", "second")]
+    for out, part in zip(outs, ("1/2", "2/2")):
+        source = {"dataset": "tiny", "root": ".", "options": {"noise": 5}, "part": part}
+        fit(tiny_config({"optim.steps": 24, "optim.steps_per_epoch": 12, "name": out.name}, batch=4, sources=[source]), out, quiet=True)
+    return outs
+
+
+def test_of_several_teachers_each_frame_is_taught_by_one_that_has_not_learned_its_label(halves, tmp_path):
+    """Frames that none has learned are taught in turns, whether the student sees their labels or not."""
+    source = {"dataset": "tiny", "root": ".", "options": {"noise": 5}, "per_batch": 2}
+    sources = [source, {**source, "labelled": 0, "keep": "unlabelled", "per_batch": 1}, {**source, "split": "other", "per_batch": 1}]
+    config = tiny_config({"model.kind": "student"}, sources=sources, batch=4)
+    run = Run(config, tmp_path / "run", halves)
+    assert [run.learner.speaks[f"train{i}"] for i in range(12)] == [1] * 6 + [0] * 6
+    assert [run.learner.speaks[f"other{i}"] for i in range(4)] == [0, 1, 0, 1]
+    frames = tiny_street.TinyStreet(x="depth", noise=5)
+    batch = collate([frames[i] for i in (7, 2, 9, 11, 0)])
+    student = outputs(run.learner.network, batch)
+    taught, (first, second) = run.learner._taught(batch), (outputs(load_network(half)[0], batch) for half in halves)
+    for place, answer in enumerate((first, second, first, first, second)):
+        torch.testing.assert_close(taught.logits[place], answer.logits[place])
+        torch.testing.assert_close(taught.features["decoder"][place], answer.features["decoder"][place])
+    assert not torch.allclose(first.logits, second.logits) and taught.features.keys() == student.features.keys()
+    alone = run.learner._taught(batch.only(torch.tensor([True, False, True, False, False])))
+    torch.testing.assert_close(alone.logits, first.logits[[0, 2]])
+    result = fit(config, tmp_path / "run", halves, quiet=True)
+    assert result.teacher == "+".join(map(weights_module.checksum, halves)) and fit(config, tmp_path / "run", halves).steps == 6
+    with pytest.raises(TrainingError, match="another teacher than .*second and .*first"):
+        fit(config, tmp_path / "run", halves[::-1], quiet=True)
+
+
+def test_teachers_that_cannot_teach_together_are_refused(halves, teacher, tmp_path):
+    config = tiny_config({"model.kind": "student"})
+    with pytest.raises(TrainingError, match=f"the teacher {halves[0]} is named twice"):
+        fit(config, tmp_path, [halves[0], halves[0]], quiet=True)
+    other = tmp_path / "other"
+    fit(tiny_config({"model.fusion": "gated", "optim.steps": 24}, batch=4), other, quiet=True)
+    with pytest.raises(TrainingError, match="teachers of one student are of one build; fusion of .*first is 'sum', of .*other 'gated'"):
+        fit(config, tmp_path / "run", [halves[0], other], quiet=True)
+    run = Run(config, tmp_path / "run", [teacher, halves[0]])  # the first has learned all frames, the second half of them
+    assert [run.learner.speaks[f"train{i}"] for i in range(12)] == [i % 2 for i in range(6)] + [1] * 6
+
+
+def test_a_frame_name_that_means_two_teachers_is_refused(halves, tmp_path, monkeypatch):
+    """Names are all that a batch says of its frames."""
+
+    def learned(sources, frames):
+        return {"train0"} if sources[0].part[0] == frames.source.split[-1] else set()
+
+    monkeypatch.setattr(run_module, "learned", learned)
+    source = {"dataset": "tiny", "root": "."}
+    monkeypatch.setattr(tiny_street.TinyStreet, "__init__", same_names(tiny_street.TinyStreet.__init__))
+    with pytest.raises(TrainingError, match="two sources have a frame train0: of several teachers, the name tells which one speaks of it"):
+        Run(tiny_config({"model.kind": "student"}, sources=[{**source, "split": "a1"}, {**source, "split": "a2"}]), tmp_path, halves)
+
+
+def same_names(init):
+    def made(self, *args, **kwargs):
+        init(self, *args, **kwargs)
+        self.names = [f"train{i}" for i in range(self.count)]
+
+    return made
 
 
 BLIND = {"dataset": "tiny", "root": ".", "options": {"blind": True}}
@@ -680,7 +746,7 @@ def test_a_teacher_and_data_that_do_not_fit_are_refused(teacher, tmp_path, chang
 
 def test_class_weights_reach_the_distiller(teacher, tmp_path):
     changes = {"model.kind": "student", "distill.class_weights": True, "loss.class_weight_power": 0.5}
-    learner = Run(tiny_config(changes), tmp_path, teacher).learner
+    learner = Run(tiny_config(changes), tmp_path, [teacher]).learner
     torch.testing.assert_close(learner.distiller.class_weights, learner.hard.weights)
 
 
@@ -691,14 +757,14 @@ def test_a_teacher_that_can_do_without_x_teaches_on_frames_without(tmp_path, mon
     fit(tiny_config({"optim.steps": 3}, sources=mixed, val={**BLIND, "split": "val"}), tmp_path / "mixed", quiet=True)
     assert [load_network(tmp_path / run)[1].needs_x for run in ("dropped", "mixed")] == [False, False]
     for teacher in ("dropped", "mixed"):
-        run = Run(tiny_config({"model.kind": "student"}, sources=[BLIND], val=None), tmp_path / "student", tmp_path / teacher)
+        run = Run(tiny_config({"model.kind": "student"}, sources=[BLIND], val=None), tmp_path / "student", [tmp_path / teacher])
         run.data.trainer = run.learner.trainer = SimpleNamespace(global_rank=0, world_size=1, global_step=0)
         batch = next(iter(run.data.train_dataloader()))
         assert not batch.known.any() and not batch.x.any() and batch.x.shape[1] == 1
         said = run.learner.network.outputs(run.learner.network.normalise(batch.image))
         assert run.learner._lesson(said, batch)["kd"] > 0
         with pytest.raises(TrainingError, match="this data gives '': set data.x=depth"):  # which was forgotten
-            Run(tiny_config({"model.kind": "student"}, x=""), tmp_path / "student", tmp_path / teacher)
+            Run(tiny_config({"model.kind": "student"}, x=""), tmp_path / "student", [tmp_path / teacher])
 
 
 def test_the_revision_of_a_run_is_that_of_the_sources(tmp_path, monkeypatch):
@@ -754,10 +820,10 @@ def test_weights_that_are_replaced_at_once_are_not_fetched(student, tmp_path, mo
     for module in (run_module, weights_module):
         monkeypatch.setattr(module, "build_network", lambda *given, weights: asked.append(weights) or build(*given, weights="none"))
     config = tiny_config({"model.kind": "student", "model.weights": "timm", "distill.method": "none", "optim.steps": 1})
-    Run(config, tmp_path, None)
-    Run(config, tmp_path, None, start=student)
+    Run(config, tmp_path)
+    Run(config, tmp_path, start=student)
     fit(tiny_config({"model.kind": "student", "distill.method": "none", "optim.steps": 1}), tmp_path / "begun", quiet=True)
-    Run(config, tmp_path / "begun", None)
+    Run(config, tmp_path / "begun")
     fetched, loaded = None, "none"
     assert asked == [fetched, "none", loaded, fetched, loaded, "none"]
 

@@ -41,14 +41,18 @@ def train(
     if kind not in ("teacher", "student"):
         raise TrainingError(f"lix train takes teacher or student, got {kind!r}")
     fixed = {"model.kind": kind, **({"distill.method": "none"} if kind == "student" else {})}
-    run(config, decided(overrides or [], fixed, f"lix train {kind}"), data, out, None, start, resume)
+    run(config, decided(overrides or [], fixed, f"lix train {kind}"), data, out, [], start, resume)
 
 
 def distill(
     config: str = CONFIG,
     overrides: Optional[list[str]] = OVERRIDES,
     data: list[str] = DATA,
-    teacher: Path = typer.Option(..., help="Run folder of the teacher, made by `lix train teacher`, or its bundle."),
+    teacher: list[Path] = typer.Option(
+        ...,
+        help="Run folder of the teacher, made by `lix train teacher`, or its bundle; may be repeated: of several, a frame is taught by one "
+        "that has not learned its label.",
+    ),
     out: Path = OUT,
     start: Optional[Path] = START,
     resume: bool = RESUME,
@@ -67,9 +71,7 @@ def decided(overrides: list[str], fixed: dict[str, str], command: str) -> list[s
     return [*overrides, *(f"{key}={value}" for key, value in fixed.items())]
 
 
-def run(
-    config: str, overrides: list[str], data: list[str], out: Path, teacher: Optional[Path], start: Optional[Path], resume: bool
-) -> None:
+def run(config: str, overrides: list[str], data: list[str], out: Path, teachers: list[Path], start: Optional[Path], resume: bool) -> None:
     from lix_core.training.config import load_config
     from lix_core.training.cpu import keep_freed_memory
 
@@ -78,15 +80,15 @@ def run(
     places = places_of(data, {source.dataset for source in sources})
     for source in sources:
         source.root = places.get(source.dataset, source.root)
-    if teacher and chosen.distill.method == "none":
+    if teachers and chosen.distill.method == "none":
         raise TrainingError(
-            f"distill.method is none: {teacher} would teach nothing. Name a method, as distill.method=lix, or use lix train"
+            f"distill.method is none: {teachers[0]} would teach nothing. Name a method, as distill.method=lix, or use lix train"
         )
     keep_freed_memory()
     from lix_core.training.run import fit, rank_zero
 
     try:
-        result = fit(chosen, out, teacher and origin(teacher), resume, start=start and origin(start))
+        result = fit(chosen, out, [origin(teacher) for teacher in teachers], resume, start=start and origin(start))
     except KeyboardInterrupt:
         again = "the same command" if resume else "the same command without --no-resume"
         print(f"\nstopped; {again} goes on from the last epoch that was finished", file=sys.stderr)

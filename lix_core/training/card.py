@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lix_core.runtime.bundle import Manifest
+from lix_core.training.weights import runs_behind
 
 WEAK = 0.5
 """Classes with a lower IoU are named as weaknesses."""
@@ -59,18 +60,17 @@ def _lineage(training: dict[str, Any]) -> list[str]:
 
 def _behind(training: dict[str, Any]) -> list[str]:
     """A paragraph for each run behind one, the nearest first."""
-    ways = {"teacher": f"distilled by the method `{training['method']}` from", "start": "begun with the weights of"}
+    ways = f"distilled by the method `{training['method']}` from", "begun with the weights of"
     told = []
-    for key, way in ways.items():
-        if run := training.get(key):
-            model, data = run["config"]["model"], ", ".join(f"{s['dataset']} {s['split']}" for s in run["config"]["data"]["sources"])
-            scores = "".join(f"; mIoU {m['miou']:.3f} on {name}" for name, m in run["metrics"].items() if m["miou"] is not None)
-            sees = f"RGB and {run['x']}, joined by {model['fusion']}" if model["kind"] == "teacher" else "RGB"
-            told += [
-                f"`{training['run']}` was {way} the run `{run['run']}` (seed {run['seed']}, git {run['git_revision'][:12]}, SHA-256 of its "
-                f"checkpoint or bundle {run['sha256'][:12]}): {model['encoder']} that sees {sees}, trained on {data}{scores}.",
-                *_behind(run),
-            ]
+    for way, run in ((way, run) for way, runs in zip(ways, runs_behind(training)) for run in runs):
+        model, data = run["config"]["model"], ", ".join(f"{s['dataset']} {s['split']}" for s in run["config"]["data"]["sources"])
+        scores = "".join(f"; mIoU {m['miou']:.3f} on {name}" for name, m in run["metrics"].items() if m["miou"] is not None)
+        sees = f"RGB and {run['x']}, joined by {model['fusion']}" if model["kind"] == "teacher" else "RGB"
+        told += [
+            f"`{training['run']}` was {way} the run `{run['run']}` (seed {run['seed']}, git {run['git_revision'][:12]}, SHA-256 of its "
+            f"checkpoint or bundle {run['sha256'][:12]}): {model['encoder']} that sees {sees}, trained on {data}{scores}.",
+            *_behind(run),
+        ]
     return told
 
 

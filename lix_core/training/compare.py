@@ -12,12 +12,11 @@ import torch
 
 from lix_core.data.registry import difference
 from lix_core.errors import LixError, TrainingError
-from lix_core.files import expanded
 from lix_core.labels import LabelSet
 from lix_core.metrics import ConfusionMatrix
 from lix_core.models.networks import Network
 from lix_core.training import report
-from lix_core.training.data import AtSize, Frames, seen
+from lix_core.training.data import AtSize, Frames, learned
 from lix_core.training.scoring import evaluate
 from lix_core.training.weights import Record, Which, load_network
 
@@ -118,18 +117,11 @@ def check_x(run: str | Path, record: Record, frames: Frames) -> None:
 
 
 def remark_on(record: Record, frames: Frames) -> str:
-    """That a run was trained on some of the frames with their labels, or that this cannot be told; "" where it was not.
-
-    A folder that it does not name, or that is gone, is taken to be that of the frames.
-    """
-    names: set[str] = set()
-    for source in record.config.data.sources:
-        if source.dataset == frames.source.dataset:
-            root = source.root if source.root and expanded(source.root).is_dir() else frames.source.root
-            try:
-                names.update(seen(Frames(replace(source, root=root), ""), frames))
-            except LixError as error:
-                return f"whether it was trained on frames that it is scored on here cannot be told: {error}"
+    """That a run was trained on some of the frames with their labels, or that this cannot be told; "" where it was not."""
+    try:
+        names = learned(record.config.data.sources, frames)
+    except LixError as error:
+        return f"whether it was trained on frames that it is scored on here cannot be told: {error}"
     return f"trained with the labels of {len(names)} of the {len(frames)} frames that it is scored on here" if names else ""
 
 

@@ -119,6 +119,17 @@ def seen(trained: Frames, scored: Frames) -> list[str]:
     return [both.name(place) for place in range(len(both))]
 
 
+def learned(sources: Sequence[Source], frames: Frames) -> set[str]:
+    """Names of the frames whose labels a network trained on such sources has learned. A folder that they do not name, or that is gone, is
+    taken to be that of the frames. Raises LixError where it cannot be told."""
+    names: set[str] = set()
+    for source in sources:
+        if source.dataset == frames.source.dataset:
+            root = source.root if source.root and expanded(source.root).is_dir() else frames.source.root
+            names.update(seen(Frames(replace(source, root=root), ""), frames))
+    return names
+
+
 def refuse_seen(trained: Frames, scored: Frames, key: str) -> None:
     """Raises TrainingError where labelled frames that are trained on are among those scored as `key`."""
     if names := seen(trained, scored):

@@ -6,7 +6,9 @@ Shape letters: B batch, C classes, H W pixels, s output stride.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import lightning.pytorch as pl
@@ -41,6 +43,12 @@ def outputs(network: Network, batch: Batch) -> Output:
     """What the network makes of a batch: a teacher sees X, a student does not."""
     image = network.normalise(batch.image)
     return network.outputs(image, batch.x, batch.known) if isinstance(network, Teacher) else network.outputs(image)
+
+
+def joined(answers: Sequence[Output], place: Tensor) -> Output:
+    """Answers to parts of a batch as one; place: (B,) int64, of each frame of the batch in the parts one after the other."""
+    features = {name: torch.cat([answer.features[name] for answer in answers])[place] for name in answers[0].features}
+    return Output(torch.cat([answer.logits for answer in answers])[place], features)
 
 
 def full_logits(coarse_BChw: Tensor, size: tuple[int, int]) -> Tensor:
@@ -88,12 +96,13 @@ def parameter_groups(network: nn.Module, extra: nn.Module | None, config: OptimC
 
 
 class Learner(pl.LightningModule):
-    """Trains `network` by L = L_H + the terms of the distiller, which compares it with a frozen teacher.
+    """Trains `network` by L = L_H + the terms of the distiller, which compares it with a frozen teacher, or several of one build.
 
-    The teacher and the averaged weights live outside of the module tree: Lightning neither trains nor saves nor synchronises them, and
-    the teacher's `train()` is never called.
+    The teachers and the averaged weights live outside of the module tree: Lightning neither trains nor saves nor synchronises them, and
+    a teacher's `train()` is never called.
 
-    teacher_needs_x: frames without any X are then left out of the terms.
+    speaks: name of a frame -> which teacher speaks of it, else the first. teacher_needs_x: frames without any X are then left out of the
+    terms.
 
     Attributes: scored, the network that is scored and kept: the averaged one where there is an average. terms: sums of the loss's terms
     since they were last taken.
@@ -104,24 +113,20 @@ class Learner(pl.LightningModule):
         config: Config,
         network: Network,
         hard: HardLoss,
-        teacher: Network | None = None,
+        teachers: Sequence[Network] = (),
         distiller: nn.Module | None = None,
+        speaks: Mapping[str, int] = MappingProxyType({}),
         teacher_needs_x: bool = False,
     ):
         super().__init__()
         self.config, self.network, self.hard, self.distiller = config, network, hard, distiller
-        self.teacher_needs_x = teacher_needs_x
-        self._outside: dict[str, Network] = {}
-        if teacher is not None:
-            self._outside["teacher"] = teacher.eval().requires_grad_(False)
-            self._partners = partners(network, teacher)
+        self.speaks, self.teacher_needs_x = speaks, teacher_needs_x
+        self.teachers = tuple(teacher.eval().requires_grad_(False) for teacher in teachers)  # a tuple: no modules of this one
+        self._outside = {f"teacher {n}": teacher for n, teacher in enumerate(self.teachers)}
+        self._partners = partners(network, teachers[0]) if teachers else {}
         self._terms: dict[str, Tensor] = {}
         self._batches = 0
         self._previous: list[str] = []
-
-    @property
-    def teacher(self) -> Network | None:
-        return self._outside.get("teacher")
 
     @property
     def scored(self) -> Network:
@@ -172,8 +177,11 @@ class Learner(pl.LightningModule):
 
     @torch.no_grad()
     def _taught(self, batch: Batch) -> Output:
-        """The teacher's answer to the very view that the student sees, its features under the names of the student's."""
-        answer = outputs(self.teacher, batch)
+        """The teachers' answers to the very views that the student sees, their features under the names of the student's."""
+        who = torch.tensor([self.speaks.get(name, 0) for name in batch.names], device=batch.image.device)
+        frames = [(who == n).nonzero().flatten() for n in range(len(self.teachers))]
+        answers = [outputs(teacher, batch.only(who == n)) for n, teacher in enumerate(self.teachers) if len(frames[n])]
+        answer = answers[0] if len(answers) == 1 else joined(answers, torch.cat(frames).argsort())
         return answer._replace(features={name: answer.features[own] for own, name in self._partners.items()})
 
     def _complaint(self, batch: Batch, student: Output, terms: dict[str, Tensor]) -> str:

@@ -27,7 +27,18 @@ from lix_core.runtime.segmenter import Segmenter
 from lix_core.training.card import model_card
 from lix_core.training.config import Config, ModelConfig, Source, to_dict
 from lix_core.training.run import RunResult
-from lix_core.training.weights import Record, Which, checksum, is_bundle, load_checkpoint, load_network, of_bundle, record_of
+from lix_core.training.weights import (
+    Record,
+    Which,
+    checksum,
+    is_bundle,
+    load_checkpoint,
+    load_network,
+    of_bundle,
+    record_of,
+    runs_behind,
+    teacher_keys,
+)
 
 NON_COMMERCIAL = re.compile(r"\bnc\b|non-?commercial", re.IGNORECASE)
 
@@ -40,15 +51,16 @@ class Lineage:
     """
 
     record: Record
-    teacher: "Lineage | None" = None
+    teachers: "tuple[Lineage, ...]" = ()
     start: "Lineage | None" = None
     manifest: Manifest | None = None
 
     @property
-    def behind(self) -> list[tuple[str, str, "Lineage"]]:
-        """(key in a manifest, words, run) of those directly behind it."""
-        named = (("teacher", "teacher", self.teacher), ("start", "run it started from", self.start))
-        return [(key, words, line) for key, words, line in named if line]
+    def behind(self) -> list[tuple[str, str, str, "Lineage"]]:
+        """(key in a manifest, words, SHA-256, run) of those directly behind it."""
+        keys = teacher_keys(len(self.teachers))
+        taught = [(key, "teacher", digest, line) for key, digest, line in zip(keys, self.record.teacher.split("+"), self.teachers)]
+        return [*taught, *([("start", "run it started from", self.record.start, self.start)] if self.start else [])]
 
 
 def line_of(run: Path, behind: Sequence[Path]) -> Lineage:
@@ -61,9 +73,11 @@ def line_of(run: Path, behind: Sequence[Path]) -> Lineage:
 
 def line_of_bundle(manifest: Manifest) -> Lineage:
     """The run of a bundle and those behind it, as far as its manifest tells of them."""
-    record, told = record_of(manifest), {key: manifest.training[key] for key in ("teacher", "start") if key in manifest.training}
-    behind = {key: replace(line_of_bundle(replace(manifest, training=training, x=None)), manifest=None) for key, training in told.items()}
-    return Lineage(record, **behind, manifest=manifest)
+    taught, started = (
+        tuple(replace(line_of_bundle(replace(manifest, training=training, x=None)), manifest=None) for training in runs)
+        for runs in runs_behind(manifest.training)
+    )
+    return Lineage(record_of(manifest), taught, next(iter(started), None), manifest)
 
 
 def lineage(record: Record, runs: Sequence[Path]) -> Lineage:
@@ -73,9 +87,7 @@ def lineage(record: Record, runs: Sequence[Path]) -> Lineage:
     """
     folders = {checksum(run): run for run in runs}
 
-    def find(what: str, record: Record, digest: str) -> Lineage | None:
-        if not digest:
-            return None
+    def find(what: str, digest: str) -> Lineage:
         if digest not in folders:
             given = f"named: {', '.join(map(str, runs))}, which is none with it" if runs else "none is named"
             raise TrainingError(
@@ -85,7 +97,8 @@ def lineage(record: Record, runs: Sequence[Path]) -> Lineage:
             )
         return line_of(folders[digest], runs)
 
-    return Lineage(record, find("was taught by", record, record.teacher), find("started from", record, record.start))
+    teachers = tuple(find("was taught by", digest) for digest in record.teacher.split("+") if digest)
+    return Lineage(record, teachers, find("started from", record.start) if record.start else None)
 
 
 def make_bundle(run: Path, which: Which = "best", name: str = "", behind: Sequence[Path] = (), notes: str = "") -> tuple[Bundle, Agreement]:
@@ -133,10 +146,11 @@ def description(line: Lineage) -> str:
     record, model = line.record, line.record.config.model
     sees = f"RGB and {record.x_kind}" if model.kind == "teacher" else "RGB"
     taught = ""
-    if line.teacher:
-        by = line.teacher.record
+    if line.teachers:
+        by, count = line.teachers[0].record, len(line.teachers)
         x = f" + {by.x_kind}" if by.config.model.kind == "teacher" else ""
-        taught = f", taught by an RGB{x} teacher ({record.config.distill.method})"
+        who = f"an RGB{x} teacher" if count == 1 else f"{count} RGB{x} teachers"
+        taught = f", taught by {who} ({record.config.distill.method})"
     return f"{len(record.labels)} classes ({record.labels.name}) from {sees}: {model.encoder} with the decoder {model.decoder}{taught}."
 
 
@@ -173,7 +187,7 @@ def data_behind(line: Lineage, whose: str = "") -> list[dict[str, str]]:
     entries = data_of(line.record.config, whose)
     if line.start:
         entries = [entry for entry in entries if not entry["use"].startswith("initial weights")]
-    for _, words, other in line.behind:
+    for _, words, _, other in line.behind:
         entries += data_behind(other, f" of the {words}{whose}")
     return [entry for place, entry in enumerate(entries) if entry not in entries[:place]]
 
@@ -240,9 +254,9 @@ def training_of(line: Lineage) -> dict[str, Any]:
         "needs_x": record.needs_x,
         "config": config,
     }
-    for key, _, other in line.behind:
+    for key, _, digest, other in line.behind:
         figures = other.manifest.metrics if other.manifest else metrics_of(other.record, None)
-        facts[key] = {"sha256": getattr(record, key), **training_of(other), "metrics": figures}
+        facts[key] = {"sha256": digest, **training_of(other), "metrics": figures}
     return facts
 
 

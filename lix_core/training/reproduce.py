@@ -69,7 +69,7 @@ def reproduce(
     report(f"{record.done(units)} of {total} runs are there", record.done(units), total)
     for cell, result in finished_cells(units, record, work, jobs, teacher):
         record.add(cell, result)
-        wanted = any(cell is other.start or cell is other.teacher for unit in units for other in unit)
+        wanted = any(cell is needed for unit in units for other in unit for needed in other.needs)
         if not keep and not cell.is_teacher and not wanted:
             shutil.rmtree(folder(work, cell), ignore_errors=True)
         report(f"{cell.key}: {table.metric} {score_of(result['counts'], result['names'], table.metric):.4f}", record.done(units), total)
@@ -142,7 +142,7 @@ def needed(unit: Sequence[Cell], record: "Record", work: Path) -> list[Cell]:
     keys = set({cell.fingerprint: cell.key for cell in reversed(unit) if not record.has(cell)}.values())
     for cell in reversed(unit):  # what a cell needs comes before it
         if cell.key in keys:
-            keys |= {other.key for other in (cell.teacher, cell.start) if other and not is_finished(folder(work, other))}
+            keys |= {other.key for other in cell.needs if not is_finished(folder(work, other))}
     return [cell for cell in unit if cell.key in keys]
 
 
@@ -169,8 +169,8 @@ def run_cell(cell: Cell, work: Path, jobs: int, teacher: Path | None = None) -> 
     if jobs > 1:
         torch.set_num_threads(max(1, cores() // jobs))
     start = folder(work, cell.start) if cell.start else None
-    teacher = folder(work, cell.teacher) if cell.teacher else teacher
-    result = fit(cell.config, folder(work, cell), teacher, start=start, wait=True)  # for another process that makes the same
+    teachers = [folder(work, other) for other in cell.teachers] or teacher
+    result = fit(cell.config, folder(work, cell), teachers, start=start, wait=True)  # for another process that makes the same
     scored = result.test or result.val
     return {
         "counts": scored["counts"],

@@ -183,8 +183,9 @@ def summary(table: Table, runs: Mapping[str, Mapping[str, Any]], overrides: Sequ
 
 def told_of(row: Row, table: Table) -> dict[str, Any]:
     """What makes a row: its options and, where it has them, who teaches it, whose weights it begins with, and another control than most."""
-    taught, control = row.teacher if table.distills(row) else "", table.control_of(row.name)
-    others = {"teacher": taught, "start": row.start, "control": control if control not in (CONTROL, row.name) else ""}
+    taught, control = table.taught_by(row), table.control_of(row.name)
+    teacher = list(taught) if len(taught) > 1 else "".join(taught)
+    others = {"teacher": teacher, "start": row.start, "control": control if control not in (CONTROL, row.name) else ""}
     return {"set": list(row.overrides), **{key: name for key, name in others.items() if name}}
 
 

@@ -234,7 +234,7 @@ def matching_lines(task: Retraining) -> dict[str, Lineage]:
 
 def whole_line(line: Lineage) -> list[Lineage]:
     """A run and all behind it."""
-    return [line, *(each for _, _, other in line.behind for each in whole_line(other))]
+    return [line, *(each for *_, other in line.behind for each in whole_line(other))]
 
 
 def first_of(line: Lineage) -> Config:

@@ -11,7 +11,7 @@ import platform
 import signal
 import subprocess
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -36,7 +36,7 @@ from lix_core.models.networks import Network, partners
 from lix_core.training import report
 from lix_core.training.callbacks import Board, Checkpoints, Journal, MovingAverage, Progress, SyncedBatchNorms, WholeFiles
 from lix_core.training.config import FREE, Config, differences, from_dict, to_dict, to_yaml
-from lix_core.training.data import AtSize, Frames, TrainingData, own_words, seed_of
+from lix_core.training.data import AtSize, Frames, TrainingData, learned, own_words, seed_of
 from lix_core.training.losses import HardLoss, class_weights
 from lix_core.training.module import Learner, build_network, outputs
 from lix_core.training.scoring import chance, evaluate
@@ -100,7 +100,7 @@ def summary(matrix: ConfusionMatrix, labels: LabelSet) -> dict[str, Any]:
 def fit(
     config: Config,
     out: str | Path,
-    teacher: str | Path | None = None,
+    teacher: str | Path | Sequence[str | Path] | None = None,
     resume: bool = True,
     quiet: bool = False,
     start: str | Path | None = None,
@@ -108,10 +108,11 @@ def fit(
 ) -> RunResult:
     """Train the network of a configuration into the run folder `out`, or go on where a run in it was stopped.
 
-    teacher: run folder of the teacher, or its bundle, needed where `distill.method` is not `none`. start: run folder or bundle of the same
-    network on the same labels and X, whose best weights are the first ones (fine-tuning); of a teacher, a student takes its RGB encoder
-    and decoder. resume: without it, what is in `out` is trained anew. quiet: no progress. wait: where another process trains in `out`,
-    wait for its end and take its result, instead of refusing.
+    teacher: run folder of the teacher, or its bundle, needed where `distill.method` is not `none`; or several of one build, of which each
+    frame is taught by one that has not learned its label (in turns, where more than one has not, or all have). start: run folder or bundle
+    of the same network on the same labels and X, whose best weights are the first ones (fine-tuning); of a teacher, a student takes its
+    RGB encoder and decoder. resume: without it, what is in `out` is trained anew. quiet: no progress. wait: where another process trains
+    in `out`, wait for its end and take its result, instead of refusing.
 
     A finished run is returned without training. A run that was killed and resumed comes to the same weights as one that was not, on
     CPUs bit by bit.
@@ -125,18 +126,21 @@ def fit(
     """
     out = Path(out)
     distilled = config.model.kind == "student" and config.distill.method != "none"
-    if distilled and teacher is None:
+    teachers = [Path(run) for run in ([teacher] if isinstance(teacher, (str, Path)) else teacher or [])]
+    if distilled and not teachers:
         raise TrainingError(f"distill.method {config.distill.method!r} needs a teacher: name its run, or set distill.method=none")
-    for what, run in (("teacher", teacher), ("start", start)):
+    for what, run in (*(("teacher", run) for run in teachers), ("start", start)):
         if run and Path(run).resolve() == out.resolve():
             raise TrainingError(f"{out} cannot be the folder of a run and its {what}: name another one for the run")
+    if twice := [run for run in teachers if teachers.count(run) > 1]:
+        raise TrainingError(f"the teacher {twice[0]} is named twice")
     lead = rank_zero()
     if lead:
         make_folder(out)
     with alone_in(out, wait) if lead else nullcontext(True) as free:
         if not free:
             raise TrainingError(f"another process trains in {out}: wait for its end, or name another folder")
-        return train_in(out, config, Path(teacher) if distilled else None, resume, quiet, Path(start) if start else None, lead)
+        return train_in(out, config, teachers if distilled else [], resume, quiet, Path(start) if start else None, lead)
 
 
 @contextmanager
@@ -155,18 +159,18 @@ LEFT_OVER_S = 15.0
 """How long a folder may be held by what is left of a run that was killed: the workers that read data for it end within seconds."""
 
 
-def train_in(out: Path, config: Config, teacher: Path | None, resume: bool, quiet: bool, start: Path | None, lead: bool) -> RunResult:
+def train_in(out: Path, config: Config, teachers: Sequence[Path], resume: bool, quiet: bool, start: Path | None, lead: bool) -> RunResult:
     """`fit` in a folder that no other run uses. lead: whether this is the process that writes."""
     if lead or resume:
         refuse_foreign_config(out)
     if resume and holds_run(out):
         refuse_another_run(config, out)
         if (out / "result.json").exists():
-            refuse_other_weights(out, teacher, start)
+            refuse_other_weights(out, teachers, start)
             return RunResult.load(out)
     silence()
     try:
-        run = Run(config, out, teacher, resume, start)
+        run = Run(config, out, teachers, resume, start)
         run.set_up(quiet)
         if lead:  # not before it is known that there is a run to put in its place
             if not resume:
@@ -230,20 +234,21 @@ def refuse_another_run(config: Config, out: Path) -> None:
         raise TrainingError(f"{out} holds a run of other settings ({words}); name another folder, or {ANEW}")
 
 
-def refuse_other_weights(out: Path, teacher: Path | None, start: Path | None) -> None:
-    """A TrainingError where the folder holds a finished run with another teacher, or from another start."""
+def refuse_other_weights(out: Path, teachers: Sequence[Path], start: Path | None) -> None:
+    """A TrainingError where the folder holds a finished run with other teachers, or from another start."""
     if not (out / "checkpoints" / "best.ckpt").exists():
         return
     record = load_checkpoint(out / "checkpoints" / "best.ckpt")["record"]
-    for what, run in (("teacher", teacher), ("start", start)):
-        if record.get(what, "") != (checksum(run) if run else ""):
-            raise TrainingError(f"{out} holds a finished run with another {what} than {run or 'none'}; name another folder, or {ANEW}")
+    for what, runs in (("teacher", teachers), ("start", [start] if start else [])):
+        if record.get(what, "") != "+".join(map(checksum, runs)):
+            named = " and ".join(map(str, runs)) or "none"
+            raise TrainingError(f"{out} holds a finished run with another {what} than {named}; name another folder, or {ANEW}")
 
 
 class Run:
     """One run being trained: its data, networks and callbacks."""
 
-    def __init__(self, config: Config, out: Path, teacher: Path | None, resume: bool = True, start: Path | None = None):
+    def __init__(self, config: Config, out: Path, teachers: Sequence[Path] = (), resume: bool = True, start: Path | None = None):
         self.config, self.out = config, out
         optim, trainer = config.optim, config.trainer
         self.epochs = math.ceil(optim.steps / optim.steps_per_epoch)
@@ -258,7 +263,7 @@ class Run:
         self.evaluate = partial(evaluate, batch=trainer.val_batch, size=config.data.eval_size, workers=config.data.workers)
         if config.model.kind == "teacher" and config.data.x and not self.data.x_channels:
             raise TrainingError(f"a teacher needs X, and no frames of {self._sources()} have any: add a data set that has {config.data.x}")
-        if teacher is None and not any(frames.has_labels() for frames in self.data.frames):
+        if not teachers and not any(frames.has_labels() for frames in self.data.frames):
             raise TrainingError(f"no frame of {self._sources()} has a labelled pixel, and there is no teacher: there is nothing to learn")
         torch.manual_seed(seed_of(config.seed, 1))
         replaced = "none" if start or self.begun else None  # no initial weights are fetched where others take their place
@@ -270,17 +275,20 @@ class Run:
         if not start:
             self._check_begun("start", "", "with the weights of another run")
         weights = class_weights(self.data.count_pixels(), config.loss.class_weight_power) if config.loss.class_weight_power else None
-        teacher_network, distiller, self.teacher_hash, self.teacher_needs_x = None, None, "", False
-        if teacher is not None:
+        networks, distiller, speaks, self.teacher_hash, self.teacher_needs_x = [], None, {}, "", False
+        if teachers:
             if config.distill.class_weights and weights is None:
                 raise TrainingError("distill.class_weights takes the weights of L_H, which has none: set loss.class_weight_power above 0")
-            teacher_network, self.teacher_hash = self._teacher(teacher)
+            taught = [self._teacher(run) for run in teachers]
+            networks, speaks = [network for network, _ in taught], self._speaks(teachers, [record for _, record in taught])
+            self.teacher_hash = "+".join(map(checksum, teachers))
+            self._check_begun("teacher", self.teacher_hash, f"with another teacher than {' and '.join(map(str, teachers))}")
             # After the network, from a seed of its own: the initial weights of a student do not depend on how it is taught.
             torch.manual_seed(seed_of(config.seed, 2))
-            wanted = {name: teacher_network.feature_channels[own] for own, name in partners(network, teacher_network).items()}
+            wanted = {name: networks[0].feature_channels[own] for own, name in partners(network, networks[0]).items()}
             distiller = build_distiller(config.distill, network.feature_channels, wanted, len(self.labels), self.data.x_channels, weights)
         hard = HardLoss(weights, config.loss.dice, config.loss.ohem, config.loss.ohem_keep)
-        self.learner = Learner(config, network, hard, teacher_network, distiller, self.teacher_needs_x)
+        self.learner = Learner(config, network, hard, networks, distiller, speaks, self.teacher_needs_x)
         facts = (config, self.labels, self.data.x_kind, self.data.x_channels, 0, git_revision(), str(torch.__version__))
         always_x = all(frames.dataset.x_kind for frames in self.data.frames)
         self.record = Record(*facts, self.teacher_hash, start=self.start_hash, always_x=always_x)
@@ -288,8 +296,25 @@ class Run:
         score = partial(self.evaluate, dataset=self.data.val) if self.data.val else None
         self.journal = Journal(out, self.epochs, trainer.val_every, score)
 
-    def _teacher(self, run: Path) -> tuple[Network, str]:
-        """The teacher and the hash of its checkpoint, found fit to teach on this data."""
+    def _speaks(self, runs: Sequence[Path], records: Sequence[Record]) -> dict[str, int]:
+        """Name of each frame -> which of several teachers speaks of it: one that has not learned its label."""
+        for run, record in zip(runs[1:], records[1:]):
+            for key in SHAPES:
+                ours, theirs = getattr(records[0].config.model, key), getattr(record.config.model, key)
+                if ours != theirs:
+                    raise TrainingError(f"teachers of one student are of one build; {key} of {runs[0]} is {ours!r}, of {run} {theirs!r}")
+        speaks: dict[str, int] = {}
+        for frames in self.data.frames if len(runs) > 1 else ():
+            knows = [learned(record.config.data.sources, frames) for record in records]
+            for place in range(len(frames)):
+                name = frames.name(place)
+                able = [n for n, names in enumerate(knows) if name not in names] or list(range(len(knows)))
+                if speaks.setdefault(name, able[place % len(able)]) not in able:
+                    raise TrainingError(f"two sources have a frame {name}: of several teachers, the name tells which one speaks of it")
+        return speaks
+
+    def _teacher(self, run: Path) -> tuple[Network, Record]:
+        """A teacher, found fit to teach on this data."""
         network, record = load_network(run)
         sees_x = record.config.model.kind == "teacher"
         if not sees_x and not self.config.distill.rgb_teacher:
@@ -306,12 +331,10 @@ class Run:
                 raise TrainingError(f"the teacher {run} sees X {record.x_kind!r}, {has}")
             self.data.x_kind, self.data.x_channels = record.x_kind, record.x_channels  # all of it unknown
         check_crop(self.config, network, f"{record.config.model.encoder}, of the teacher {run}")
-        self.teacher_needs_x = record.needs_x
-        digest = checksum(run)
-        self._check_begun("teacher", digest, f"with another teacher than {run}")
+        self.teacher_needs_x = self.teacher_needs_x or record.needs_x
         if not self.begun:
             self._check_teacher(network, run)
-        return network, digest
+        return network, record
 
     def _check_scored(self) -> None:
         """A TrainingError where val or test frames cannot be scored: of a teacher that never is without X, those without."""
@@ -483,11 +506,11 @@ class Run:
         if frames and self.config.trainer.sheet_frames:
             some = AtSize(frames.spread(self.config.trainer.sheet_frames), self.config.data.eval_size)
             samples = [some[i] for i in range(len(some))]
-            report.sheet(network, self.learner.teacher, samples, self.labels, self.out / "sheet.png")
+            report.sheet(network, next(iter(self.learner.teachers), None), samples, self.labels, self.out / "sheet.png")
             distiller = self.learner.distiller
             if isinstance(distiller, LIX) and self.config.distill.lix.logit:
                 distiller.to(self.trainer.strategy.root_device)  # Lightning puts it back on the CPU
-                report.weights(network, self.learner.teacher, distiller, samples, self.out / "weights.png")
+                report.weights(network, self.learner.teachers[0], distiller, samples, self.out / "weights.png")
 
 
 def check_crop(config: Config, network: Network, encoder: str) -> None:

@@ -40,14 +40,14 @@ WORLD_FRAMES = {"train": (480, 101), "val": (60, 102), "test": (160, 103)}
 class Row:
     """One row.
 
-    overrides: what sets its configuration apart, as `a.b=value`. teacher: that it learns from, or a row above that does for one, "" for
-    none. control: the row that it is set against, "" for none. start: the row above, or the teacher, whose weights it begins with, "" for
-    those of the configuration.
+    overrides: what sets its configuration apart, as `a.b=value`. teachers: those that it learns from, or rows above that do for one.
+    control: the row that it is set against, "" for none. start: the row above, or the teacher, whose weights it begins with, "" for those
+    of the configuration.
     """
 
     name: str
     overrides: tuple[str, ...] = ()
-    teacher: str = TEACHER
+    teachers: tuple[str, ...] = (TEACHER,)
     control: str = CONTROL
     start: str = ""
 
@@ -114,16 +114,18 @@ class Table:
         rows = []
         for key, value in data["rows"].items():
             value, where = value or {}, f"row {key} of table {name}"
-            check_kinds(where, value, {"teacher": str, "control": str, "start": str})
+            check_kinds(where, value, {"control": str, "start": str})
             if other := [word for word in value if word not in ROW]:
                 raise TrainingError(f"{where}: unknown key {other[0]}{nearest(other[0], ROW)}; there are {', '.join(ROW)}")
-            teacher = value.get("teacher", TEACHER if TEACHER in teachers else "")
+            taught = flat(value.get("teacher", TEACHER if TEACHER in teachers else ""), f"teacher of {where}")
+            taught = tuple(name for name in taught if name)
             start = value.get("start", "")
             if start and start not in [*teachers, *(row.name for row in rows)]:
                 raise TrainingError(f"{where} starts from {start!r}, which is no teacher and no row above it")
-            if teacher and teacher not in [*teachers, *(row.name for row in rows)]:
-                raise TrainingError(f"{where} learns from {teacher!r}, which is no row above it; its teachers are {', '.join(teachers)}")
-            rows.append(Row(str(key), flat(value.get("set", ()), where), teacher, value.get("control", CONTROL), start))
+            if unknown := [name for name in taught if name not in [*teachers, *(row.name for row in rows)]]:
+                named = f"{unknown[0]!r}, which is no row above it; its teachers are {', '.join(teachers)}"
+                raise TrainingError(f"{where} learns from {named}")
+            rows.append(Row(str(key), flat(value.get("set", ()), where), taught, value.get("control", CONTROL), start))
         names = [row.name for row in rows]
         for key, value in data["rows"].items():
             control = (value or {}).get("control", "")
@@ -147,7 +149,7 @@ class Table:
         base = to_dict(load_config(config, fixed))
         if base["data"]["val"]:
             base["data"]["test"] = None
-        rows = [Row(f"{key}={value}", (f"{key}={value}",), "") for key, values in split if len(values) > 1 for value in values]
+        rows = [Row(f"{key}={value}", (f"{key}={value}",), ()) for key, values in split if len(values) > 1 for value in values]
         if not rows:
             raise TrainingError(f"nothing varies in {' '.join(variations)}: give an option several values, as distill.lix.tau=1,2,4")
         varied = [key for key, values in split if len(values) > 1]
@@ -165,7 +167,7 @@ class Table:
             if needs := idle(key, base["distill"]["lix"]):
                 raise TrainingError(f"{key} changes nothing {needs}")
         title = f"Variations of {config}" + (f" with {' '.join(fixed)}" if fixed else "")
-        return cls(name, title, metric, base, {}, (Row(CONTROL, (), ""), *rows), seeds=tuple(seeds) or (0, 1, 2))
+        return cls(name, title, metric, base, {}, (Row(CONTROL, (), ()), *rows), seeds=tuple(seeds) or (0, 1, 2))
 
     @property
     def datasets(self) -> set[str]:
@@ -201,9 +203,9 @@ class Table:
                     raise TrainingError(f"table {self.name} has {what} {', '.join(map(str, every))}, not {number}")
         wanted = set(rows)
         for row in reversed(self.rows):  # what a row starts or learns from is above it
-            wanted |= {row.start, row.teacher if self.distills(row) else ""} if row.name in wanted else set()
+            wanted |= {row.start, *self.taught_by(row)} if row.name in wanted else set()
         kept = tuple(row for row in self.rows if not rows or row.name in wanted)
-        taught = {teacher for row in kept for teacher in (row.teacher if self.distills(row) else "", row.start)}
+        taught = {teacher for row in kept for teacher in (*self.taught_by(row), row.start)}
         teachers = {name: changes for name, changes in self.teachers.items() if not rows or name in rows or name in taught}
         some = {"rows": kept, "teachers": teachers, "seeds": tuple(seeds) or self.seeds, "folds": tuple(folds) or self.folds}
         return replace(self, **some, whole=self.whole or self)
@@ -219,10 +221,10 @@ class Table:
         control = self.control_of(name)
         return control if control != name and not control.startswith(CONTROL) else ""
 
-    def distills(self, row: Row) -> bool:
-        """Whether a row learns from its teacher."""
-        tree = self.tree(row.overrides)
-        return tree.get("distill", {}).get("method", DistillConfig().method) != "none"
+    def taught_by(self, row: Row) -> tuple[str, ...]:
+        """The teachers that a row learns from; none where its method is none."""
+        method = self.tree(row.overrides).get("distill", {}).get("method", DistillConfig().method)
+        return row.teachers if method != "none" else ()
 
 
 def idle(key: str, lix: Mapping[str, Any]) -> str:
@@ -289,7 +291,7 @@ def table_names() -> list[str]:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a table. settings: what the table says of its configuration. taught_by: fingerprint of its teacher, "" without one.
+    """One run of a table. settings: what the table says of its configuration. taught_by: fingerprint of its teachers, "" without one.
     start: whose weights it begins with."""
 
     row: str
@@ -297,9 +299,14 @@ class Cell:
     seed: int
     config: Config
     settings: dict[str, Any]
-    teacher: "Cell | None" = None
+    teachers: "tuple[Cell, ...]" = ()
     taught_by: str = ""
     start: "Cell | None" = None
+
+    @property
+    def needs(self) -> "list[Cell]":
+        """Those whose weights it is made with."""
+        return [*self.teachers, *([self.start] if self.start else [])]
 
     @property
     def key(self) -> str:
@@ -352,7 +359,7 @@ def cells(table: Table, roots: Mapping[str, str], overrides: Sequence[str] = (),
 
 
 def unit_of(table: Table, fold: int, seed: int, roots: Mapping[str, str], overrides: Sequence[str], taught_by: str) -> list[Cell]:
-    def cell(name: str, changes: Sequence[str], kind: str, teacher: Cell | None = None, by: str = "", start: Cell | None = None) -> Cell:
+    def cell(name: str, changes: Sequence[str], kind: str, teachers: Sequence[Cell] = (), by: str = "", start: Cell | None = None) -> Cell:
         tree = table.tree([*changes, *overrides])
         for change in (f"model.kind={kind}", f"seed={seed}"):
             override(tree, change)
@@ -363,14 +370,15 @@ def unit_of(table: Table, fold: int, seed: int, roots: Mapping[str, str], overri
         if not (config.data.test or config.data.val):
             raise TrainingError(f"nothing would be scored in {name} of table {table.name}: set data.val or data.test")
         if config.distill.method == "none":
-            teacher, by = None, ""
-        return Cell(name, fold, seed, config, tree, teacher, teacher.fingerprint if teacher else by, start)
+            teachers, by = (), ""
+        return Cell(name, fold, seed, config, tree, tuple(teachers), "+".join(t.fingerprint for t in teachers) or by, start)
 
     teachers = {name: cell(name, changes, "teacher") for name, changes in table.teachers.items()}
     students: dict[str, Cell] = {}
     for row in table.rows:
         above = {**teachers, **students}
-        students[row.name] = cell(row.name, row.overrides, "student", above.get(row.teacher), taught_by, above.get(row.start))
+        taught = [above[name] for name in row.teachers if name in above]
+        students[row.name] = cell(row.name, row.overrides, "student", taught, taught_by, above.get(row.start))
     return [*teachers.values(), *students.values()]
 
 

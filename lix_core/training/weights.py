@@ -35,7 +35,7 @@ class Record:
     git_revision: str
     torch: str
     teacher: str = ""
-    """SHA-256 of the teacher's checkpoint; empty without one."""
+    """SHA-256 of the teacher's checkpoint; of several, joined by `+`; empty without one."""
     val_counts: list[list[int]] | None = None
     """The confusion matrix on the validation frames; None where they were not scored at that step."""
     start: str = ""
@@ -102,6 +102,17 @@ def of_bundle(path: str | Path) -> Iterator[Bundle]:
         raise TrainingError(f"{path} does not do for a run: {error}") from None
 
 
+def teacher_keys(count: int) -> list[str]:
+    """Under which a manifest tells of this many teachers of a run."""
+    return [f"teacher {n}" if n > 1 else "teacher" for n in range(1, count + 1)]
+
+
+def runs_behind(training: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What a manifest tells of the teachers of a run, and of the run that it started from: none or one."""
+    taught = [training[key] for key in teacher_keys(len(training)) if key in training]
+    return taught, [training[key] for key in ("start",) if key in training]
+
+
 def record_of(manifest: Manifest) -> Record:
     """What a bundle says of its weights, as the record of a run.
 
@@ -112,10 +123,10 @@ def record_of(manifest: Manifest) -> Record:
     x, training = manifest.x, manifest.training
     try:
         facts = (int(training["step"]), str(training["git_revision"]), str(training["torch"]))
-        told = {key: training[key] for key in ("teacher", "start") if key in training}
-        behind = {key: run["sha256"] for key, run in told.items()}
-        if not all("metrics" in run for run in told.values()):
+        taught, started = runs_behind(training)
+        if not all("metrics" in run for run in (*taught, *started)):
             raise KeyError("metrics")
+        behind = {"teacher": "+".join(run["sha256"] for run in taught), "start": "".join(run["sha256"] for run in started)}
         config, kind, channels = from_dict(training["config"]), training["x"], x.channels if x else 0
         always_x = training.get("needs_x", True)  # older ones do not say it; see Manifest.needs_x
         return Record(config, manifest.labels, kind, channels, *facts, **behind, always_x=always_x)
