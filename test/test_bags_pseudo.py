@@ -688,11 +688,17 @@ def test_the_command_prints_the_share_of_each_class_and_where_to_look(extraction
     assert result.exit_code == 0, result.exception
     assert "4 of 4 frames have pseudo-labels; 4 have depth, 4 a ground plane" in result.stdout
     assert "sheet.jpg" in result.stdout and "road" in result.stdout
-    (extraction.root / extraction.frames[0].image).write_bytes(b"junk")
-    partial = CliRunner().invoke(app, [*words, "--flat", "road", "--standing", "car, sky"])
-    assert partial.exit_code == 1 and "3 of 4 frames have pseudo-labels" in partial.stdout and "left out" in partial.stdout
     wrong = CliRunner().invoke(app, [*words, "--flat", "raod"])
     assert isinstance(wrong.exception, LixError) and "did you mean 'road'" in str(wrong.exception)
+
+
+def test_the_command_ends_with_1_where_a_frame_is_left_out(extraction, bundle):
+    (extraction.root / extraction.frames[0].image).write_bytes(b"junk")
+    app = typer.Typer()
+    app.command()(label)
+    words = [str(extraction.root), "--pseudo", "--model", str(bundle), "--jobs", "1", "--scales", "1", "--confidence", "0.6"]
+    partial = CliRunner().invoke(app, words)
+    assert partial.exit_code == 1 and "3 of 4 frames have pseudo-labels" in partial.stdout and "left out drive/" in partial.stdout
 
 
 def test_an_extraction_without_frames_is_told(tmp_path, bundle):

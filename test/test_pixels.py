@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import runpy
 import struct
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from lix_core import pixels
 from lix_core.errors import ImageError
 from lix_core.files import natural_key
-from lix_core.pixels import BAYER, ENCODINGS, FLOATS, VIEWS, WIDE, YUV422, read_compressed, read_compressed_depth, read_pixels
+from lix_core.pixels import BAYER, ENCODINGS, FLOATS, VIEWS, WIDE, YUV422, read_compressed, read_compressed_depth, read_pixels, scaled
 from trees import png_of_size, with_orientation
 
 PIXEL_BYTES = {
@@ -303,3 +304,39 @@ def test_numbers_in_names_count_as_numbers():
 @given(st.lists(st.text() | st.text("0123456789²٣ab."), max_size=6))
 def test_any_names_can_be_sorted(names):
     assert sorted(sorted(names, key=natural_key)) == sorted(names)
+
+
+# Other sizes.
+
+CLIP = Path(__file__).resolve().parents[1] / "assets" / "kitti_clip"
+
+
+@pytest.mark.parametrize("factor", [0.95, 0.84, 0.687, 0.55, 0.45, 0.3125, 0.2, 1.5])
+def test_a_robot_shrinks_images_as_views_for_training_are_shrunk(factor):
+    torch = pytest.importorskip("torch")
+    functional = pytest.importorskip("torchvision.transforms.v2.functional")
+    image = cv2.imread(str(sorted(CLIP.glob("*.jpg"))[0]))
+    size = tuple(round(side * factor) for side in image.shape[:2])
+    wanted = functional.resize(torch.from_numpy(image).permute(2, 0, 1), size, antialias=True).permute(1, 2, 0).numpy().astype(float)
+    ours, plain = scaled(image, size), cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+    off, before = (np.sqrt(np.mean((found - wanted) ** 2)) for found in (ours, plain))
+    assert ours.dtype == np.uint8 and ours.shape == (*size, 3)
+    assert off < 1.3 and (off < before if factor < 1 else off == before)
+
+
+@given(
+    st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    st.integers(0, 255),
+    st.sampled_from([(), (3,), (4,)]),
+)
+def test_an_even_image_stays_even_at_any_size(shape, size, value, channels):
+    found = scaled(np.full((*shape, *channels), value, np.uint8), size)
+    assert found.shape == (*size, *channels) and (np.abs(found.astype(int) - value) <= 1).all()
+
+
+def test_an_image_of_the_size_that_is_asked_for_is_itself():
+    image = np.arange(24, dtype=np.uint8).reshape(4, 6)
+    assert scaled(image, (4, 6)) is image
+    wide = scaled(np.tile(np.array([0, 200], np.uint8), (4, 30)), (4, 15))  # only columns are averaged: stripes become grey
+    assert (np.abs(wide[:, 1:-1].astype(int) - 100) < 12).all() and (wide == wide[:1]).all()

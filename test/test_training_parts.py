@@ -39,6 +39,7 @@ from lix_core.labels import UNLABELLED
 from lix_core.metrics import ConfusionMatrix
 from lix_core.models.encoders import build_encoder
 from lix_core.models.networks import Student, Teacher
+from lix_core.runtime.segmenter import PADDING
 from lix_core.training.callbacks import Board, Checkpoints, Journal, MovingAverage, WholeFiles, as_csv, readable
 from lix_core.training.config import Config, DataConfig, OptimConfig, Source
 from lix_core.training.cpu import use_onednn
@@ -423,6 +424,16 @@ def test_a_rectangle_of_half_a_view_is_that_of_another_in_image_labels_and_x(see
     assert both.name == ours.name and both.camera is None and not ours.labels.any() and both.image.dtype == both.labels.dtype == np.uint8
 
 
+def test_padding_that_is_pasted_is_not_shown():
+    upper = np.zeros((32, 64), bool)
+    upper[:16] = True
+    padded, whole = dataclasses.replace(flat(2, labels=False), shown=upper), flat(1, labels=False)
+    for ours, theirs in ((whole, padded), (padded, whole)):
+        both = pasted(ours, theirs, np.random.default_rng(3))
+        np.testing.assert_array_equal(both.shown, np.where(both.image[..., 0] == 2, upper, True))
+        assert both.shown.any() and not both.shown.all()
+
+
 def test_what_one_of_two_mixed_views_does_not_have_is_unknown_there():
     both = pasted(flat(1), flat(2, labels=False, x=False), np.random.default_rng(0))
     theirs = both.image[..., 0] == 2
@@ -792,7 +803,7 @@ def test_scores_do_not_depend_on_how_frames_are_batched(student, batch, workers)
     assert np.abs(matrix.counts - alone.counts).sum() <= 4  # another batch size may round otherwise
 
 
-def test_what_pads_a_frame_is_the_mean_colour_and_unknown():
+def test_what_pads_a_frame_is_the_grey_of_training_and_of_the_robot_and_unknown():
     seen = []
 
     class Spy(Teacher):
@@ -809,7 +820,8 @@ def test_what_pads_a_frame_is_the_mean_colour_and_unknown():
     assert predict(network, batch).shape == (1, 40, 70)
     for found, expected in zip(seen, (network.normalise(batch.image), batch.x, batch.known), strict=True):
         assert found.shape[-2:] == (64, 96) and torch.equal(found[..., :40, :70], expected)
-        assert not found[..., 40:, :].any() and not found[..., 70:].any()
+        padding = network.normalise(torch.full((1, 3, 1, 1), PADDING, dtype=torch.uint8)) if found is seen[0] else torch.zeros(1)
+        assert (found[..., 40:, :] == padding).all() and (found[..., 70:] == padding).all()
     assert batch.known.any() and not batch.known.all()
 
 

@@ -13,6 +13,7 @@ from lix_core.bags.extract import BagCalibration, ExtractedFrame, Extraction, de
 from lix_core.bags.sensors import to_metres
 from lix_core.errors import DataError, GeometryError, ImageError
 from lix_core.geometry.encodings import ENCODINGS, encode
+from lix_core.pixels import scaled
 from lix_core.runtime.backends import DEFAULT_BACKEND, BackendOptions
 from lix_core.runtime.bundle import Bundle
 from lix_core.runtime.segmenter import Segmenter
@@ -108,8 +109,7 @@ def averaged(
     for scale in scales:
         # Rounded down, so that the segmenter does not scale once more; 1e-9 forgives the product's last digit.
         size = (height, width) if manifest.size.height else tuple(max(1, int(side * scale + 1e-9)) for side in (rows, columns))
-        skips = size[0] * 2 < height or size[1] * 2 < width
-        view = resized(image, size, cv2.INTER_AREA if skips else cv2.INTER_LINEAR)
+        view = scaled(image, size)
         x_view = known_view = None
         if x is not None:
             x_view = np.stack([resized(plane, size, cv2.INTER_NEAREST_EXACT) for plane in x])

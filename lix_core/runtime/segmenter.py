@@ -12,7 +12,7 @@ import numpy as np
 
 from lix_core.errors import BackendError, BundleError, ImageError, first_line
 from lix_core.labels import UNLABELLED, LabelMapping, LabelSet
-from lix_core.pixels import TO_RGB, as_uint8
+from lix_core.pixels import TO_RGB, as_uint8, scaled
 from lix_core.runtime.backends import DEFAULT_BACKEND, BackendOptions, load_backend
 from lix_core.runtime.bundle import DEFAULT_MODEL, Bundle, Fit, XSpec, find_bundle
 
@@ -175,10 +175,7 @@ class Segmenter:
             self._prepare(height, width)
         rows, columns = self._fit.content
         target = self._canvas[:rows, :columns]
-        if (rows, columns) != (height, width):
-            # Area averaging only where linear interpolation would skip pixels.
-            method = cv2.INTER_AREA if rows * 2 < height or columns * 2 < width else cv2.INTER_LINEAR
-            pixels = cv2.resize(pixels, (columns, rows), interpolation=method)
+        pixels = scaled(pixels, (rows, columns))
         if TO_RGB[order] is None:
             target[...] = pixels
         else:

@@ -210,13 +210,17 @@ class Views(Dataset):
 
 def pasted(view: Sample, other: Sample, random: np.random.Generator) -> Sample:
     """A view with a rectangle of another of its size in the same place: half of its area, of any shape that fits (CutMix as of French et
-    al., BMVC 2020, arXiv 1906.01916). Image, labels, X and where it is known; the camera is no longer that of every pixel, and left out."""
+    al., BMVC 2020, arXiv 1906.01916). Image, labels, X, where it is known and what is shown; the camera is no longer that of every pixel,
+    and left out."""
     height, width = view.image.shape[:2]
     tall = np.exp(random.uniform(np.log(0.5), 0))  # the rectangle's height as a share of the view's; 0.5 / tall is its width's
     rows, columns = round(tall * height), round(0.5 / tall * width)
     top, left = int(random.integers(height - rows + 1)), int(random.integers(width - columns + 1))
     inside = np.zeros((height, width), bool)
     inside[top : top + rows, left : left + columns] = True
+
+    def shown(sample: Sample) -> np.ndarray:
+        return np.ones((height, width), bool) if sample.shown is None else sample.shown
 
     def joined(name: str, empty: np.generic) -> np.ndarray | None:
         ours, theirs = getattr(view, name), getattr(other, name)
@@ -230,6 +234,7 @@ def pasted(view: Sample, other: Sample, random: np.random.Generator) -> Sample:
         labels=joined("labels", np.uint8(UNLABELLED)),
         x=joined("x", np.float32(0)),
         known=joined("known", np.False_),
+        shown=np.where(inside, shown(other), shown(view)),
         x_kind=view.x_kind or other.x_kind,
         camera=None,
     )

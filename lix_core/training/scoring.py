@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lix_core.data.sample import Batch
+from lix_core.data.transforms import GREY
 from lix_core.errors import DataError
 from lix_core.labels import UNLABELLED
 from lix_core.metrics import ConfusionMatrix
@@ -25,7 +26,7 @@ def predict(network: Network, batch: Batch) -> Tensor:
     """
     height, width = batch.image.shape[-2:]
     padding = (0, -width % network.stride, 0, -height % network.stride)
-    image = F.pad(network.normalise(batch.image), padding).contiguous(memory_format=torch.channels_last)
+    image = network.normalise(F.pad(batch.image, padding, value=GREY))
     with torch.autocast(image.device.type, enabled=False):
         if isinstance(network, Teacher):
             logits = network(image, F.pad(batch.x, padding), F.pad(batch.known, padding))
