@@ -759,11 +759,19 @@ def test_the_command_repairs_several_bags_and_goes_on_where_one_is_beyond_it(tmp
         (tmp_path / "recs" / name / "metadata.yaml").unlink()
     data_file(tmp_path / "recs" / "b").write_bytes(b"nothing")
     done = lix("repair", tmp_path / "recs")
-    assert done.exit_code == 1 and "fault: nothing can be recovered of" in done.output and done.output.count("wrote its metadata") == 2
+    assert (
+        done.exit_code == 1
+        and "fault: nothing can be recovered of" in done.output
+        and done.output.count("has its metadata.yaml again") == 2
+    )
     alone = lix("repair", tmp_path / "recs" / "b")
     assert isinstance(alone.exception, SourceError) and "nothing can be recovered of" in str(alone.exception)
     told = lix("info", tmp_path / "recs")
-    assert told.exit_code == 1 and f"fault: cannot read bag {tmp_path / 'recs' / 'b'}" in told.output and "c: 10 messages" in told.output
+    assert (
+        told.exit_code == 1
+        and f"fault: cannot read bag {tmp_path / 'recs' / 'b'}" in told.output
+        and f"c: {len(drive(1))} messages" in told.output
+    )
     assert [(tmp_path / "recs" / name / "metadata.yaml").exists() for name in ("a", "b", "c")] == [True, False, True]
     refused = lix("repair", tmp_path / "recs" / "a", tmp_path / "recs" / "c", "--out", tmp_path / "new")
     assert isinstance(refused.exception, SourceError) and "--out is the folder of one new bag, got 2 bags" in str(refused.exception)
