@@ -132,6 +132,8 @@ def test_a_share_of_labels_is_told(keep, name):
     config = configuration()
     config.data.sources[0] = dataclasses.replace(config.data.sources[0], labelled=0.05, keep=keep)
     assert entries(config)[0][1] == name
+    config.data.sources[0] = dataclasses.replace(config.data.sources[0], labelled=1.0, keep="all", part="2/3")
+    assert entries(config)[0][1] == "open train (part 2/3)"
 
 
 @pytest.mark.parametrize(

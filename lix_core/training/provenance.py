@@ -195,10 +195,11 @@ def data_behind(line: Lineage, whose: str = "") -> list[dict[str, str]]:
 def source_entry(source: Source, use: str) -> dict[str, str]:
     dataset = getattr(importlib.import_module(DATASETS[source.dataset][0]), DATASETS[source.dataset][1])
     share = f"{source.labelled:.3g} of its frames with labels"
+    part = f" (part {source.part})" if source.part else ""
     parts = {"all": f" ({share})", "labelled": f" (only the {share})", "unlabelled": f" (without labels, and without the {share})"}
     return {
         "use": use,
-        "name": f"{source.dataset} {source.split}{parts[source.keep] if source.labelled < 1 else ''}",
+        "name": f"{source.dataset} {source.split}{parts[source.keep] if source.labelled < 1 else ''}{part}",
         "licence": str(getattr(dataset, "licence", "") or "unknown"),
         "source": str(getattr(dataset, "source", "") or "unknown"),
     }
