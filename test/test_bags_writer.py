@@ -915,6 +915,59 @@ def test_what_a_failure_takes_with_it_is_counted_as_lost(tmp_path, monkeypatch):
     assert log.said("6 messages are lost", "warning") == 1
 
 
+FULL_AT_THE_END = """
+import resource, signal, sys, time
+from pathlib import Path
+from lix_core.bags.recording import Recording, RecordingSettings
+from lix_core.bags.writer import Topic
+
+def write(stamps):
+    for stamp in stamps:
+        recording.write("/a", stamp, b"\\0\\1\\0\\0" + bytes(100_000))
+    while recording.statistics.queued:
+        time.sleep(0.01)
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+now = [0.0]
+settings = RecordingSettings(storage=sys.argv[2], floor=0, flush=1.0)
+recording = Recording(Path(sys.argv[1]), settings, clock=lambda: now[0], report=lambda level, told: print(level, told))
+recording.add(Topic("/a", "std_msgs/msg/String"))
+write(range(4))
+now[0] = 2.0  # the next message is followed by a flush
+write([4])
+write(range(5, 8))
+file = recording._writer.file
+resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 100_000, resource.RLIM_INFINITY))
+if sys.argv[3] == "split":
+    recording.split()
+    time.sleep(0.5)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    write([8])
+recording.close()
+print(recording.statistics.messages, recording.statistics.bytes, recording.statistics.lost)
+"""
+
+
+@pytest.mark.parametrize("end", ["close", "split"])
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+def test_what_the_last_flush_of_a_bag_cannot_write_is_told_and_counted_as_lost(tmp_path, storage, end):
+    """A limit on the size of files, in a process of its own, that is reached when the bag is ended."""
+    command = [sys.executable, "-c", FULL_AT_THE_END, str(tmp_path), storage, end]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    *told, counted = done.stdout.splitlines()
+    first, *others = recorded(tmp_path).items()
+    assert [stamp for _, stamp, _ in first[1]] == list(range(5)) and repair(tmp_path / first[0]).changed == "nothing"
+    assert [[stamp for _, stamp, _ in messages] for _, messages in others] == ([[8]] if end == "split" else [])
+    safe = 6 if end == "split" else 5
+    assert counted == f"{safe} {safe * 100_004} 3"
+    (error,) = [line for line in told if line.startswith("error")]
+    assert error.startswith(f"error cannot write bag {tmp_path / first[0]}: ")
+    assert error.endswith("; the bag ends where it was last flushed")
+    assert f"info ended {tmp_path / first[0]}: 5 messages" in told
+    assert "warning 3 messages are lost, because the disk was too slow or full: /a 3" in told
+
+
 def test_the_oldest_bags_go_for_the_quota_and_nothing_that_is_not_a_bag_of_this_prefix(tmp_path):
     def bag(name: str, size: int = 40_000, **files: str) -> Path:
         writer = RosbagsWriter(tmp_path / name)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lix_core.bags.space import OwnBag, delete_bag, free_space, mount_point, own_bags
-from lix_core.bags.writer import COMPRESSIONS, STORAGES, BagExists, BagWriter, RosbagsWriter, Topic, known_types, storage_writer
+from lix_core.bags.writer import COMPRESSIONS, STORAGES, BagExists, BagWriter, CutShort, RosbagsWriter, Topic, known_types, storage_writer
 from lix_core.errors import DataError, SourceError, explain
 from lix_core.files import make_folder
 from lix_core.pairing import JUMP_NS, NS
@@ -398,6 +398,9 @@ class Recording:
         self._number += 1
         try:
             writer.close()
+        except CutShort as error:
+            self._give_up_unsafe()
+            self._report("error", f"{error}; the bag ends where it was last flushed")
         except Exception as error:
             self._give_up_unsafe()
             if os.path.exists(bag):  # unlike the path's own, it takes an error for an answer

@@ -56,6 +56,10 @@ class BagExists(SourceError):
     """Where a bag was to be written there is something already, which is not this writer's."""
 
 
+class CutShort(SourceError):
+    """A bag was ended whole, but without what came after its last flush."""
+
+
 class BagWriter(Protocol):
     """One bag folder that is being written. Everything may raise, as the disk decides; `close` is then still to be called.
 
@@ -76,7 +80,7 @@ class BagWriter(Protocol):
         """Whatever was written until now survives the death of this process."""
 
     def close(self) -> None:
-        """End the bag, so that others can read it. A second call does nothing."""
+        """End the bag, so that others can read it. A second call does nothing. CutShort: what was not flushed was lost just now."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,8 @@ class RosbagsWriter:
     """A BagWriter that needs no ROS: metadata of `metadata_version`, with type hashes, definitions and offered QoS.
 
     Definitions are rosbags' own, or those of the ROS installation; a topic of a type that neither knows is recorded without one, and plays
-    where the type is installed. When the disk is full, or a write fails for another reason, the bag ends where it was last flushed.
+    where the type is installed. When the disk is full, or a write fails for another reason, the bag ends where it was last flushed; whoever
+    made that write is told, be it the last one, of `close`.
 
     Raises:
         BagExists: the folder exists already. Of several writers that want the same one, it is made by exactly one.
@@ -171,11 +176,15 @@ class RosbagsWriter:
         """End the bag with its index and metadata.yaml; after a failure, where it was last flushed. Idempotent."""
         if self._closed:
             return
+        lost: SourceError | None = None
         try:
             if not self._failed:
-                with suppress(SourceError):
+                try:
                     self.flush()
-                    with self._told():
+                except SourceError as error:
+                    lost = error
+                else:
+                    with suppress(SourceError), self._told():
                         self._writer.close()
             if self._failed:
                 with self._told():
@@ -184,6 +193,8 @@ class RosbagsWriter:
             self._closed = True
             self._storage.abort() if self._is_mcap else self._storage.conn.close()
             self._let_go()
+        if lost:
+            raise CutShort(str(lost))
 
     def _let_go(self) -> None:
         held, self._held = self._held, -1
