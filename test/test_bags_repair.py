@@ -245,6 +245,31 @@ def test_metadata_that_is_added_says_that_messages_are_compressed_one_by_one(tmp
     assert contents(report.bag) == [("/a", number, raw(number)) for number in range(5)]
 
 
+class FullAtTheEnd(RosbagsWriter):
+    """Can flush nothing, as on a disk that became full meanwhile."""
+
+    def flush(self) -> None:
+        with self._told():
+            if self._connections:
+                raise OSError(28, "No space left on device")
+        super().flush()
+
+
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+def test_a_copy_whose_last_messages_do_not_fit_on_the_disk_is_no_success_and_nothing_is_left_of_it(tmp_path, monkeypatch, storage):
+    bag = killed_bag(tmp_path / "bag", storage=storage, compression="zstd")
+    if storage == "sqlite3":  # that of mcap lacks its summary; this one is to need a copy too
+        with sqlite3.connect(bag / "bag.db3") as database:
+            database.execute("UPDATE messages SET data = CAST(substr(data, 1, 4) || x'00' AS BLOB) WHERE timestamp = 7")
+        database.close()
+    monkeypatch.setattr("lix_core.bags.repair.RosbagsWriter", FullAtTheEnd)
+    with pytest.raises(SourceError, match=f"cannot write bag {tmp_path / 'bag_repaired'}: No space left on device$"):
+        repair(bag)
+    assert list(tmp_path.iterdir()) == [bag]
+    monkeypatch.undo()
+    assert repair(bag).messages == (40 if storage == "mcap" else 39)
+
+
 def test_a_transaction_that_was_cut_off_is_taken_back_in_the_copy(tmp_path):
     """sqlite3 has changed pages of the file already, and tells in its journal how they were."""
     bag, left = killed_bag(tmp_path / "living", storage="sqlite3"), tmp_path / "left"
