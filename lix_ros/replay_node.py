@@ -12,7 +12,9 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.duration import Duration
 from rclpy.node import Node
 
+from lix_core.bags.recording import LEAP_NS
 from lix_core.errors import DataError, ImageError, SourceError, explain
+from lix_core.pairing import NS
 from lix_ros import qos, running
 from lix_ros.diagnostics import STEADY, diagnostic_array
 from lix_ros.parameters import ReplayParameters, declare
@@ -24,6 +26,8 @@ RECENT = 20
 """Frames over which diagnostics judge whether the rate is kept."""
 DELIVERY_S = 3.0
 """How long the subscribers, all together, may take to receive the last messages [s]; less than `close` waits for the thread."""
+LONG_WAIT_S = 10.0
+"""A wait for the next frame that is longer is told [s]."""
 LATE_SHARE = 0.1
 """Delay, as a share of the time of these frames, from which on diagnostics warn of it."""
 
@@ -46,6 +50,8 @@ class ReplayNode(Node):
         self._published = self._failed = 0
         self._recent: deque[tuple[float, float]] = deque(maxlen=RECENT)
         """Of each frame played: how long it took to prepare, and how late it was then [s]."""
+        self._gap_ends = float("-inf")
+        """When the next frame is due, where the wait for it is a long one [s of the monotonic clock]."""
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._play, name="replay", daemon=True)
         self._thread.start()
@@ -96,17 +102,22 @@ class ReplayNode(Node):
 
     def _play_once(self) -> None:
         start: float | None = None
+        offset = 0.0
         failed = self._failed
         for index, frame in enumerate(self._source):
             # Prepared before it is due, so that the time of publication is even.
             begun = time.monotonic()
             prepared = self._prepare(frame)
             ready = time.monotonic()
-            offset = index / self._rate if self._settings.rate else frame.time
-            due = ready if start is None else start + offset
+            before, offset = offset, index / self._rate if self._settings.rate else frame.time
+            leaps = not self._settings.rate and offset - before > LEAP_NS / NS
+            if leaps:
+                self.get_logger().warning(f"the clock of {self._source.name} leaps by {offset - before:.0f} s here: it plays on at once")
+            due = ready if start is None or leaps else start + offset
             # What comes late moves all that follows: slower, but even, and never a burst.
             start = max(due, ready) - offset
             self._recent.append((ready - begun, max(0.0, ready - due)))
+            self._tell_wait(due)
             if self._stopping.wait(max(0.0, due - time.monotonic())):
                 return
             if prepared is not None:
@@ -114,6 +125,17 @@ class ReplayNode(Node):
                 self._published += 1
         if self._failed - failed >= max(1, len(self._source)):
             raise SourceError(f"no frame of {self._source.name} could be read")
+
+    def _tell_wait(self, due: float) -> None:
+        is_long = not self._settings.rate and due - time.monotonic() > LONG_WAIT_S
+        self._gap_ends = due if is_long else float("-inf")
+        if is_long:
+            self.get_logger().info(self._waiting())
+
+    def _waiting(self) -> str:
+        """That the next frame comes only after a gap, in words; "" where it does not."""
+        wait = self._gap_ends - time.monotonic()
+        return f"waits {wait:.0f} s for the next frame: {self._source.name} has a gap here; `rate` plays without it" if wait > 0 else ""
 
     def _prepare(self, frame: Any) -> object | None:
         try:
@@ -139,6 +161,8 @@ class ReplayNode(Node):
     def _health(self) -> tuple[bytes, str]:
         if self._failed:
             return DiagnosticStatus.WARN, f"{self._failed} frames could not be read"
+        if waiting := self._waiting():
+            return DiagnosticStatus.OK, waiting
         recent = list(self._recent)
         late = sum(lateness for _, lateness in recent)
         if late > LATE_SHARE * len(recent) / self._rate:

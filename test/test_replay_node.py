@@ -127,6 +127,46 @@ def test_a_bag_is_played_with_its_own_calibration_and_timing(start: Any, peer: P
     assert abs(np.median(gaps) - 50) < 10 and abs(gaps[2] - 250) < 50
 
 
+def bag_of(folder: Path, *times: float) -> Path:
+    """Images of these times [s]."""
+    stamps = [10**9 + round(time * 1000) * bags.MS for time in times]
+    image = bundles.random_image(48, 64)
+    return bags.write_bag(folder / "bag", [("/image", stamp, bags.image_message(stamp, image, "rgb8")) for stamp in stamps])
+
+
+def test_a_bag_whose_clock_was_set_forward_is_played_on_at_once_and_that_is_told(start: Any, peer: Peer, tmp_path: Path) -> None:
+    """As of a computer that booted in 1970, until NTP knew better."""
+    images = peer.listen(Image, "/image")
+    node = start(input=str(bag_of(tmp_path, 0, 0.2, 0.4, 1.7e9, 1.7e9 + 0.2, 1.7e9 + 0.4)), rate=0.0)
+    assert finish(node) == 0
+    wait_for(lambda: len(images) >= 6, lambda: f"{len(images)} of 6 images")
+    gaps = np.diff([stamp_ns(m) for m in images]) / 1e9
+    assert np.abs(gaps[[0, 1, 3, 4]] - 0.2).max() < 0.1 and gaps[2] < 0.15
+    assert node.output.count("the clock of bag leaps by 1700000000 s here: it plays on at once") == 1
+
+
+def test_a_long_wait_for_the_next_frame_is_told_while_it_lasts(ros: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay_node, "LONG_WAIT_S", 2.0)
+    said: list[str] = []
+    with node_here(ReplayNode, input=str(bag_of(tmp_path, 0, 0.1, 3.1)), rate=0.0, wait_for_subscriber=0.5) as node:
+        monkeypatch.setattr(node, "get_logger", lambda: SimpleNamespace(info=said.append))
+        wait_for(lambda: node._published == 2, "nothing is played")
+        wait_for(lambda: node._waiting(), "the wait is not told")
+        told = "waits 3 s for the next frame: bag has a gap here; `rate` plays without it"
+        assert node._health() == (DiagnosticStatus.OK, told) and said.count(told) == 1
+        wait_for(lambda: node._published == 3, "it waits for longer")
+        assert node._waiting() == "" and "waits" not in node._health()[1]
+
+
+@pytest.mark.parametrize("rate", [0.0, 1e-3])
+def test_at_a_rate_that_is_asked_for_there_is_neither_leap_nor_gap(ros: None, tmp_path: Path, rate: float) -> None:
+    with node_here(ReplayNode, input=str(bag_of(tmp_path, 0, 500)), rate=rate, wait_for_subscriber=0.0) as node:
+        wait_for(lambda: node._published == 1 and len(node._recent) == 2, "nothing is played")
+        wait_for(lambda: rate or node._waiting(), "the wait is not told")
+        time.sleep(0.2)
+        assert node._published == 1 and bool(node._waiting()) == (not rate)
+
+
 def test_an_unreadable_frame_is_left_out_and_told(start: Any, peer: Peer, folder: Path) -> None:
     (folder / "5.png").write_bytes(b"not an image")
     images, diagnostics = peer.listen(Image, "/image"), peer.diagnostics("replay")
