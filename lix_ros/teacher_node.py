@@ -117,8 +117,9 @@ class TeacherNode(SegmentationNode):
                 "give the image that the depth is registered to (the rectified one; of a stereo pair, the left)"
             )
         kind = pipeline.segmenter.bundle.manifest.x.kind
-        camera = messages.camera_of(self._camera_info) if self._camera_info is not None else None
-        x, known = encode(kind, depth=depth, camera=camera.rectified() if camera else None)
+        is_needed = ENCODINGS[kind].quantity != "depth" and self._camera_info is not None  # an uncalibrated camera sends zeros
+        camera = messages.camera_of(self._camera_info).rectified() if is_needed else None
+        x, known = encode(kind, depth=depth, camera=camera)
         result = pipeline.finish(pipeline.segmenter.segment(image, order, x, known), self._settings)
         self._publish(result, image, order, message.header)
         if "disagreement" in self._wanted():

@@ -94,6 +94,22 @@ def test_what_the_teacher_is_not_sure_of_is_unlabelled(ros: None, model: Path, m
     np.testing.assert_array_equal(said, [expected])
 
 
+@pytest.mark.parametrize("kind", ["depth", "inverse_depth"])
+def test_what_follows_from_depth_alone_needs_no_calibration_not_even_a_right_one(
+    ros: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    model = bundles.camera_bundle(x=XSpec(kind, 1)).save(tmp_path / "teacher.lix")
+    said: list[np.ndarray] = []
+    with node_here(TeacherNode, model=str(model)) as node:
+        monkeypatch.setattr(node, "_publish", lambda result, *rest: said.append(result.mask))
+        for info in (None, CameraInfo(width=80, height=60), CameraInfo()):  # those of a driver of an uncalibrated camera
+            node._camera_info = info
+            node._process((image_message(IMAGE, "rgb8"), image_message(DEPTH, "32FC1")), node._pipeline)
+    expected = Segmenter(model).segment(IMAGE, "rgb", *encode(kind, depth=DEPTH)).mask
+    assert len(np.unique(expected)) > 1
+    np.testing.assert_array_equal(said, [expected] * 3)
+
+
 @pytest.mark.parametrize("wrong", [0.0, -37.0])
 def test_depth_of_a_clock_that_is_wrong_is_told_with_an_offset_and_slow_depth_with_the_stamps_of_its_images_is_not(
     ros: None, model: Path, wrong: float
