@@ -129,6 +129,23 @@ def test_a_clock_that_is_set_back_does_not_end_the_keyframes():
     assert [bool(policy.image(t * S)) for t in (100, 101, 3, 4)] == [True] * 4
 
 
+@pytest.mark.parametrize(
+    ("settings", "every"),
+    [({"interval": 1.0}, 1000), ({"interval": 10.0, "least": 0.5}, 10_000), ({"uncertainty": 0.5, "least": 0.5}, 600)],
+)
+def test_images_a_little_out_of_order_are_kept_no_more_often(settings, every):
+    policy = KeyframePolicy(only(**settings))
+    stamps = [100 * number - 150 * (number % 2) for number in range(1200)]
+    assert [ms for ms in stamps if policy.image(ms * MS, uncertainty=0.9)] == list(range(0, 120_000, every))
+
+
+def test_after_a_late_image_of_a_trigger_the_rest_counts_from_the_newest_one():
+    policy = KeyframePolicy(only(interval=2.0, least=0.5))
+    asked = {300: True}
+    kept = [ms for ms in (1000, 300, 1400, 2400, 2900, 3000) if policy.image(ms * MS, triggered=asked.get(ms, False))]
+    assert kept == [1000, 300, 3000]
+
+
 @given(
     st.lists(st.tuples(st.integers(1, 300), st.floats(0, 1), st.booleans()), max_size=60),
     st.floats(0, 1),

@@ -67,13 +67,14 @@ class KeyframePolicy:
     def __init__(self, settings: KeyframeSettings):
         self.settings = settings
         self._last: int | None = None
-        """Stamp of the last image kept [ns]."""
+        """Newest stamp of the images kept [ns]."""
         self._due = 0
         self._view: np.ndarray | None = None
 
     def rests(self, stamp_ns: int) -> bool:
-        """Whether an image comes too soon after the last one kept, so that no more need be known of it."""
-        return self._last is not None and 0 <= stamp_ns - self._last < nanoseconds(self.settings.least)
+        """Whether an image comes too soon after the last one kept, or late and was taken before it, so that no more need be known of it."""
+        least = nanoseconds(self.settings.least)
+        return bool(least) and self._last is not None and -JUMP_NS <= stamp_ns - self._last < least
 
     def image(
         self,
@@ -86,7 +87,8 @@ class KeyframePolicy:
         """Why an image is kept; empty where it is not.
 
         Args:
-            stamp_ns: its stamp [ns]. One before that of the last image kept comes from a clock set back, and all begins anew.
+            stamp_ns: its stamp [ns]. One more than JUMP_NS before that of the last image kept comes from a clock set back, and all begins
+                anew.
             thumbnail: (H, W) uint8 gray values; None: not known, as is
             uncertainty: of the student, 0..1,
             disagreement: share of pixels of which teacher and student think differently, 0..1.
@@ -95,7 +97,7 @@ class KeyframePolicy:
         Returns:
             of "trigger", "uncertain", "disagreement", "view", "interval", those that hold.
         """
-        if self._last is not None and stamp_ns < self._last:
+        if self._last is not None and stamp_ns < self._last - JUMP_NS:
             self._last = self._view = None
         reasons = ["trigger"] if triggered else []
         view = None
@@ -124,6 +126,7 @@ class KeyframePolicy:
 
     def _note(self, stamp: int, reasons: list[str]) -> None:
         interval = nanoseconds(self.settings.interval)
+        stamp = stamp if self._last is None else max(stamp, self._last)
         # Counted from when it was due, not from when it came: a fixed rate is then kept on average, whatever the rate of the camera.
         on_time = self._last is not None and reasons == ["interval"] and stamp - self._due < interval
         self._due = (self._due if on_time else stamp) + interval
