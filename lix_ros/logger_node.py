@@ -25,6 +25,7 @@ from lix_core.bags.recording import Recording, RecordingSettings
 from lix_core.bags.writer import Qos, Topic
 from lix_core.errors import DataError, LixError, explain, first_line
 from lix_core.files import expanded
+from lix_core.pairing import NS
 from lix_core.pixels import to_rgb
 from lix_ros import messages, qos, running
 from lix_ros.diagnostics import LOW_SHARE, STEADY, Arrivals, complaint_of_lag, diagnostic_array
@@ -51,8 +52,8 @@ class Input:
     """One topic that is recorded.
 
     name: absolute. asked: before remapping, for rclpy, which remaps whatever it is given. subscriptions: one, or two where some
-    publishers are latched and others not. stamped: whether its messages begin with a header. since: when it was subscribed. said: of
-    each of two subscriptions, what it alone has heard of late: the other may yet.
+    publishers are latched and others not. stamped: whether its messages begin with a header. stamp: the last one [ns], and moved: when it
+    began to be that. since: when it was subscribed. said: of each of two subscriptions, what it alone has heard of late: the other may yet.
     """
 
     name: str
@@ -64,6 +65,8 @@ class Input:
     said: tuple[deque[bytes], ...] = ()
     topic: Topic | None = None
     stamped: bool = False
+    stamp: int | None = None
+    moved: float = 0.0
     trouble: str = "nobody publishes it"
 
 
@@ -209,13 +212,25 @@ class LoggerNode(Node):
             entry.subscriptions = [self._subscribe(message_type, entry, profile, place) for place, profile in enumerate(profiles)]
             entry.profiles, entry.since = profiles, time.monotonic()
             self.get_logger().info(f"records {entry.name} ({kind}, {profiles[0].reliability.name.lower()})")
-        entry.trouble = self._silence(entry, len(offers)) if len(kinds) == 1 else f"it carries {', '.join(kinds)}; only {kind} is recorded"
+        silence = self._silence(entry, len(offers)) or self._standstill(entry)
+        entry.trouble = silence if len(kinds) == 1 else f"it carries {', '.join(kinds)}; only {kind} is recorded"
 
     def _silence(self, entry: Input, publishers: int) -> str:
         quiet = time.monotonic() - max(entry.arrivals.last_received_time, entry.since)
         if quiet < self._settings.silence_timeout or entry.name not in [self._roles.get(role) for role in STREAMS]:
             return ""
         return f"no message for {quiet:.0f} s: {publishers} publishers, none sends, or the transport loses all (see docs/transport.md)"
+
+    def _standstill(self, entry: Input) -> str:
+        """That messages come whose stamps do not move, in words; a stamp of 0 is none, and the time of arrival taken for it."""
+        stood = entry.arrivals.last_received_time - entry.moved
+        by_stamps = entry.name in [self._roles.get(role) for role in ("image", *PARTNERS)]
+        if not by_stamps or not entry.stamp or stood < self._settings.silence_timeout:
+            return ""
+        return (
+            f"its stamp has stood still at {entry.stamp / NS:.3f} s for {stood:.0f} s, and by stamps images are chosen and find what "
+            "belongs to them: see to the clock of its driver"
+        )
 
     def _subscribe(self, message_type: type, entry: Input, profile: QoSProfile, place: int) -> Subscription:
         def with_info(raw: bytes, info: dict[str, Any]) -> None:
@@ -238,6 +253,9 @@ class LoggerNode(Node):
     # ---- messages
 
     def _take(self, entry: Input, raw: bytes) -> None:
+        stamp = header_stamp(raw) if entry.stamped else None
+        if stamp != entry.stamp:
+            entry.stamp, entry.moved = stamp, time.monotonic()
         now = self.get_clock().now().nanoseconds
         if not now and not entry.topic.latched:
             return  # use_sim_time before the first /clock: a bag that began in 1970 would play for half a century
@@ -246,9 +264,8 @@ class LoggerNode(Node):
             return
         if self._recording.paused and not entry.topic.latched:
             return  # what comes after a pause would be compared with what was chosen in it, and not kept
-        stamp = (header_stamp(raw) if entry.stamped else None) or now
         with self._lock:
-            self._write(self._selector.add(entry.name, stamp, raw, now))
+            self._write(self._selector.add(entry.name, stamp or now, raw, now))
 
     def _tick(self) -> None:
         """An image may wait for what never comes, where no other message comes either; for what nobody publishes it need not wait."""

@@ -591,6 +591,25 @@ def test_a_topic_that_falls_silent_goes_or_changes_its_type_is_told(start: Any, 
     assert [deserialize_message(raw, String).data for raw in of(read(folder), "/odd")] == ["a"]
 
 
+@pytest.mark.parametrize("mode", ["everything", "rate"])
+def test_a_camera_whose_stamp_stands_still_is_told_until_it_moves(start: Any, peer: Peer, mode: str) -> None:
+    node = start(mode=mode, rate=10.0, topics=["image"], silence_timeout=0.6)
+    told, camera = peer.diagnostics("logger"), Camera(peer)
+    camera.start = 1700000000 * SECOND
+
+    def says(words: str, index: Callable[[], int]) -> bool:
+        camera.send(index())
+        time.sleep(0.05)
+        return words in told.latest.message
+
+    complaint = "/image: its stamp has stood still at 1700000000.000 s for 1 s, and by stamps images are chosen"
+    wait_for(lambda: says(complaint, lambda: 0), lambda: f"the last was {told.latest}")
+    assert told.latest.level == DiagnosticStatus.WARN
+    assert mode == "everything" or told.value("keyframes") == "1"
+    wait_for(lambda: says("recording", lambda: len(camera.sent)) and "stood still" not in told.latest.message, lambda: str(told.latest))
+    assert told.latest.level == DiagnosticStatus.OK and node.stop() == 0
+
+
 def test_before_the_first_clock_nothing_is_recorded_and_that_is_told(start: Any, peer: Peer, folder: Path) -> None:
     node = start(mode="everything", topics=["image"], use_sim_time=True)
     told, camera = peer.diagnostics("logger"), Camera(peer)
