@@ -248,9 +248,7 @@ def scaled(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
     Views for training and scoring shrink with an antialiased bilinear filter: a triangle as wide as a pixel of the result, of variance
     (1 / factor)^2 / 6 in pixels of the image. Here, below half the size, an interpolation, whose triangle has the variance 1/6, follows a
-    blur that has the rest: within a grey level (root mean square) of that filter on a KITTI frame, in a third of the time of averaging over
-    areas, which is 2 to 4 levels from it. Down to half the size it is plain interpolation, 0.7 to 4 levels from it: the blur would cost a
-    node 4 ms a frame.
+    blur that has the rest, which comes close to it. Down to half the size it is plain interpolation: the blur would slow a node down.
     """
     if image.shape[:2] == size:
         return image
