@@ -238,6 +238,7 @@ def test_the_run_that_a_run_started_from_is_behind_it_too_with_its_data_and_what
         "bought train",
     )
     assert manifest.training["method"] == "supervised" and manifest.training["start"]["teacher"]["run"] == "teacher-on-bought"
+    assert [source.dataset for source in record_of(manifest).sources] == ["silent", "open"]
     card = model_card(manifest)
     assert "was begun with the weights of the run `student-on-open`" in card
     assert "`student-on-open` was distilled by the method `lix` from the run `teacher-on-bought`" in card

@@ -686,6 +686,17 @@ def test_of_several_teachers_each_frame_is_taught_by_one_that_has_not_learned_it
         fit(config, tmp_path / "run", halves[::-1], quiet=True)
 
 
+def test_what_a_run_started_from_had_learned_it_has_learned_too(halves, tmp_path):
+    """Of a chain of runs the first ones' labels count as well: for who speaks of a frame, and in what `compare` remarks."""
+    other = {"dataset": "tiny", "root": ".", "split": "other"}
+    for n, begun in enumerate([halves[0], tmp_path / "tuned0"]):
+        fit(tiny_config({"optim.lr": 0}, sources=[other]), tmp_path / f"tuned{n}", start=begun, quiet=True)
+    record = load_network(tmp_path / "tuned1")[1]
+    assert [(source.split, source.part) for source in record.sources] == [("other", ""), ("other", ""), ("train", "1/2")]
+    run = Run(tiny_config({"model.kind": "student"}), tmp_path / "run", [tmp_path / "tuned1", halves[1]])
+    assert [run.learner.speaks[f"train{i}"] for i in range(12)] == [1] * 6 + [0] * 6
+
+
 def test_teachers_that_cannot_teach_together_are_refused(halves, teacher, tmp_path):
     config = tiny_config({"model.kind": "student"})
     with pytest.raises(TrainingError, match=f"the teacher {halves[0]} is named twice"):

@@ -119,7 +119,7 @@ def check_x(run: str | Path, record: Record, frames: Frames) -> None:
 def remark_on(record: Record, frames: Frames) -> str:
     """That a run was trained on some of the frames with their labels, or that this cannot be told; "" where it was not."""
     try:
-        names = learned(record.config.data.sources, frames)
+        names = learned(record.sources, frames)
     except LixError as error:
         return f"whether it was trained on frames that it is scored on here cannot be told: {error}"
     return f"trained with the labels of {len(names)} of the {len(frames)} frames that it is scored on here" if names else ""

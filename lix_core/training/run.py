@@ -35,7 +35,7 @@ from lix_core.metrics import ConfusionMatrix
 from lix_core.models.networks import Network, partners
 from lix_core.training import report
 from lix_core.training.callbacks import Board, Checkpoints, Journal, MovingAverage, Progress, SyncedBatchNorms, WholeFiles
-from lix_core.training.config import FREE, Config, differences, from_dict, to_dict, to_yaml
+from lix_core.training.config import FREE, Config, Source, differences, from_dict, to_dict, to_yaml
 from lix_core.training.data import AtSize, Frames, TrainingData, learned, own_words, seed_of
 from lix_core.training.losses import HardLoss, class_weights
 from lix_core.training.module import Learner, build_network, outputs
@@ -271,7 +271,7 @@ class Run:
             memory_format=torch.channels_last
         )
         check_crop(config, network, config.model.encoder)
-        self.start_hash = self._start(start, network) if start else ""
+        self.start_hash, earlier = self._start(start, network) if start else ("", [])
         if not start:
             self._check_begun("start", "", "with the weights of another run")
         weights = class_weights(self.data.count_pixels(), config.loss.class_weight_power) if config.loss.class_weight_power else None
@@ -291,7 +291,7 @@ class Run:
         self.learner = Learner(config, network, hard, networks, distiller, speaks, self.teacher_needs_x)
         facts = (config, self.labels, self.data.x_kind, self.data.x_channels, 0, git_revision(), str(torch.__version__))
         always_x = all(frames.dataset.x_kind for frames in self.data.frames)
-        self.record = Record(*facts, self.teacher_hash, start=self.start_hash, always_x=always_x)
+        self.record = Record(*facts, self.teacher_hash, start=self.start_hash, always_x=always_x, earlier=earlier)
         self._check_scored()
         score = partial(self.evaluate, dataset=self.data.val) if self.data.val else None
         self.journal = Journal(out, self.epochs, trainer.val_every, score)
@@ -305,7 +305,7 @@ class Run:
                     raise TrainingError(f"teachers of one student are of one build; {key} of {runs[0]} is {ours!r}, of {run} {theirs!r}")
         speaks: dict[str, int] = {}
         for frames in self.data.frames if len(runs) > 1 else ():
-            knows = [learned(record.config.data.sources, frames) for record in records]
+            knows = [learned(record.sources, frames) for record in records]
             for place in range(len(frames)):
                 name = frames.name(place)
                 able = [n for n, names in enumerate(knows) if name not in names] or list(range(len(knows)))
@@ -350,9 +350,9 @@ class Run:
     def _sources(self) -> str:
         return ", ".join(f"{source.dataset} {source.split}" for source in self.config.data.sources)
 
-    def _start(self, run: Path, network: Network) -> str:
+    def _start(self, run: Path, network: Network) -> tuple[str, list[Source]]:
         """Give the network the best weights of a run, a student those of a teacher's RGB encoder and decoder too; the hash of its
-        checkpoint.
+        checkpoint, and what they were trained on.
         """
         weights, record = load_network(run)
         inherits = self.config.model.kind == "student" and record.config.model.kind == "teacher"
@@ -374,7 +374,7 @@ class Run:
             with renormalising(network), torch.no_grad():
                 for batch in self.data.first_batches(NORM_VIEWS):
                     outputs(network, batch)
-        return digest
+        return digest, record.sources
 
     def _check_begun(self, what: str, digest: str, otherwise: str) -> None:
         """A TrainingError where the run that is gone on with was begun on another checkpoint than that of `digest`, "" for none."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from lix_core.export import read_network
 from lix_core.labels import LabelSet
 from lix_core.models.networks import Network
 from lix_core.runtime.bundle import SUFFIX, Bundle, Manifest
-from lix_core.training.config import Config, from_dict, to_dict
+from lix_core.training.config import Config, Source, from_dict, to_dict
 from lix_core.training.module import build_network
 
 Which = Literal["best", "last"]
@@ -42,6 +42,13 @@ class Record:
     """SHA-256 of the checkpoint whose weights were the first ones of this run; empty without one."""
     always_x: bool = True
     """Whether every source of training frames had X."""
+    earlier: list[Source] = dataclasses.field(default_factory=list)
+    """What was trained on by the run that this one started from, by the one that that one started from, and so on."""
+
+    @property
+    def sources(self) -> list[Source]:
+        """All that these weights were trained on, by this run and by those before it."""
+        return [*self.config.data.sources, *self.earlier]
 
     @property
     def needs_x(self) -> bool:
@@ -50,11 +57,13 @@ class Record:
 
     def to_dict(self) -> dict[str, Any]:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {**fields, "config": to_dict(self.config), "labels": self.labels.to_dict()}
+        plain = {"config": to_dict(self.config), "labels": self.labels.to_dict(), "earlier": [dataclasses.asdict(s) for s in self.earlier]}
+        return {**fields, **plain}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Record":
-        return cls(**{**data, "config": from_dict(data["config"]), "labels": LabelSet.from_dict(data["labels"])})
+        earlier = [Source(**source) for source in data.get("earlier", ())]  # older ones do not say it
+        return cls(**{**data, "config": from_dict(data["config"]), "labels": LabelSet.from_dict(data["labels"]), "earlier": earlier})
 
 
 def load_network(run: str | Path, which: Which = "best", device: str | torch.device = "cpu") -> tuple[Network, Record]:
@@ -113,6 +122,11 @@ def runs_behind(training: dict[str, Any]) -> tuple[list[dict[str, Any]], list[di
     return taught, [training[key] for key in ("start",) if key in training]
 
 
+def sources_of(runs: Iterable[dict[str, Any]]) -> list[Source]:
+    """What the runs of a manifest, and those that they started from, were trained on."""
+    return [source for run in runs for source in (*from_dict(run["config"]).data.sources, *sources_of(runs_behind(run)[1]))]
+
+
 def record_of(manifest: Manifest) -> Record:
     """What a bundle says of its weights, as the record of a run.
 
@@ -129,7 +143,7 @@ def record_of(manifest: Manifest) -> Record:
         behind = {"teacher": "+".join(run["sha256"] for run in taught), "start": "".join(run["sha256"] for run in started)}
         config, kind, channels = from_dict(training["config"]), training["x"], x.channels if x else 0
         always_x = training.get("needs_x", True)  # older ones do not say it; see Manifest.needs_x
-        return Record(config, manifest.labels, kind, channels, *facts, **behind, always_x=always_x)
+        return Record(config, manifest.labels, kind, channels, *facts, **behind, always_x=always_x, earlier=sources_of(started))
     except LixError:  # of the configuration
         raise
     except (KeyError, TypeError, ValueError) as error:
