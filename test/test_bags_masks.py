@@ -275,18 +275,24 @@ def test_images_of_an_export_are_not_taken_for_masks(extraction, tmp_path, archi
 def test_a_cvat_export_is_an_archive_as_cvat_writes_it(extraction, tmp_path):
     masks = masks_of(extraction, len(STREET))
     labelled = f"drive/{FIRST}"
+    masks[labelled][:2] = 255
     export_masks(extraction, tmp_path / "out", "cvat", STREET, lambda frame, image: masks[labelled] if frame.name == labelled else None)
     with zipfile.ZipFile(tmp_path / "out" / "annotations.zip") as archive:
         assert sorted(archive.namelist()) == [
             "ImageSets/Segmentation/default.txt",
             f"SegmentationClass/drive/{FIRST}.png",
+            f"SegmentationObject/drive/{FIRST}.png",
             "labelmap.txt",
         ]
         lines = archive.read("labelmap.txt").decode().splitlines()
         assert lines[:4] == ["# label:color (RGB):parts:actions", "background:0,0,0::", "sky:70,130,180::", "building:70,70,70::"]
         assert archive.read("ImageSets/Segmentation/default.txt").decode().split() == [frame.name for frame in extraction.frames]
-        pixels = cv2.imdecode(np.frombuffer(archive.read(f"SegmentationClass/drive/{FIRST}.png"), np.uint8), cv2.IMREAD_COLOR)
-    assert np.array_equal(pixels[..., ::-1], STREET.palette[masks[labelled]])
+        files = [archive.read(f"Segmentation{part}/drive/{FIRST}.png") for part in ("Class", "Object")]
+    classes, instances = (cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR)[..., ::-1] for file in files)
+    assert np.array_equal(classes, STREET.palette[masks[labelled]])
+    # Each class is an instance in a colour of Pascal VOC, sky the first and car the ninth, and what is unlabelled is none.
+    for index, colour in ((0, (128, 0, 0)), (1, (0, 128, 0)), (2, (128, 128, 0)), (8, (192, 0, 0)), (255, (0, 0, 0))):
+        assert (masks[labelled] == index).any() and (instances[masks[labelled] == index] == colour).all(), index
     constructor = json.loads((tmp_path / "out" / "cvat_labels.json").read_text())
     assert constructor[8] == {"name": "car", "color": "#00008e", "attributes": []}
 

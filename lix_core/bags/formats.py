@@ -34,7 +34,7 @@ from lix_core.pixels import decoded
 FORMATS = ("png", "cvat", "coco")
 BACKGROUND = "background"
 """CVAT's name of what nobody annotated."""
-CLASS_MASKS = "SegmentationClass/"
+CLASS_MASKS, INSTANCE_MASKS = "SegmentationClass/", "SegmentationObject/"
 LABELMAP, LISTED = "labelmap.txt", "ImageSets/Segmentation/default.txt"
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 """A JPEG blurs colours and ids."""
@@ -479,7 +479,9 @@ class PngWriter:
 
 
 class CvatWriter:
-    """A class named `background` is CVAT's own, black, and with it what is unlabelled."""
+    """A class named `background` is CVAT's own, black, and with it what is unlabelled. Each class of a frame is one instance: without
+    masks of instances CVAT takes black for a class too, which its tasks do not have.
+    """
 
     def __init__(self, out: Path, labels: LabelSet):
         self._path = out / "annotations.zip"
@@ -487,6 +489,8 @@ class CvatWriter:
         classes = [i for i, name in enumerate(labels.names) if name.casefold() != BACKGROUND]
         self._palette = np.zeros((256, 3), np.uint8)
         self._palette[classes] = colours[classes]
+        self._instances = np.zeros((256, 3), np.uint8)
+        self._instances[classes] = voc_colours(len(labels) + 1)[1:][classes]
         rows = [(labels.names[i], colours[i].tolist()) for i in classes]
         lines = ["# label:color (RGB):parts:actions", f"{BACKGROUND}:0,0,0::", *(f"{n}:{r},{g},{b}::" for n, (r, g, b) in rows)]
         self._names: list[str] = []
@@ -498,9 +502,9 @@ class CvatWriter:
 
     def add(self, image: str, shape: tuple[int, int], mask: np.ndarray | None) -> None:
         self._names.append(stem_of(image))
-        if mask is not None:
-            pixels = cv2.cvtColor(self._palette[mask], cv2.COLOR_RGB2BGR)
-            self._put(f"{CLASS_MASKS}{stem_of(image)}.png", cv2.imencode(".png", pixels)[1].tobytes())
+        for folder, palette in ((CLASS_MASKS, self._palette), (INSTANCE_MASKS, self._instances)) if mask is not None else ():
+            pixels = cv2.cvtColor(palette[mask], cv2.COLOR_RGB2BGR)
+            self._put(f"{folder}{stem_of(image)}.png", cv2.imencode(".png", pixels)[1].tobytes())
 
     def close(self) -> None:
         self._put(LISTED, "".join(f"{name}\n" for name in self._names).encode())
@@ -510,6 +514,14 @@ class CvatWriter:
     def _put(self, name: str, content: bytes) -> None:
         # A fixed date, so that the same masks are the same file.
         self._archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content)
+
+
+def voc_colours(count: int) -> np.ndarray:
+    """(count, 3) uint8: the colours that Pascal VOC paints instances in, black first. Bit 3 j + c of a number is bit 7 - j of channel c."""
+    numbers, colours = np.arange(count), np.zeros((count, 3), np.uint8)
+    for bit in range(8):
+        colours[:, bit % 3] |= ((numbers >> bit & 1) << 7 - bit // 3).astype(np.uint8)
+    return colours
 
 
 class CocoWriter:
