@@ -137,7 +137,7 @@ class IdMap:
     """
 
     def __init__(self, table: Mapping[int, int]):
-        self.allowed = sorted(table)
+        self.table, self.allowed = dict(table), sorted(table)
         self._lut = np.full(256, -1, np.int16)
         self._lut[list(table)] = list(table.values())
 
