@@ -50,7 +50,7 @@ from trees import (
 
 POTHOLE = Path(__file__).resolve().parents[2] / "shared" / "data" / "stereo_pothole"
 
-TRAIN_IDS = np.full(34, 255, np.uint8)
+TRAIN_IDS = np.full(256, 255, np.uint8)
 for _train, _official in enumerate([7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]):
     TRAIN_IDS[_official] = _train
 
@@ -211,16 +211,16 @@ def test_cityscapes_with_wrong_files_says_which(tmp_path):
 def test_kittis_split_is_fixed_and_every_frame_is_in_one_part():
     parts = [set(KITTI_SPLITS[name]) for name in ("train", "val", "test")]
     assert [len(p) for p in parts] == [140, 30, 30] and set().union(*parts) == set(range(200))
-    assert sorted(parts[1]) == [*range(30, 40), *range(90, 100), *range(160, 170)]
-    assert sorted(parts[2]) == [*range(60, 70), *range(120, 130), *range(190, 200)]
+    assert sorted(parts[1]) == [*range(34, 43), *range(88, 99), *range(157, 165), 168, 169]
+    assert sorted(parts[2]) == [*range(57, 70), *range(118, 130), *range(144, 149)]
 
 
 def test_kitti_gives_cityscapes_ids_and_the_benchmarks_disparity(tmp_path):
     kitti_tree(tmp_path, KITTI_SPLITS["val"])
     data = KittiDataset(tmp_path, "val", x="depth", geometry="truth")
     sample = data[0]
-    assert data.labels is CITYSCAPES and len(data) == 30 and sample.name == "000030_10"
-    assert np.array_equal(sample.image, noise(30)) and np.array_equal(sample.labels, TRAIN_IDS[cycle(range(34))])
+    assert data.labels is CITYSCAPES and len(data) == 30 and sample.name == "000034_10"
+    assert np.array_equal(sample.image, noise(34)) and np.array_equal(sample.labels, TRAIN_IDS[cycle([*range(34), 255])])
     # fx 100 and baseline 0.5 m: 1 pixel is 50 m, 5 pixels are 10 m.
     depth = ENCODINGS["depth"].decode(sample.x, sample.known)
     assert np.array_equal(sample.known, cycle([0, 1, 1]) > 0)
@@ -237,7 +237,7 @@ def test_kittis_sparse_disparity_can_be_completed_and_is_kept(tmp_path):
     measured = cycle([0, 1, 1]) > 0
     depth = ENCODINGS["depth"].decode(sample.x, sample.known)
     assert np.allclose(depth[measured], cycle([0, 50, 10])[measured], rtol=2e-3)
-    assert len(list((tmp_path / "lix_x").rglob("000031_10.npy"))) == 1
+    assert len(list((tmp_path / "lix_x").rglob("000035_10.npy"))) == 1
     for path in (tmp_path / "training/disp_occ_0").iterdir():
         write_image(path, np.zeros(SIZE, np.uint16))
     assert np.array_equal(data[1].x, sample.x)
@@ -249,7 +249,7 @@ def test_kittis_x_can_come_from_its_stereo_pair(tmp_path):
     size = (48, 400)
     kitti_tree(tmp_path, KITTI_SPLITS["val"], size, shift=80)
     assert KittiDataset(tmp_path, "val", x="disparity")[0].known.any()  # what is kept of it is not taken for that of the pair
-    (tmp_path / "training/disp_occ_0/000030_10.png").unlink()
+    (tmp_path / "training/disp_occ_0/000034_10.png").unlink()
     sample = KittiDataset(tmp_path, "val", x="disparity", geometry="stereo")[0]
     disparity = ENCODINGS["disparity"].decode(sample.x, sample.known)
     assert sample.known[:, 100:].mean() > 0.8 and np.nanmedian(disparity) == pytest.approx(80, abs=0.3)
@@ -270,11 +270,11 @@ def test_kitti_with_geometry_that_cannot_be_says_in_which_file(tmp_path):
     data = KittiDataset(tmp_path, "val", x="depth")
     for part, geometry in (("disp_occ_0", "truth"), ("disp_occ_0", "completed"), ("image_3", "stereo")):
         write_image(data.path(part, 0), np.zeros((24, 41), np.uint16 if part == "disp_occ_0" else np.uint8))
-        with pytest.raises(DataError, match=f"{part}/000030_10.png is 41x24, its image 40x24; fetch it again"):
+        with pytest.raises(DataError, match=f"{part}/000034_10.png is 41x24, its image 40x24; fetch it again"):
             KittiDataset(tmp_path, "val", x="depth", geometry=geometry)[0]
     for content, words in (("P0: 1 2 3\n", "P_rect_02"), (KITTI_CALIBRATION.replace("-4.4", "0.6"), "p.3. of .* is 0")):
         data.path("calib_cam_to_cam", 0).write_text(content)
-        with pytest.raises(DataError, match=f"000030.txt is no calib_cam_to_cam file of KITTI .*{words}.*; fetch it again"):
+        with pytest.raises(DataError, match=f"000034.txt is no calib_cam_to_cam file of KITTI .*{words}.*; fetch it again"):
             data[0]
     with pytest.raises(DataError, match="there is no geometry 'lidar'; there are 'completed', 'truth', 'stereo'"):
         KittiDataset(tmp_path, "val", geometry="lidar")
@@ -413,7 +413,7 @@ def open_world(path):
 # nuImages.
 
 
-def test_nuimages_draws_objects_over_surfaces_in_the_order_of_their_tokens(tmp_path):
+def test_nuimages_draws_surfaces_as_they_come_and_objects_over_them_in_the_order_of_their_tokens(tmp_path):
     masks = nuimages_tree(tmp_path)
     data = NuImagesDataset(tmp_path, "mini", x="depth")
     sample = data[0]

@@ -101,12 +101,12 @@ P_rect_03: 1.000000e+02 0.0 2.000000e+01 -4.400000e+01 0.0 1.000000e+02 1.100000
 
 
 def kitti_tree(root: Path, frames: Iterable[int], size: tuple[int, int] = SIZE, shift: int = 0) -> None:
-    """Ids 0..33 in turns; disparities 0 (unknown), 1 and 5 pixels in turns; image_3 is image_2 moved left by `shift`."""
+    """Ids 0..33 and 255 in turns; disparities 0 (unknown), 1 and 5 pixels in turns; image_3 is image_2 moved left by `shift`."""
     for frame in frames:
         name, image = f"{frame:06d}_10.png", noise(frame, size)
         write_image(root / "training" / "image_2" / name, image)
         write_image(root / "training" / "image_3" / name, np.roll(image, -shift, 1))
-        write_image(root / "training" / "semantic" / name, cycle(range(34), size))
+        write_image(root / "training" / "semantic" / name, cycle([*range(34), 255], size))
         write_image(root / "training" / "disp_occ_0" / name, cycle([0, 256, 1280], size, np.uint16))
         write_text(root / "training" / "calib_cam_to_cam" / f"{frame:06d}.txt", KITTI_CALIBRATION)
 
@@ -195,8 +195,12 @@ def nuimages_tree(root: Path, split: str = "mini") -> dict[str, np.ndarray]:
             {"token": "key", "sample_token": "s", "filename": "samples/CAM_FRONT/a.png", "is_key_frame": True},
             {"token": "sweep", "sample_token": "s", "filename": "sweeps/CAM_FRONT/b.png", "is_key_frame": False},
         ],
-        "surface_ann": [annotation(f"t-{n}", n, masks[n]) for n in ("flat.driveable_surface", "vehicle.ego")],
-        # Not in the order in which they are drawn.
+        # In the order in which they are drawn, which is not that of their tokens.
+        "surface_ann": [
+            annotation("9", "flat.driveable_surface", masks["flat.driveable_surface"]),
+            annotation("8", "vehicle.ego", masks["vehicle.ego"]),
+        ],
+        # Not in the order in which they are drawn, which is that of their tokens.
         "object_ann": [
             annotation("2", "animal", masks["animal"]),
             annotation("1", "vehicle.car", masks["vehicle.car"]),

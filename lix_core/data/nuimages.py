@@ -1,7 +1,8 @@
 """nuImages: 93000 annotated camera frames with masks of the driveable surface and of objects. RGB only.
 
-Caesar et al., CVPR 2020; tables: docs/schema_nuimages.md of nutonomy/nuscenes-devkit. Objects are drawn over surfaces, in the order of
-their tokens, as that devkit does. The tables' intrinsics are not given as a Camera: its images have lens distortion.
+Caesar et al., CVPR 2020; tables: docs/schema_nuimages.md of nutonomy/nuscenes-devkit. Objects are drawn over surfaces, these in the order
+of their table, objects in that of their tokens, as that devkit does. The tables' intrinsics are not given as a Camera: its images have
+lens distortion.
 """
 
 from __future__ import annotations
@@ -91,9 +92,12 @@ class NuImagesDataset(FrameSet):
             raise DataError(f"{self.tables / 'sample.json'} has no rows; fetch it again")
         frames = sorted((filename, token) for filename, token in self._table("sample_data", "filename", "token") if token in keys)
         self._check_tokens("sample_data", keys, {token for _, token in frames})
-        self._masks = self._annotations(keys) if self.labelled else {}
         super().__init__([filename for filename, _ in frames])
-        self._tokens = [token for _, token in frames]
+        # One text of all masks: of a million small objects each worker would get its own copy, by counting references to them.
+        masks = self._annotations(keys) if self.labelled else {}
+        texts = [json.dumps(masks.pop(token, [])).encode() for _, token in frames]
+        self._ends = np.cumsum([0, *map(len, texts)])
+        self._masks = b"".join(texts)
         require((self.root / name for name in self.names), cure)
 
     def _table(self, name: str, *keys: str) -> list[list[Any]]:
@@ -112,14 +116,16 @@ class NuImagesDataset(FrameSet):
         if lost := wanted.difference(found):
             raise DataError(f"{self.tables / f'{name}.json'} has no row {min(lost)!r}, which another table names; fetch it again")
 
-    def _annotations(self, tokens: set[str]) -> dict[str, list[tuple[int, dict[str, Any]]]]:
+    def _annotations(self, tokens: set[str]) -> dict[str, list[tuple[int, Any]]]:
         """Token of a frame -> (train id, mask) of its annotations, in the order in which they are drawn."""
         ids = {token: category_id(name) for token, name in self._table("category", "token", "name")}
         masks = defaultdict(list)
         for table in ("surface_ann", "object_ann"):
             rows = self._table(table, "token", "sample_data_token", "category_token", "mask")
             self._check_tokens("category", {category for _, _, category, _ in rows}, ids)
-            for _, token, category, mask in sorted(rows, key=itemgetter(0)):
+            if table == "object_ann":
+                rows.sort(key=itemgetter(0))
+            for _, token, category, mask in rows:
                 # Some objects have no mask: they are hidden.
                 if token in tokens and mask is not None:
                     masks[token].append((ids[category], mask))
@@ -130,7 +136,7 @@ class NuImagesDataset(FrameSet):
         if not self.labelled:
             return self.sample(index, image, None)
         labels = np.full(image.shape[:2], NUIMAGES.id_of("other"), np.uint8)
-        for train_id, mask in self._masks.get(self._tokens[index], ()):
+        for train_id, mask in json.loads(self._masks[self._ends[index] : self._ends[index + 1]]):
             covered = decode_mask(mask, self.names[index])
             if covered.shape != labels.shape:
                 raise DataError(f"{self.names[index]} is {labels.shape} but one of its masks is {covered.shape}; fetch both again")
