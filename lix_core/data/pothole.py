@@ -26,7 +26,8 @@ FOLDS = (
     (("set1", 19, 22), ("set2", 31, 40), ("set3", 5, 5)),
 )
 """This project's five folds, stratified by set: (set, first frame, last frame). Neighbouring frames show one pothole from several sides, so
-a fold has consecutive ones, and in set2 no pothole is in two folds. In set1 (three potholes) and set3 (one) that cannot be."""
+a fold has consecutive ones, and in set2 no pothole is in two folds. In set1 (three potholes) and set3 (one) that cannot be; set3_01 and
+set3_02 are even one picture, which was seen when figures of these folds had been published."""
 
 X_KIND = "transformed_disparity"
 SPREAD = 4000.0
@@ -61,7 +62,8 @@ def encode(codes: np.ndarray) -> Encoded:
 
     The transformation makes undamaged road nearly constant within a frame, at a level of its own in each published file (46,000 to 61,500),
     which says nothing; potholes lie some 15,000 below it. Most of a frame is road, so the median is that level. The spread is one constant
-    for all frames: dividing by a frame's own would make deep potholes look shallow.
+    for all frames: dividing by a frame's own would make deep potholes look shallow. (As published each file's largest code is 65535, one
+    matching error: its unit hangs on that.)
     """
     known = codes > 0
     if not known.any():
