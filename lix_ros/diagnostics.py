@@ -12,6 +12,7 @@ import numpy as np
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.clock import Clock, ClockType
+from rclpy.subscription import Subscription
 
 from lix_core.pairing import Pairer
 
@@ -22,6 +23,8 @@ WINDOW = 300
 RATE_WINDOW_S = 5.0
 LOW_SHARE = 0.4
 """Diagnostics warn when a smaller share of messages finds a partner; a LiDAR of twice the camera's rate has half."""
+COUNTS_MISSED = hasattr(Subscription, "CallbackType")
+"""Whether callbacks are told the publishers' sequence numbers: rclpy tells them from Jazzy on."""
 LATENCY_LIMIT_S = 3600.0
 """A stamp further away than this from now comes from another clock, and says nothing of latency."""
 
@@ -108,7 +111,7 @@ class FrameStatistics(Arrivals):
                 "frames in": str(self.received),
                 "frames out": str(self.published),
                 "frames dropped (busy)": str(self.dropped),
-                "frames missed (never taken)": str(self.missed),
+                "frames missed (never taken)": missed_value(self.missed),
                 "frames skipped (on purpose)": str(self.skipped),
                 "frames failed": str(self.failed),
                 "input rate [Hz]": f"{rate(self._arrivals, now):.1f}",
@@ -119,6 +122,11 @@ class FrameStatistics(Arrivals):
                 "processing p95 [ms]": percentile(self._processing, 95),
                 "last error": self.last_error,
             }
+
+
+def missed_value(missed: int) -> str:
+    """How many messages are known to have been missed, as /diagnostics shows it: none is known where nobody counts them."""
+    return str(missed) if COUNTS_MISSED else "unknown (before Jazzy)"
 
 
 def rate(times: deque, now: float) -> float:

@@ -20,7 +20,7 @@ from lix_core.geometry.limits import within
 from lix_core.geometry.normals import normals_from_depth
 from lix_core.pairing import Pairer
 from lix_ros import messages, running
-from lix_ros.diagnostics import LOW_SHARE, Arrivals, complaint_of_lag, pairing_values
+from lix_ros.diagnostics import LOW_SHARE, Arrivals, complaint_of_lag, missed_value, pairing_values
 from lix_ros.geometry_sensors import SENSOR_PARAMETERS, SENSORS, Sensor, Transforms
 from lix_ros.parameters import GEOMETRY_OUTPUTS, GeometryParameters, ParameterError
 from lix_ros.stream_node import MEMORY_S, StreamNode
@@ -177,7 +177,7 @@ class GeometryNode(StreamNode):
     def _description(self) -> tuple[str, dict[str, str]]:
         sensor = self._pipeline
         values = {"input": sensor.description if sensor else "none", **self._statistics.values()}
-        values["frames missed (never taken)"] = str(sum(a.missed for a in self._arrivals.values()))
+        values["frames missed (never taken)"] = missed_value(sum(a.missed for a in self._arrivals.values()))
         values["known depth [%]"] = "unknown" if self._known is None else f"{100 * self._known:.1f}"
         with self._arrival_lock:
             if self._pairer:

@@ -28,7 +28,7 @@ from lix_core.files import expanded
 from lix_core.pairing import NS
 from lix_core.pixels import to_rgb
 from lix_ros import messages, qos, running
-from lix_ros.diagnostics import LOW_SHARE, STEADY, Arrivals, complaint_of_lag, diagnostic_array
+from lix_ros.diagnostics import COUNTS_MISSED, LOW_SHARE, STEADY, Arrivals, complaint_of_lag, diagnostic_array, missed_value
 from lix_ros.parameters import LOGGED, LoggerParameters, declare
 
 LOOK_PERIOD_S = 0.5
@@ -246,8 +246,7 @@ class LoggerNode(Node):
             entry.arrivals.on_received(sequence)
             self._take(entry, raw)
 
-        # Before Jazzy, callbacks are not told the publisher's sequence numbers.
-        callback = with_info if hasattr(Subscription, "CallbackType") else take
+        callback = with_info if COUNTS_MISSED else take
         return self.create_subscription(message_type, entry.asked, callback, profile, raw=True)
 
     # ---- messages
@@ -405,7 +404,7 @@ class LoggerNode(Node):
             "messages recorded": str(found.messages),
             "recorded [MB]": f"{found.bytes / 1e6:.1f}",
             "messages lost (disk)": str(found.lost),
-            "messages missed (transport)": str(sum(entry.arrivals.missed for entry in self._inputs.values())),
+            "messages missed (transport)": missed_value(sum(entry.arrivals.missed for entry in self._inputs.values())),
             "waiting for the disk [MB]": f"{found.queued / 1e6:.1f}",
             "disk free [GB]": f"{found.disk_free / 1e9:.1f}",
         }

@@ -25,7 +25,7 @@ from std_srvs.srv import SetBool
 
 from lix_core.errors import explain
 from lix_ros import messages, qos
-from lix_ros.diagnostics import STEADY, FrameStatistics, diagnostic_array
+from lix_ros.diagnostics import COUNTS_MISSED, STEADY, FrameStatistics, diagnostic_array
 from lix_ros.parameters import declare, validate
 from lix_ros.worker import NewestItemWorker, RateLimit
 
@@ -65,7 +65,6 @@ class StreamNode(LifecycleNode):
         """Held while a frame is worked on; whoever holds it may swap the pipeline between two frames."""
         self._arrival_lock = Lock()
         """Held while an arrival is looked at; who has it may take the stream down."""
-        self._input_group = MutuallyExclusiveCallbackGroup()
         self._outputs: dict[str, Publisher] = {}
         self._info_out: Publisher | None = None
         self._subscriptions_held: list[Subscription] = []
@@ -115,6 +114,9 @@ class StreamNode(LifecycleNode):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._worker = NewestItemWorker(self._work, self.get_name())
         self._statistics.begin()
+        # A group of its own for the inputs: services and parameters never hold them up. A new one each time: on Humble, one whose
+        # subscription was destroyed just before its message was taken stays busy for ever (ros2/rclpy issue 1147).
+        self._input_group = MutuallyExclusiveCallbackGroup()
         self._listen()
         self._active_since = time.monotonic()
         return super().on_activate(state)
@@ -176,9 +178,7 @@ class StreamNode(LifecycleNode):
         def without_info(message: Any) -> None:
             take(message, None)
 
-        # The inputs have a callback group of their own: services and parameters never hold them up.
-        # Before Jazzy, callbacks are not told the publisher's sequence numbers.
-        callback = with_info if hasattr(Subscription, "CallbackType") else without_info
+        callback = with_info if COUNTS_MISSED else without_info
         subscription = self.create_subscription(kind, topic, callback, qos.stream(reliability, depth), callback_group=self._input_group)
         self._subscriptions_held.append(subscription)
         return subscription

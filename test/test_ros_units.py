@@ -31,7 +31,7 @@ from std_msgs.msg import Header  # noqa: E402
 import bundles  # noqa: E402
 from lix_core.camera import Camera  # noqa: E402
 from lix_core.errors import DataError, GeometryError, ImageError, SourceError  # noqa: E402
-from lix_ros import messages, parameters, paths  # noqa: E402
+from lix_ros import diagnostics, messages, parameters, paths  # noqa: E402
 from lix_ros.diagnostics import FrameStatistics, percentile, rate  # noqa: E402
 from lix_ros.parameters import NODES, GeometryParameters, ParameterError, SegmentationParameters, validate  # noqa: E402
 from lix_ros.worker import NewestItemWorker, RateLimit  # noqa: E402
@@ -86,6 +86,13 @@ def test_statistics_count_gaps_in_the_publishers_numbers() -> None:
     for sequence in (4, 5, 8, 9, None, 20, 21, 3, 4):  # a gap of two; then unknown, then a camera that started again
         statistics.on_received(sequence)
     assert (statistics.received, statistics.missed) == (9, 2)
+
+
+def test_where_rclpy_tells_no_numbers_what_was_missed_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    statistics = FrameStatistics()
+    assert statistics.values()["frames missed (never taken)"] == "0"
+    monkeypatch.setattr(diagnostics, "COUNTS_MISSED", False)  # as before Jazzy
+    assert statistics.values()["frames missed (never taken)"] == "unknown (before Jazzy)"
 
 
 def test_what_was_published_between_two_subscriptions_is_not_missed() -> None:

@@ -602,6 +602,16 @@ def test_a_transition_that_cannot_be_is_refused_where_rclpy_raises_it_too(ros: N
         assert succeeds(Transition.TRANSITION_ACTIVATE)
 
 
+def test_a_group_that_humble_leaves_busy_ends_with_its_subscriptions(ros: None, model: Path) -> None:
+    """As where a subscription is destroyed between its turn and the taking of its message: rclpy before Jazzy never frees its group."""
+    with node_here(SegmentationNode, model=str(model)) as node:
+        (image, *_) = node._subscriptions_held
+        assert image.callback_group.beginning_execution(image)
+        assert node.trigger_deactivate() == node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+        (image, *_) = node._subscriptions_held
+        assert image.callback_group.can_execute(image)
+
+
 def test_a_faulty_node_that_is_shut_down_says_so_and_starts_no_more(ros: None, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with node_here(SegmentationNode, model="nosuch") as node:
         rclpy_up_to_jazzy(monkeypatch)
