@@ -81,7 +81,8 @@ def make_place(path: Path) -> None:
     """The same for the folder of an output file, in whose place there must be no folder. Raises SourceError."""
     if path.is_dir():
         raise SourceError(f"{path} is a folder, and a file is to be written: name one in it")
-    make_folder(path.parent)
+    if not is_device(path):
+        make_folder(path.parent)
 
 
 def make_picture_folder(path: Path) -> None:
@@ -119,10 +120,22 @@ def locks(handle: int) -> bool:
     return True
 
 
+def is_device(path: Path) -> bool:
+    """Whether a path is that of a device or pipe, in whose place no file is to be put."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
 def save(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, whatever other processes write there meanwhile. Raises SourceError."""
+    """Write a file whole or not at all, whatever other processes write there meanwhile: that which a link leads to, where it is one. What
+    is no file, as /dev/stdout, is written to. Raises SourceError.
+    """
+    device = is_device(path)  # a link to one, as /dev/stdout, leads nowhere that has a name
+    path = path.resolve() if path.is_symlink() and not device else path
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        if device:
+            path.write_bytes(content)
+            return
         temporary.write_bytes(content)
         os.replace(temporary, path)
     except OSError as error:

@@ -788,6 +788,15 @@ def test_the_command_repairs_the_bag_that_it_is_started_in(tmp_path, monkeypatch
         assert repaired.count > 4 and sorted(p.name for p in tmp_path.iterdir()) == ["drive", "drive_repaired"]
 
 
+def test_files_of_others_are_not_replaced_by_those_of_an_extraction(tmp_path):
+    path, mine = write(tmp_path / "drive", drive(2)), tmp_path / "out" / "drive" / "camera.json"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(SourceError, match="out/drive is not empty and not of frames of a bag, and files in it would be replaced"):
+        extract([path], tmp_path / "out")
+    assert mine.read_text() == "mine" and list(mine.parent.iterdir()) == [mine]
+
+
 @pytest.mark.parametrize("out", ["recs", "recs/drive", "recs/drive/frames", "recs/night"])
 def test_frames_are_not_written_among_the_files_of_a_bag(tmp_path, out):
     path, night = write(tmp_path / "recs" / "drive", drive(1)), write(tmp_path / "recs" / "night", drive(1))

@@ -253,6 +253,23 @@ def test_what_is_exported_comes_back_the_same(extraction, tmp_path, form, labels
         assert (tmp_path / "out" / "images" / frame.bag / frame.image.name).read_bytes() == frame.image.read_bytes()
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_an_export_that_does_not_end_leaves_an_empty_folder(extraction, tmp_path, form):
+    """So that the same export can be made again."""
+    seen = []
+
+    def mask_of(frame, image):
+        seen.append(frame)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return np.zeros(image.shape[:2], np.uint8)
+
+    with pytest.raises(KeyboardInterrupt):
+        export_masks(extraction, tmp_path / "out", form, STREET, mask_of)
+    assert not any((tmp_path / "out").iterdir())
+    assert export_masks(extraction, tmp_path / "out", form, STREET, mask_of) == extraction.frames
+
+
 @pytest.mark.parametrize("archived", [False, True])
 def test_images_of_an_export_are_not_taken_for_masks(extraction, tmp_path, archived):
     masks = masks_of(extraction, len(STREET))
@@ -676,16 +693,16 @@ def command():
 
 def test_annotators_start_from_what_a_model_says(extraction, tmp_path, command):
     bundle = camera_bundle().save(tmp_path / "tiny.lix")
-    said = command(extraction.root, "--export", "cvat", "--out", tmp_path / "out", "--from", "model", "--model", bundle)
+    said = command(extraction.root, "--export", "cvat", "--out", tmp_path / "out", "--start-from", "model", "--model", bundle)
     assert said.startswith("0 3 frames in") and "from model" in said
-    said = command(extraction.root, "--masks", tmp_path / "out", "--labels", bundle)
+    said = command(extraction.root, "--masks", tmp_path / "out", "--label-set", bundle)
     assert said.startswith("0 3 of 3 frames have masks now")
     for frame in extraction.frames:
         image = cv2.imread(str(frame.image))[..., ::-1]
         # CVAT has no black class but its background: that of this label set is another black.
         assert np.array_equal(stored(extraction)[frame.name], nearest_colour(image))
     shutil.rmtree(tmp_path / "out")
-    command(extraction.root, "--export", "png", "--out", tmp_path / "out", "--from", "masks", "--frames", 1)
+    command(extraction.root, "--export", "png", "--out", tmp_path / "out", "--start-from", "masks", "--frames", 1)
     assert (tmp_path / "out" / "masks" / "drive" / f"{FIRST}.png").exists()
 
 
@@ -694,7 +711,7 @@ def test_where_a_model_says_nothing_annotators_start_from_nothing_and_that_is_sa
     model = camera_bundle(x=XSpec("inverse_depth", 1), training=never_without).save(tmp_path / "x.lix")
     near = {"image": picture(1), "depth": np.full((64, 96), 4.0, np.float32)}
     write_extraction(tmp_path / "ext", {"drive": {FIRST: near, SECOND: {"image": picture(2)}}})
-    words = ["--export", "png", "--from", "model", "--model", model]
+    words = ["--export", "png", "--start-from", "model", "--model", model]
     said = command(tmp_path / "ext", *words, "--out", tmp_path / "out")
     assert "note: 1 of 2 frames have no depth: they get no labels, for tiny-camera is a teacher that never was without" in said
     assert said.startswith("0 2 frames in") and len([*(tmp_path / "out" / "images").rglob("*.png")]) == 2
@@ -719,7 +736,7 @@ def test_masks_left_out_are_listed_and_the_status_says_so(extraction, tmp_path, 
     put(tmp_path / "in" / f"{FIRST}.png", png(patchwork(0, 5)))
     put(tmp_path / "in" / "1.png", png(patchwork(0, 5)))
     labels = put(tmp_path / "set.json", COLOURS.to_json())
-    said = command(extraction.root, "--masks", tmp_path / "in", "--labels", labels)
+    said = command(extraction.root, "--masks", tmp_path / "in", "--label-set", labels)
     assert said.startswith("1 1 of 3 frames have masks now") and "left out 1.png: no frame has this stamp" in said
 
 
@@ -730,15 +747,16 @@ def test_masks_left_out_are_listed_and_the_status_says_so(extraction, tmp_path, 
         (["--export", "png", "--pseudo"], "got --export, --pseudo"),
         (["--export", "png"], "needs --out"),
         (["--export", "svg", "--out", "x"], "no mask format 'svg'"),
-        (["--export", "png", "--out", "x", "--from", "air"], "nothing 'air' to start from"),
-        (["--export", "png", "--out", "x", "--from", "bag"], "labels of kind 'bag' are asked for, but .* have none"),
+        (["--export", "png", "--out", "x", "--start-from", "air"], "nothing 'air' to start from"),
+        (["--export", "png", "--out", "x", "--start-from", "bag"], "labels of kind 'bag' are asked for, but .* have none"),
         (["--pseudo", "--scales", "big"], "--scales takes numbers"),
-        (["--pseudo", "--held-out", "0.2", "--labels", "street"], "leave out --labels, --held-out: --pseudo does not read them"),
+        (["--pseudo", "--held-out", "0.2", "--label-set", "street"], "leave out --label-set, --held-out: --pseudo does not read them"),
         (["--export", "png", "--out", "x", "--block", "5"], "leave out --block: without --held-out nothing reads it"),
-        (["--pseudo", "--floor", "0.3"], "leave out --floor: without --share nothing reads it"),
-        (["--pseudo", "--no-geometry", "--flat", "a", "--standing", "b"], "leave out --flat, --standing: with --no-geometry nothing reads"),
-        (["--masks", "x", "--from", "model"], "leave out --from: --masks does not read it"),
-        (["--export", "png", "--out", "x", "--no-flip", "--format", "png"], "leave out --format, --flip: --export does not"),
+        (["--pseudo", "--floor", "0.3"], "leave out --floor: without --class-share nothing reads it"),
+        (["--pseudo", "--no-ground", "--flat", "a", "--standing", "b"], "leave out --flat, --standing: with --no-ground nothing reads"),
+        (["--masks", "x", "--no-flip"], "leave out --no-flip: --masks does not read it"),
+        (["--masks", "x", "--start-from", "model"], "leave out --start-from: --masks does not read it"),
+        (["--export", "png", "--out", "x", "--no-flip", "--format", "png"], "leave out --format, --no-flip: --export does not"),
         *(
             (["--export", "png", "--out", "x", "--held-out", "0.2", "--block", block], f"block a finite time .*, got 0.2 and {block}")
             for block in ("nan", "inf", "1e-10", "0.0")

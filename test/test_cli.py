@@ -120,6 +120,43 @@ def test_predict_never_writes_over_an_image_that_it_is_to_segment(model: Path, i
     assert {path: path.read_bytes() for path in before} == before and (images / "frame2.jpg").exists()
 
 
+def test_predict_never_writes_over_masks_of_people_or_of_other_classes(model: Path, images: Path, tmp_path: Path) -> None:
+    people = tmp_path / "label"
+    people.mkdir()
+    cv2.imwrite(str(people / "frame0.png"), np.zeros((30, 40), np.uint8))
+    before = (people / "frame0.png").read_bytes()
+    done = lix("predict", images, "-o", people, "--output", "mask", "--model", model)
+    assert done.returncode == 2 and f"{people} holds .png files and no labels.json: it is no folder of results" in done.stderr
+    (people / "labels.json").write_text('{"mine": 1}')
+    done = lix("predict", images, "-o", people, "--output", "mask", "--model", model)
+    assert done.returncode == 2 and f"{people / 'labels.json'} tells of other classes than these results have" in done.stderr
+    assert (people / "frame0.png").read_bytes() == before and (people / "labels.json").read_text() == '{"mine": 1}'
+    for _ in range(2):  # what it wrote itself it writes again
+        assert lix("predict", images, "-o", tmp_path / "out", "--output", "mask", "--model", model).returncode == 0
+
+
+def test_a_path_that_the_system_refuses_is_one_line(tmp_path: Path) -> None:
+    done = lix("predict", "x" * 300, "-o", tmp_path / "out")
+    assert done.returncode == 2 and done.stderr == f"lix: {'x' * 300}: File name too long\n"
+
+
+def test_figures_in_a_pipe_are_whole_and_json_goes_to_stdout_and_through_links(model: Path, images: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels"
+    assert lix("predict", images, "-o", labels, "--output", "mask", "--model", model).returncode == 0
+    (tmp_path / "there.json").write_text("old")
+    (tmp_path / "link.json").symlink_to(tmp_path / "there.json")
+    done = lix("evaluate", images, labels, "--model", model, "--json", tmp_path / "link.json", COLUMNS="10")
+    assert done.returncode == 0 and "1.000" in done.stdout and all(name in done.stdout for name in bundles.COLOURS.names)
+    assert (tmp_path / "link.json").is_symlink() and json.loads((tmp_path / "there.json").read_text())["miou"] == 1
+    done = lix("evaluate", images, labels, "--model", model, "--json", "/dev/stdout")
+    assert done.returncode == 0 and json.loads(done.stdout[: done.stdout.index("\n}\n") + 3])["miou"] == 1
+
+
+def test_a_table_that_is_not_named_is_asked_for() -> None:
+    done = lix("reproduce", "--rows", "control")
+    assert done.returncode == 2 and "lix: --rows: of which table? There are camvid, " in done.stderr
+
+
 def test_predict_leaves_out_what_it_cannot_read_and_says_so(model: Path, images: Path, tmp_path: Path) -> None:
     (images / "frame1.png").write_bytes(b"broken")
     done = lix("predict", images, "-o", tmp_path / "out", "--model", model)

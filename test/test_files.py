@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import yaml
 
 from lix_core.errors import SourceError
-from lix_core.files import files_below, from_yaml, save
+from lix_core.files import files_below, from_yaml, make_place, save
 
 
 def test_a_file_is_new_or_as_it_was_and_never_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,6 +28,16 @@ def test_a_file_is_new_or_as_it_was_and_never_half(tmp_path: Path, monkeypatch: 
     assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
     save(path, b"after")
     assert path.read_bytes() == b"after" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_pipe_is_written_to_and_stays_one(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    make_place(path)
+    save(path, b"figures")
+    assert os.read(reader, 100) == b"figures" and path.is_fifo() and list(tmp_path.iterdir()) == [path]
+    os.close(reader)
 
 
 def test_files_are_found_behind_links_to_folders_once(tmp_path: Path) -> None:

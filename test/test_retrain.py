@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -367,7 +368,7 @@ def test_masks_of_some_frames_and_pseudo_labels_of_the_others_train_together(old
         "png",
         "--out",
         str(tmp_path / "people"),
-        "--labels",
+        "--label-set",
         str(tmp_path / "t.json"),
     ]
     assert lix([*given, "--held-out", "0.4", "--block", "0.4"]).exit_code == 0
@@ -617,3 +618,10 @@ def test_runs_that_do_not_fit_are_refused_before_anything_is_done(old, tmp_path)
         command = ["retrain", str(old / "night"), "--teacher", teacher, "--student", "x/s", "--out", str(tmp_path / "o"), "--share", "0"]
         done = CliRunner().invoke(app, command)
         assert isinstance(done.exception, TrainingError) and words in str(done.exception)
+
+
+@pytest.mark.parametrize("changes", [{"forgetting": 3.0}, {"gain": 2.0}, {"gain": math.nan}, {"forgetting": math.nan}, {"lr": math.inf}])
+def test_points_for_shares_of_miou_and_numbers_that_are_none_are_refused(tmp_path, changes):
+    words = "lr above 0 and finite" if "lr" in changes else "of which 0.03 is 3 points; got"
+    with pytest.raises(TrainingError, match=words):
+        Retraining((), tmp_path, tmp_path, tmp_path, **changes)

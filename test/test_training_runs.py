@@ -956,8 +956,12 @@ def test_runs_are_compared_on_the_same_frames(teacher, student, tmp_path):
     compare([student], "val").draw(tmp_path / "one.png", 9)
     assert cv2.imread(str(tmp_path / "one.png")).shape[1] == 3 * (320 + 4)
     picture = tmp_path / "by" / "command.jpg"
-    done = CliRunner().invoke(app, ["compare", str(student), str(teacher), "--split", "val", "--out", str(picture), "--frames", "1"])
+    figures = tmp_path / "figures.json"
+    done = lix("compare", student, teacher, "--split", "val", "--out", picture, "--frames", 1, "--json", figures)
     assert done.exit_code == 0 and f"{found.scores['student'].miou:.4f}" in done.output and picture.is_file()
+    told = json.loads(figures.read_text())
+    assert (told["split"], told["images"], told["remarks"]) == ("val", len(found.frames), {})
+    assert told["runs"] == {name: matrix.summary(found.labels.names) for name, matrix in reversed(found.scores.items())}
 
 
 def test_runs_that_were_trained_on_the_frames_they_are_compared_on_are_marked(teacher, student, tmp_path, monkeypatch):

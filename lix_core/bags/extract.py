@@ -43,6 +43,7 @@ from lix_core.pixels import decoded, read_compressed, to_rgb
 from lix_core.workers import begin_work
 
 FORMAT = 1
+ROWS = "frames.jsonl"
 KINDS = ("masks", "bag", "pseudo")
 """Makers of labels, the best first: people, the bag's label topic, a teacher."""
 JOB_FRAMES = 8
@@ -174,12 +175,12 @@ def read_frames(root: Path, bag: str) -> Iterator[ExtractedFrame]:
             reasons = tuple(row["reasons"])
             yield ExtractedFrame(bag, int(row["stamp"]), folder / row["image"], depth, labels, row["geometry"], reasons, partners)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(f"{folder / 'frames.jsonl'} has a line that is no frame ({error!r}): {row!r:.80}") from None
+            raise DataError(f"{folder / ROWS} has a line that is no frame ({error!r}): {row!r:.80}") from None
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
     """The lines of frames.jsonl; none where it is not there yet. Raises DataError."""
-    path = folder / "frames.jsonl"
+    path = folder / ROWS
     try:
         return [json.loads(line) for line in path.read_text().splitlines() if line] if path.exists() else []
     except (OSError, ValueError) as error:
@@ -229,7 +230,7 @@ class Work:
 
     def save_rows(self) -> None:
         lines = [json.dumps(self.rows[stamp]) + "\n" for stamp in sorted(self.rows)]
-        save(self.folder / "frames.jsonl", "".join(lines).encode())
+        save(self.folder / ROWS, "".join(lines).encode())
 
 
 def extract(
@@ -376,6 +377,8 @@ def prepare(
     folder = out / name
     if is_bag(out) or is_bag(folder) or out.resolve().is_relative_to(home) or home.is_relative_to(folder.resolve()):
         raise SourceError(f"frames of bag {home} would be written to {folder}, among the files of a bag; give another --out")
+    if name not in entries and folder.is_dir() and any(folder.iterdir()) and not (folder / ROWS).exists():
+        raise SourceError(f"{folder} is not empty and not of frames of a bag, and files in it would be replaced; give another --out")
     make_folder(folder)
     entry = {
         "name": name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -235,7 +236,7 @@ def export_masks(
 
     Raises:
         SourceError: the folder is not empty or cannot be written. DataError: an image cannot be read, or there are no frames. LabelError:
-            too many colours.
+            too many colours. After any of them, and Ctrl-C, the folder is empty.
     """
     if form not in FORMATS:
         raise SourceError(f"there is no mask format {form!r}; there are {', '.join(FORMATS)}")
@@ -245,15 +246,20 @@ def export_masks(
     make_folder(out)
     if any(out.iterdir()):
         raise SourceError(f"{out} is not empty, and masks that people made there would be lost; export into a new folder")
-    labels.save(out / LABELS_FILE)
-    writer = WRITERS[form](out, labels)
-    for frame in frames:
-        image = image_of(frame)
-        make_folder(out / "images" / frame.bag)
-        save(out / "images" / frame.bag / frame.image.name, without_exif(frame.image.read_bytes()))
-        writer.add(f"{frame.bag}/{frame.image.name}", image.shape[:2], mask_of(frame, image))
-        on_frame()
-    writer.close()
+    try:
+        labels.save(out / LABELS_FILE)
+        writer = WRITERS[form](out, labels)
+        for frame in frames:
+            image = image_of(frame)
+            make_folder(out / "images" / frame.bag)
+            save(out / "images" / frame.bag / frame.image.name, without_exif(frame.image.read_bytes()))
+            writer.add(f"{frame.bag}/{frame.image.name}", image.shape[:2], mask_of(frame, image))
+            on_frame()
+        writer.close()
+    except BaseException:  # Ctrl-C too: the folder was empty, and is again
+        for path in out.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        raise
     return frames
 
 

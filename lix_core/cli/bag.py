@@ -127,10 +127,12 @@ def check(
     if json_file:
         make_place(json_file)
     reports = check_all(found_bags(bags), options)
-    for report in reports:
-        print("\n".join(lines_of(report, options)))
     if json_file:
         save(json_file, (json.dumps([report.to_dict() for report in reports], indent=1) + "\n").encode())
+    for report in reports:
+        print("\n".join(lines_of(report, options)))
+    if all(report.faults and not report.streams for report in reports):
+        raise typer.Exit(2)
     if any(report.faults for report in reports):
         raise typer.Exit(1)
 

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lix_core.cli.places import places_of
+from lix_core.cli.places import origin, places_of
+from lix_core.cli.tables import print_table
 from lix_core.cli.typed import typed
 from lix_core.errors import DataError, SourceError, TrainingError
 from lix_core.files import make_place, read_mask, save
@@ -54,7 +55,7 @@ def evaluate(
     if run is not None:
         if images is not None:
             raise TrainingError("lix evaluate scores a model on folders, or a run on its own data: leave out --run or the folders")
-        summary = of_run(run, split, checkpoint, data)
+        summary = of_run(origin(run), split, checkpoint, data)
     elif images is None or labels is None:
         raise SourceError("lix evaluate needs a folder of images and one of labels, or --run RUN")
     else:
@@ -64,7 +65,7 @@ def evaluate(
     table = Table("class", "IoU")
     for name, value in summary["iou"].items():
         table.add_row(Text(name), "absent" if value is None else f"{value:.3f}")
-    Console().print(table)
+    print_table(table)
     what = f"over {summary['images']} images ({summary['model']}, {summary['backend']})"
     miou, accuracy = (math.nan if summary[key] is None else summary[key] for key in ("miou", "pixel_accuracy"))
     Console().print(f"mIoU {miou:.4f}  pixel accuracy {accuracy:.4f}  {what}", highlight=False, soft_wrap=True, markup=False)

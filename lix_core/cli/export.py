@@ -33,7 +33,7 @@ def export(
     make_place(out)
     from lix_core.training.provenance import make_bundle
 
-    bundle, found = make_bundle(run, checkpoint, name or out.stem, [origin(other) for other in teacher or []], words)
+    bundle, found = make_bundle(origin(run), checkpoint, name or out.stem, [origin(other) for other in teacher or []], words)
     path = bundle.save(out)
     counts = bundle.manifest.training["parameters"]
     parts = ", ".join(f"{part} {count / 1e6:.2f}" for part, count in counts.items())

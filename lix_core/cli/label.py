@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, Optional
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lix_core.cli.tables import print_table
 from lix_core.cli.typed import typed
 from lix_core.errors import SourceError
 from lix_core.progress import FrameCount, progress_bar
@@ -41,12 +41,12 @@ def label(
     ),
     block: float = typer.Option(10.0, help="With --held-out: the --block of `lix retrain` [s]."),
     start_from: str = typer.Option(
-        "", "--from", help="With --export, what people start from: model, masks, bag or pseudo; empty: nothing."
+        "", "--start-from", help="With --export, what people start from: model, masks, bag or pseudo; empty: nothing."
     ),
     format: str = typer.Option("", help="With --masks: png, cvat or coco; left out, it is told by what is there."),
     replace: bool = typer.Option(False, "--replace", help="With --masks: where a frame has another mask already, take the new one."),
     labels: str = typer.Option(
-        "", help="With --masks or --export: the label set: a labels.json, or the name or path of a model that has it."
+        "", "--label-set", help="With --masks or --export: the label set: a labels.json, or the name or path of a model that has it."
     ),
     model: str = typer.Option(DEFAULT_MODEL, help="Teacher (RGB + X) or student: a model's name or the path of a bundle."),
     backend: str = typer.Option(DEFAULT_BACKEND, help=BACKEND_HELP),
@@ -55,13 +55,19 @@ def label(
     scales: str = typer.Option("0.75 1 1.25", help="With --pseudo: average over these scales of what the network sees."),
     confidence: float = typer.Option(0.9, min=0.0, max=1.0, help="With --pseudo: a pixel that is this sure is kept, whatever its class."),
     share: float = typer.Option(
-        0.0, min=0.0, max=1.0, help="With --pseudo: of a class with less above that, its surest pixels are kept, up to this share of them."
+        0.0,
+        "--class-share",
+        min=0.0,
+        max=1.0,
+        help="With --pseudo: of a class with less above that, its surest pixels are kept, up to this share of them.",
     ),
-    floor: float = typer.Option(0.5, min=0.0, max=1.0, help="With --share: no pixel less sure than this is kept."),
-    geometry: bool = typer.Option(True, help="With --pseudo: drop what the ground plane of the frame's depth contradicts."),
+    floor: float = typer.Option(0.5, min=0.0, max=1.0, help="With --class-share: no pixel less sure than this is kept."),
+    geometry: bool = typer.Option(
+        True, "--ground/--no-ground", help="With --pseudo: drop what the ground plane of the frame's depth contradicts."
+    ),
     flat: str = typer.Option("", help="Classes that cannot stand above the ground, by name, with commas; empty: the usual ones."),
     standing: str = typer.Option("", help="Classes that cannot lie on the ground, by name, with commas; empty: the usual ones."),
-    rows: int = typer.Option(8, min=1, max=64, help="With --pseudo: frames on the contact sheet."),
+    rows: int = typer.Option(8, "--sheet", min=1, max=64, help="With --pseudo: frames on the contact sheet."),
     jobs: int = typer.Option(0, min=0, help="With --pseudo: processes; 0 takes one per core. The files are the same."),
 ) -> None:
     """Give frames labels: import masks that people made, export frames for them, or make pseudo-labels with a model."""
@@ -77,8 +83,8 @@ def label(
         raise SourceError(f"leave out {', '.join(wrong)}: {chosen[0]} does not read {'it' if len(wrong) == 1 else 'them'}")
     for options, idle, why in (
         (("block",), not held_out, "without --held-out"),
-        (("floor",), not share, "without --share"),
-        (("flat", "standing"), not geometry, "with --no-geometry"),
+        (("floor",), not share, "without --class-share"),
+        (("flat", "standing"), not geometry, "with --no-ground"),
     ):
         if idle and (wrong := typed(context, options)):
             raise SourceError(f"leave out {', '.join(wrong)}: {why} nothing reads {'it' if len(wrong) == 1 else 'them'}")
@@ -198,7 +204,7 @@ def make_pseudo(extraction: Any, settings: Any, model: str, backend: str, remap:
             on_start,
             on_step,
         )
-    Console().print(table_of(report))
+    print_table(table_of(report))
     print(
         f"{report.frames} of {len(extraction.frames)} frames have pseudo-labels; {report.with_depth} have depth, "
         f"{report.ground} a ground plane"

@@ -74,13 +74,21 @@ def at_home(argument: str) -> str:
 
 @contextmanager
 def told() -> Iterator[None]:
-    """Ends the process with one line and status 2 for an error of lix or a package that is missing, with 130 for Ctrl-C."""
+    """Ends the process with one line and status 2 for an error of lix, a path that the system refuses or a package that is missing, with
+    130 for Ctrl-C.
+    """
     try:
         yield
     except KeyboardInterrupt:
         sys.exit(130)
     except LixError as error:
         refuse(str(error))
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a folder that one may not enter, a name that is too long, ...
+        if error.filename is None:
+            raise
+        refuse(f"{error.filename}: {error.strerror}")
     except ModuleNotFoundError as error:
         module = (error.name or "").partition(".")[0]
         if not (extra := extra_with(module)):

@@ -13,9 +13,9 @@ import numpy as np
 import typer
 
 from lix_core import viz
-from lix_core.errors import ImageError, SourceError
+from lix_core.errors import ImageError, LixError, SourceError
 from lix_core.files import expanded, make_folder, save, save_image
-from lix_core.labels import LABELS_FILE, LabelMapping
+from lix_core.labels import LABELS_FILE, LabelMapping, LabelSet
 from lix_core.pixels import to_rgb
 from lix_core.progress import progress_bar
 from lix_core.runtime.backends import BACKEND_HELP, DEFAULT_BACKEND, BackendOptions
@@ -64,6 +64,7 @@ def predict(
     if output in (Output.mask, Output.npz):
         # Ids say nothing without their names.
         labels = mapping.target if mapping else segmenter.labels
+        refuse_masks(out, SUFFIXES[output], labels)
         labels.save(out / LABELS_FILE)
     unreadable: list[str] = []
     busy = 0.0
@@ -103,6 +104,20 @@ def refuse_inputs(source: ImageSource, input: Path, out: Path, suffix: str) -> N
     for stem in source.stems:
         if (target := out / f"{stem}{suffix}").resolve() in images:
             raise SourceError(f"a result would overwrite {target}, which is an image to segment; give another --out")
+
+
+def refuse_masks(out: Path, suffix: str, labels: LabelSet) -> None:
+    """Raises SourceError where a folder has masks of other classes, or such as people made, which results would replace or be among."""
+    held = out / LABELS_FILE
+    if held.exists():
+        try:
+            same = LabelSet.load(held) == labels
+        except LixError:
+            same = False
+        if not same:
+            raise SourceError(f"{held} tells of other classes than these results have; give another --out")
+    elif any(out.glob(f"*{suffix}")):
+        raise SourceError(f"{out} holds {suffix} files and no {LABELS_FILE}: it is no folder of results; give another --out")
 
 
 def write(path: Path, output: Output, image: np.ndarray, order: str, result: Segmentation, alpha: float) -> None:

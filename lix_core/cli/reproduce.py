@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Optional
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table as Grid
 
 from lix_core.cli.places import DATA, origin, places_of
+from lix_core.cli.tables import print_table
+from lix_core.cli.typed import typed
 from lix_core.errors import TrainingError
 from lix_core.files import make_folder
 from lix_core.progress import progress_bar
@@ -29,6 +30,7 @@ KEEP = typer.Option(False, "--keep", help="Keep the folders of the runs: checkpo
 
 
 def reproduce(
+    context: typer.Context,
     table: Optional[str] = typer.Argument(None, help="Name of a table, or a YAML file of one's own; left out, lists them."),
     overrides: Optional[list[str]] = typer.Argument(
         None, help="key=value for every run, such as optim.steps=100: another table, in another --out."
@@ -47,6 +49,8 @@ def reproduce(
     from lix_core.training.table import Table, table_names
 
     if table is None:
+        if given := typed(context, ("data", "out", "work", "rows", "seeds", "folds", "jobs", "keep")):
+            raise TrainingError(f"{', '.join(given)}: of which table? There are {', '.join(table_names())}")
         for name in table_names():
             try:
                 title = Table.load(name).title
@@ -88,7 +92,7 @@ def ablate(
     from lix_core.training.results import Held
     from lix_core.training.table import Table, sources_of, table_names
 
-    if Path(name).name != name:
+    if not name or name == ".." or Path(name).name != name:
         raise TrainingError(f"--name is that of a table and of its files in --out, without folders; got {name!r}")
     if name in table_names():
         raise TrainingError(f"{name!r} is a table of `lix reproduce`, whose result would be replaced: give another --name")
@@ -171,7 +175,7 @@ def show(result: dict, table, page: Path) -> None:
         mean, std = ("-" if found[part] is None else f"{found[part]:.4f}" for part in ("mean", "std"))
         control = result["rows"].get(table.control_of(name))
         grid.add_row(escape(name), mean, std, against(row, control, table.key, table.other_control(name)), str(len(found["per_seed"])))
-    Console().print(grid)
+    print_table(grid)
     print(page)
 
 

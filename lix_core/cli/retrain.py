@@ -12,6 +12,7 @@ from rich.console import Console
 from lix_core.cli import bag
 from lix_core.cli.places import origin, places_of
 from lix_core.runtime.bundle import SUFFIX
+from lix_core.workers import cores
 
 STEPS = {
     "frames of the bags": "extraction/",
@@ -42,8 +43,8 @@ def retrain(
     lr: float = typer.Option(0.3, help="Learning rates, as a share of those of the first runs, which were no retraining."),
     held_out: float = typer.Option(0.2, help="Share of the bags' time that is not trained on but compared on."),
     block: float = typer.Option(10.0, help="Length of a block of time that is held out or not [s]."),
-    gain: float = typer.Option(0.0, help="mIoU by which the new model must be better on held-out frames."),
-    forgetting: float = typer.Option(0.03, help="mIoU that it may lose on the first run's validation frames."),
+    gain: float = typer.Option(0.0, help="mIoU by which the new model must be better on held-out frames; 0.01 is a point."),
+    forgetting: float = typer.Option(0.03, help="mIoU that it may lose on the first run's validation frames; 0.01 is a point."),
     image: str = bag.IMAGE,
     camera_info: str = bag.CAMERA_INFO,
     right_image: str = bag.RIGHT_IMAGE,
@@ -62,7 +63,7 @@ def retrain(
     extrinsics: str = bag.EXTRINSICS,
     max_disparity: int = bag.MAX_DISPARITY,
     confidence: float = typer.Option(0.9, help="Pseudo-labels: pixels that are this sure are kept."),
-    jobs: int = typer.Option(1, min=1, help="Processes for frames and pseudo-labels."),
+    jobs: int = typer.Option(0, min=0, help="Processes for frames and pseudo-labels; 0 takes one per core."),
     set_: Optional[List[str]] = typer.Option(None, "--set", help="key=value for both runs, such as data.workers=4; may be repeated."),
 ) -> None:
     """Fine-tune teacher and student on recorded bags, compare with the model there is, and write a new one if it is better."""
@@ -97,7 +98,7 @@ def retrain(
         forgetting=forgetting,
         extraction=reading,
         pseudo=PseudoSettings(confidence=confidence),
-        jobs=jobs,
+        jobs=jobs or cores(),
         overrides=tuple(set_ or ()),
     )
     try:

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lix_core.cli.places import DATA, origin, places_of
+from lix_core.cli.tables import print_table
 from lix_core.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -99,13 +100,12 @@ def run(config: str, overrides: list[str], data: list[str], out: Path, teachers:
 
 def show(result: "RunResult") -> None:
     """The figures of a run, as a table."""
-    console = Console()
     scores = {name: score for name, score in (("val", result.val), ("test", result.test)) if score}
     if scores:
-        console.print(score_table(scores))
+        print_table(score_table(scores))
     time = f"{result.seconds:.0f} s" if result.seconds < 100 else f"{result.seconds / 60:.1f} min"
     done = f"{result.name}: {result.steps} steps in {time} on {result.device}"
-    console.print(f"{done}; best at step {result.checkpoint_step}; {result.folder}", highlight=False, soft_wrap=True, markup=False)
+    Console().print(f"{done}; best at step {result.checkpoint_step}; {result.folder}", highlight=False, soft_wrap=True, markup=False)
 
 
 def score_table(scores: dict[str, dict[str, Any]]) -> Table:

@@ -291,10 +291,16 @@ def search_path() -> list[Path]:
 
 
 def list_bundles() -> Iterator[Path]:
-    """Paths of every bundle on the search path; where two share a name, only the one that is found first."""
+    """Paths of every bundle on the search path; where two share a name, only the one that is found first. A folder that cannot be looked
+    into has none.
+    """
     seen: set[str] = set()
     for folder in search_path():
-        for path in sorted(folder.glob(f"*{SUFFIX}")):
+        try:
+            found = sorted(folder.glob(f"*{SUFFIX}"))
+        except PermissionError:
+            continue
+        for path in found:
             if path.stem not in seen:
                 seen.add(path.stem)
                 yield path

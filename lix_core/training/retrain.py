@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -91,11 +92,13 @@ class Retraining:
     overrides: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1 or self.teacher_steps < 0 or self.student_steps < 1 or self.lr <= 0:
+        if not 0 < self.share <= 1 or self.teacher_steps < 0 or self.student_steps < 1 or not 0 < self.lr < math.inf:
             raise TrainingError(
-                f"share is above 0 and at most 1, student_steps at least 1, teacher_steps at least 0, lr above 0; "
+                f"share is above 0 and at most 1, student-steps at least 1, teacher-steps at least 0, lr above 0 and finite; "
                 f"got {self.share}, {self.student_steps}, {self.teacher_steps}, {self.lr}"
             )
+        if not (-1 <= self.gain <= 1 and 0 <= self.forgetting <= 1):
+            raise TrainingError(f"gain and forgetting are mIoU, of which 0.03 is 3 points; got {self.gain} and {self.forgetting}")
         if self.labels not in get_args(Labels):
             raise TrainingError(f"labels is one of {', '.join(get_args(Labels))}, got {self.labels!r}")
         if not 0 < self.held_out < 1:
