@@ -125,9 +125,11 @@ def is_device(path: Path) -> bool:
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
-def save(path: Path, content: bytes) -> None:
+def save(path: Path, content: bytes, synced: bool = True) -> None:
     """Write a file whole or not at all, whatever other processes write there meanwhile: that which a link leads to, where it is one. What
     is no file, as /dev/stdout, is written to. Raises SourceError.
+
+    synced: whole after a power cut too, which takes the disk some milliseconds. Without, it may be empty then.
     """
     device = is_device(path)  # a link to one, as /dev/stdout, leads nowhere that has a name
     path = path.resolve() if path.is_symlink() and not device else path
@@ -137,6 +139,9 @@ def save(path: Path, content: bytes) -> None:
             path.write_bytes(content)
             return
         temporary.write_bytes(content)
+        if synced:
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         with suppress(OSError):
@@ -153,7 +158,7 @@ def save_image(path: Path, image: np.ndarray) -> None:
         raise SourceError(
             f"an image of {image.shape[1]}x{image.shape[0]} cannot be written as {path.suffix!r}: {first_line(error)}"
         ) from None
-    save(path, content)
+    save(path, content, synced=False)  # there are thousands of them
 
 
 def read_mask(path: Path) -> np.ndarray:
@@ -186,5 +191,8 @@ class YamlLoader(yaml.SafeLoader):
 
 
 def from_yaml(text: str) -> Any:
-    """The data in a text. Raises yaml.YAMLError where it is no YAML, or a key is in one place twice."""
-    return yaml.load(text, YamlLoader)
+    """The data in a text. Raises yaml.YAMLError where it is no YAML, a value cannot be (a 99th month), or a key is in one place twice."""
+    try:
+        return yaml.load(text, YamlLoader)
+    except (ValueError, OverflowError, RecursionError) as error:
+        raise yaml.YAMLError(first_line(error)) from None

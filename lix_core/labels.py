@@ -119,7 +119,7 @@ class LabelSet:
         """Inverse of `to_json`."""
         try:
             data = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise LabelError(str(error)) from None
         return cls.from_dict(data)
 

@@ -788,6 +788,15 @@ def test_the_command_repairs_the_bag_that_it_is_started_in(tmp_path, monkeypatch
         assert repaired.count > 4 and sorted(p.name for p in tmp_path.iterdir()) == ["drive", "drive_repaired"]
 
 
+def test_files_that_a_power_cut_left_empty_are_made_again(tmp_path):
+    path = write(tmp_path / "drive", drive(2))
+    extract([path], tmp_path / "out")
+    image = Extraction.open(tmp_path / "out").frames[0].image
+    content = image.read_bytes()
+    image.write_bytes(b"")
+    assert extract([path], tmp_path / "out")[0].done == 1 and image.read_bytes() == content
+
+
 def test_files_of_others_are_not_replaced_by_those_of_an_extraction(tmp_path):
     path, mine = write(tmp_path / "drive", drive(2)), tmp_path / "out" / "drive" / "camera.json"
     mine.parent.mkdir(parents=True)

@@ -28,7 +28,7 @@ from lix_core.bags.teacher import image_of
 from lix_core.cli.label import label
 from lix_core.data.bag import BagDataset
 from lix_core.errors import DataError, LabelError, LixError, SourceError
-from lix_core.files import read_mask
+from lix_core.files import locked, read_mask
 from lix_core.labels import STREET, Label, LabelSet
 from lix_core.runtime.bundle import XSpec
 from trees import png_of_size, with_orientation
@@ -229,6 +229,18 @@ def test_a_mask_is_found_its_frame_by_the_stamp_in_its_name(extraction, name, fr
 def test_a_mask_without_a_frame_is_told_which_is_nearest(extraction, name, reason):
     with pytest.raises(DataError, match=reason):
         Finder(extraction.frames).find(name)
+
+
+def test_while_one_process_imports_another_one_does_not(extraction, tmp_path):
+    """Each would write the label set that its own ids mean."""
+    masks = masks_of(extraction, len(STREET))
+    export_masks(extraction, tmp_path / "out", "png", STREET, lambda frame, image: masks[frame.name])
+    (extraction.root / "masks").mkdir()
+    with locked(extraction.root / "masks"), pytest.raises(SourceError, match="another process imports masks into .*masks: wait for"):
+        import_masks(extraction, tmp_path / "out")
+    with pytest.raises(SourceError):
+        import_masks(extraction, tmp_path / "none")
+    assert not (extraction.root / "masks").exists(), "what does not come to anything leaves nothing"
 
 
 # Round trips.

@@ -207,6 +207,47 @@ def test_what_may_not_be_looked_at_is_passed_over_in_a_folder_and_named_by_itsel
         bags_in(tmp_path / "lost+found")
 
 
+def edited(bag: Path, **changes: object) -> Path:
+    """A bag whose metadata.yaml tells otherwise."""
+    content = yaml.safe_load((bag / "metadata.yaml").read_text())
+    content["rosbag2_bagfile_information"].update(changes)
+    (bag / "metadata.yaml").write_text(yaml.safe_dump(content))
+    return bag
+
+
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"duration": {"nanoseconds": 0}},
+        {"duration": {"nanoseconds": -5}},
+        {"starting_time": {"nanoseconds_since_epoch": 0}},
+        {"starting_time": {"nanoseconds_since_epoch": START + 2 * NS}},
+        {"topics_with_message_count": []},
+        {"message_count": 0},
+    ],
+)
+def test_what_the_files_hold_counts_whatever_metadata_says(tmp_path, storage, changes):
+    messages = drive(3)
+    path = write(tmp_path / "bag", messages, storage)
+    with Bag(path) as bag:
+        whole = bag.start, bag.end, bag.count, sorted((topic.name, topic.count) for topic in bag.topics)
+    with Bag(edited(path, **changes)) as bag:
+        assert (bag.start, bag.end, bag.count, sorted((topic.name, topic.count) for topic in bag.topics)) == whole
+        assert sorted(read(bag)) == sorted(rows(messages)) and bag.faults == []
+
+
+def test_a_file_that_metadata_does_not_name_is_told_and_repair_takes_it_in(tmp_path):
+    first, second = drive(2), [Recorded(m.topic, m.time + 9 * NS, m.message) for m in drive(3)]
+    path, other = write(tmp_path / "bag", first), write(tmp_path / "other", second)
+    shutil.copy(next(other.glob("*.mcap")), path / "bag_1.mcap")
+    with Bag(path) as bag:
+        (fault,) = bag.faults
+        assert fault.startswith("bag_1.mcap lies beside metadata.yaml, which does not name it, and is not read") and bag.count == len(first)
+    report = repair(path)
+    assert (report.changed, report.messages) == ("new", len(first) + len(second))
+
+
 @pytest.mark.parametrize("qos", ["''", "[]"])
 @pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
 def test_messages_are_read_whatever_metadata_says_of_their_qos(tmp_path, storage, qos):

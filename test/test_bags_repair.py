@@ -355,3 +355,14 @@ def test_what_cannot_be_repaired_says_why(tmp_path, monkeypatch):
     with pytest.raises(SourceError, match="name a folder on another disk"):
         repair(bag)
     assert not (tmp_path / "bag_repaired").exists()
+
+
+def test_a_damaged_name_of_a_topic_costs_no_other_one_and_rows_of_none_are_told(tmp_path):
+    bag = killed_bag(tmp_path / "bag", storage="sqlite3", is_closed=True)
+    with sqlite3.connect(bag / "bag.db3") as database:
+        database.execute("UPDATE topics SET name = CAST(x'2f6eff' AS TEXT) WHERE name = '/names'")
+        database.execute("UPDATE messages SET topic_id = 77 WHERE id = 5")
+        database.execute("UPDATE messages SET timestamp = 'noon' WHERE id = 6")
+    report = repair(bag)
+    assert (report.changed, report.messages) == ("new", 38)
+    assert report.faults == ("2 messages of bag.db3 are of no topic, or damaged, and are left out",)

@@ -60,3 +60,9 @@ def test_yaml_is_that_of_pyyaml_but_for_keys_that_are_there_twice() -> None:
     assert found == yaml.safe_load(text) and found["b"] == {"x": 3, "y": 2} and found["c"]["y"] == 4 and found[1] != found["1"]
     with pytest.raises(yaml.YAMLError, match="the key x is there twice, in line 3 and in line 5"):
         from_yaml("a:\n- b:\n    x: 1\n    y: 2\n    x: 1\n")
+
+
+@pytest.mark.parametrize("text", ["lr: 2024-99-99", "a: !!int foo", "a: " + 5000 * "["])
+def test_values_that_cannot_be_are_no_yaml(text: str) -> None:
+    with pytest.raises(yaml.YAMLError):
+        from_yaml(text)

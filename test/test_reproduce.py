@@ -28,7 +28,7 @@ from lix_core.labels import STREET
 from lix_core.training import reproduce as module
 from lix_core.training import table as tables
 from lix_core.training.reproduce import reproduce
-from lix_core.training.results import Record, gains_of, page, summary
+from lix_core.training.results import Record, check_run, gains_of, page, summary
 from lix_core.training.table import OF_CONTROLLERS, OF_TERMS, Table, cells, filled, table_names, values_of
 from lix_core.world.folder import WorldFolder
 
@@ -396,7 +396,7 @@ def test_other_options_and_other_processes_leave_each_others_runs_in_the_file(tm
 
 def test_a_page_is_not_replaced_by_runs_of_other_options(tmp_path, monkeypatch):
     trained = []
-    monkeypatch.setattr(module, "run_cell", lambda cell, *_: trained.append(cell) or run(np.eye(3, dtype=int).tolist()))
+    monkeypatch.setattr(module, "run_cell", lambda cell, *_: trained.append(cell) or run(np.eye(2, dtype=int).tolist()))
     monkeypatch.setattr(tables, "TABLES", tmp_path)
 
     def typed(*words, out="out", **changes):
@@ -504,7 +504,7 @@ def test_a_table_file_with_a_slip_is_named_and_the_others_are_listed(tmp_path, m
 
 
 def test_what_another_process_made_meanwhile_is_not_made_again(tmp_path, monkeypatch):
-    made, eye = [], np.eye(3, dtype=int).tolist()
+    made, eye = [], np.eye(2, dtype=int).tolist()
     other = Record(table(), tmp_path)
 
     def run_cell(cell, *_):
@@ -605,6 +605,17 @@ def test_the_figure_of_a_run_that_is_made_again_stays_whoever_made_it(tmp_path):
     first.add(unit[1], run([[3, 0], [0, 3]]))
     found = json.loads((tmp_path / "tiny.json").read_text())["runs"]
     assert [found[cell.entry]["counts"][0][0] for cell in unit[:2]] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"counts": None}, {"counts": [[1, float("nan")], [0, 1]]}, {"counts": [[1, -1], [0, 1]]}, {"counts": [[1]]}, {"seconds": "2"}],
+)
+def test_runs_that_are_not_whole_are_told_before_another_is_made(changes):
+    run = {"counts": [[1, 0], [0, 1]], "names": ["a", "b"], "groups": {}, "seconds": 2, "device": "cpu", "git_revision": "1"}
+    check_run("kd/fold0/seed0/1", run)
+    with pytest.raises(ValueError, match="run kd/fold0/seed0/1 (is not whole|counts no pixels)"):
+        check_run("kd/fold0/seed0/1", {**run, **changes})
 
 
 def test_a_damaged_result_file_is_not_overwritten(tmp_path):

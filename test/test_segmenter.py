@@ -573,9 +573,22 @@ def in_float16(bundle: Bundle) -> Bundle:
     return dataclasses.replace(bundle, graph=model.SerializeToString())
 
 
+def ending_in(bundle: Bundle, output: str, operation: str, number: np.ndarray) -> Bundle:
+    """The same, but for one output, on which something is done with a number."""
+    model = onnx.load_from_string(bundle.graph)
+    for node in model.graph.node:
+        node.output[:] = ["plain" if name == output else name for name in node.output]
+        node.input[:] = ["plain" if name == output else name for name in node.input]
+    model.graph.initializer.append(onnx.numpy_helper.from_array(number, "number"))
+    model.graph.node.append(onnx.helper.make_node(operation, ["plain", "number"], [output]))
+    return dataclasses.replace(bundle, graph=model.SerializeToString())
+
+
 @pytest.mark.parametrize(
     ("bundle", "message"),
     [
+        (ending_in(logits_bundle(), "logits", "Mul", np.float32(np.nan)), "logits of bundle 'tiny-logits' are not finite"),
+        (ending_in(camera_bundle(), "mask", "Add", np.uint8(200)), r"mask of bundle 'tiny-camera' has the id 20\d, its classes are 0..4"),
         (in_float16(logits_bundle()), "logits of bundle 'tiny-logits' must be float32, got float16: let its graph end with a Cast"),
         (claiming(logits_bundle(), outputs=ALL), "graph of 'tiny-logits' lacks outputs mask, confidence; it has logits"),
         (claiming(logits_bundle(), labels=FEWER), r"names 3 classes, but its graph's logits are \(1, 5, .*not \(1, 3, h, w\)"),

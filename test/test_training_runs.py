@@ -921,6 +921,26 @@ def test_checkpoints_that_are_none_are_refused(tmp_path):
         load_network(tmp_path)
 
 
+def test_a_checkpoint_of_which_a_bit_has_flipped_is_refused(student, tmp_path):
+    path = tmp_path / "checkpoints" / "best.ckpt"
+    path.parent.mkdir()
+    content = bytearray((student / "checkpoints" / "best.ckpt").read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(TrainingError, match="best.ckpt cannot be read: the checksum of .* in it is wrong"):
+        load_network(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["record", "network"])
+def test_a_checkpoint_of_another_version_is_refused_in_one_line(student, tmp_path, part):
+    saved = torch.load(student / "checkpoints" / "best.ckpt", weights_only=True)
+    saved[part]["new"] = torch.zeros(3)
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(saved, tmp_path / "checkpoints" / "best.ckpt")
+    with pytest.raises(TrainingError, match="best.ckpt is of another version of lix or of timm than this one .*new.*: export it with"):
+        load_network(tmp_path)
+
+
 def test_the_best_checkpoint_is_that_of_the_highest_score(tmp_path, monkeypatch):
     scores = iter([0.5, 0.7, 0.6])
 

@@ -114,7 +114,7 @@ class Extraction:
             camera = Camera(data["width"], data["height"], k) if k else None
             return BagCalibration(camera, float(data["baseline"]), str(data["frame_id"]))
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path} is no calibration of an extraction ({error}); extract the bag again") from None
+            raise DataError(f"{path} is no calibration of an extraction ({error}); delete it, and extract the bag again") from None
 
     def label_path(self, frame: ExtractedFrame, kind: str) -> Path | None:
         """Where a frame's labels of a kind (one of KINDS) are; None where it has none."""
@@ -141,7 +141,7 @@ def image_of(frame: ExtractedFrame) -> np.ndarray:
     try:
         return to_rgb(*read_compressed(frame.image.read_bytes(), frame.image.name))
     except (OSError, ImageError) as error:
-        raise DataError(f"{frame.image} cannot be read ({first_line(error)}); extract the bag again") from None
+        raise DataError(f"{frame.image} cannot be read ({first_line(error)}); delete it, and extract the bag again") from None
 
 
 def depth_units_of(frame: ExtractedFrame, shape: tuple[int, int]) -> np.ndarray | None:
@@ -151,9 +151,9 @@ def depth_units_of(frame: ExtractedFrame, shape: tuple[int, int]) -> np.ndarray 
     try:
         units = decoded(frame.depth.read_bytes(), cv2.IMREAD_UNCHANGED)
     except OSError as error:
-        raise DataError(f"{frame.depth} cannot be read ({error.strerror}); extract the bag again") from None
+        raise DataError(f"{frame.depth} cannot be read ({error.strerror}); delete it, and extract the bag again") from None
     if units is None or units.dtype != np.uint16 or units.shape != shape:
-        raise DataError(f"{frame.depth} is no 16-bit image of {shape[1]}x{shape[0]}; extract the bag again")
+        raise DataError(f"{frame.depth} is no 16-bit image of {shape[1]}x{shape[0]}; delete it, and extract the bag again")
     return units
 
 
@@ -162,7 +162,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error}); extract the bag again") from None
+        raise DataError(f"{path} cannot be read ({error}); delete it, and extract the bags again") from None
 
 
 def read_frames(root: Path, bag: str) -> Iterator[ExtractedFrame]:
@@ -412,7 +412,9 @@ def prepare(
 
 
 def files_exist(folder: Path, row: dict[str, Any]) -> bool:
-    return all((folder / row[kind]).exists() for kind in ("image", "depth", "labels") if row[kind])
+    """Whether the files of a frame's line are there, and not empty, as a power cut may leave them."""
+    files = [folder / row[kind] for kind in ("image", "depth", "labels") if row[kind]]
+    return all(file.exists() and file.stat().st_size for file in files)
 
 
 def calibration(index: BagIndex) -> dict[str, Any]:
@@ -521,7 +523,7 @@ def write_frame(folder: Path, plan: FramePlan, frame: BagFrame) -> dict[str, Any
     if frame.jpeg is None:
         save_image(folder / image, frame.image)
     else:
-        save(folder / image, frame.jpeg)
+        save(folder / image, frame.jpeg, synced=False)
     row = {
         "stamp": plan.stamp,
         "reasons": list(plan.reasons),

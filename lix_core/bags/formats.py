@@ -34,6 +34,8 @@ from lix_core.pixels import decoded
 FORMATS = ("png", "cvat", "coco")
 BACKGROUND = "background"
 """CVAT's name of what nobody annotated."""
+LARGEST = 1 << 28
+"""[bytes]: of a file in an archive, unpacked."""
 CLASS_MASKS, INSTANCE_MASKS = "SegmentationClass/", "SegmentationObject/"
 LABELMAP, LISTED = "labelmap.txt", "ImageSets/Segmentation/default.txt"
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
@@ -166,7 +168,11 @@ class Files:
         try:
             if self.path.is_dir():
                 return (self.path / name).read_bytes()
-            return self._archive.read(name) if zipfile.is_zipfile(self.path) else self.path.read_bytes()
+            if not zipfile.is_zipfile(self.path):
+                return self.path.read_bytes()
+            if (size := self._archive.getinfo(name).file_size) > LARGEST:
+                raise ValueError(f"it unpacks to {size / 1e6:.0f} MB, no file of a mask does")
+            return self._archive.read(name)
         except Exception as error:  # zipfile lets through whatever its decompressors raise on damaged data
             raise DataError(f"cannot read {name} of {self.path}: {first_line(error)}") from None
 
@@ -472,7 +478,7 @@ class PngWriter:
         path = self._folder / f"{stem_of(image)}.png"
         make_folder(path.parent)
         if mask is not None:
-            save(path, palette_png(mask, self._palette))
+            save(path, palette_png(mask, self._palette), synced=False)
 
     def close(self) -> None:
         pass

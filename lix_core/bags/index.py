@@ -472,7 +472,7 @@ def read_keyframes(bag: Bag, topic: str) -> dict[int, Keyframe]:
         try:
             record = keyframe_record(raw)
             partners = {str(name): int(stamp) for name, stamp in record.get("partners", {}).items()}
-        except (DataError, AttributeError, TypeError, ValueError):
+        except (DataError, AttributeError, TypeError, ValueError, OverflowError):
             continue
         keyframes[record["stamp"]] = Keyframe(tuple(record["reasons"]), partners)
     return keyframes

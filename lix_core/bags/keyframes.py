@@ -452,5 +452,5 @@ def keyframe_record(raw: bytes) -> dict[str, Any]:
         (length,) = struct.unpack_from("<I" if raw[1] & 1 else ">I", raw, 4)
         record = json.loads(raw[8 : 8 + length].rstrip(b"\0"))
         return {**record, "stamp": int(record["stamp"]), "reasons": [str(r) for r in record["reasons"]]}
-    except (struct.error, IndexError, KeyError, TypeError, ValueError) as error:
+    except (struct.error, IndexError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise DataError(f"a keyframe's record cannot be read: {error}") from None

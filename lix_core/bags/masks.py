@@ -6,6 +6,7 @@ import difflib
 import re
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -25,7 +26,7 @@ from lix_core.bags.formats import (
 )
 from lix_core.bags.teacher import Teacher, calibrations_of
 from lix_core.errors import DataError, LabelError, SourceError
-from lix_core.files import make_folder, read_mask, save
+from lix_core.files import locked, make_folder, read_mask, save
 from lix_core.labels import LABELS_FILE, UNLABELLED, Label, LabelMapping, LabelSet, plain
 from lix_core.runtime.bundle import Bundle, find_bundle
 
@@ -134,6 +135,27 @@ def import_masks(
         LabelError: nothing says what the ids mean, or the masks imported before are in another label set.
     """
     folder = extraction.root / "masks"
+    make_folder(folder)
+    try:
+        with locked(folder, wait_s=0) as free:
+            if not free:
+                raise SourceError(f"another process imports masks into {folder}: wait for its end")
+            return import_into(folder, extraction, path, labels, form, replace, on_mask)
+    finally:
+        with suppress(OSError):  # there is something in it
+            folder.rmdir()
+
+
+def import_into(
+    folder: Path,
+    extraction: Extraction,
+    path: str | Path,
+    labels: LabelSet | None,
+    form: str,
+    replace: bool,
+    on_mask: Callable[[int], None],
+) -> ImportReport:
+    """The same, into a folder that no other process imports into."""
     before = LabelSet.load(folder / LABELS_FILE) if (folder / LABELS_FILE).exists() else None
     if before and labels and before.names != labels.names:
         raise LabelError(
@@ -252,7 +274,7 @@ def export_masks(
         for frame in frames:
             image = image_of(frame)
             make_folder(out / "images" / frame.bag)
-            save(out / "images" / frame.bag / frame.image.name, without_exif(frame.image.read_bytes()))
+            save(out / "images" / frame.bag / frame.image.name, without_exif(frame.image.read_bytes()), synced=False)
             writer.add(f"{frame.bag}/{frame.image.name}", image.shape[:2], mask_of(frame, image))
             on_frame()
         writer.close()

@@ -6,7 +6,8 @@ changed since ROS 2 Foxy, Humble's sqlite3 bags carry none, and a broken definit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -122,17 +123,21 @@ class RosbagsStorage:
         self.is_ros2 = path.suffix != ".bag"
         self._reader = rosbag2.Reader(UriPath(path)) if self.is_ros2 else rosbag1.Reader(path)
         self._reader.open()
-        counts: dict[tuple[str, str], int] = {}
-        for c in self._reader.connections:
-            counts[c.topic, c.msgtype] = counts.get((c.topic, c.msgtype), 0) + c.msgcount
-        latched = {(c.topic, c.msgtype) for c in self._reader.connections if is_latched(c)}
-        self.topics = [TopicInfo(*key, count, key in latched) for key, count in counts.items()]
-        self.start, self.end = self._reader.start_time, self._reader.end_time - 1  # rosbags' end is behind the last message
-        # The files themselves: of a folder, rosbags passes over topics whose QoS is another in metadata.yaml, which people edit.
+        # The files themselves: metadata.yaml may be wrong, and of a folder, rosbags passes over topics whose QoS is another there.
         self._parts = getattr(self._reader.storage, "storages", [self._reader.storage]) if self.is_ros2 else [self._reader]
-        there = {(c.topic, c.msgtype) for part in self._parts for c in part.connections}
-        if gone := [f"{topic} ({kind})" for (topic, kind), count in counts.items() if count and (topic, kind) not in there]:
+        told, found = counts_of(self._reader.connections), counts_of(c for part in self._parts for c in part.connections)
+        if gone := [f"{topic} ({kind})" for (topic, kind), count in told.items() if count and (topic, kind) not in found]:
             raise DamagedBag(f"{path}: its files have none of the topics {', '.join(gone)} that its metadata.yaml tells of")
+        if beside := files_beside(path, self._parts) if self.is_ros2 else []:
+            names = ", ".join(beside)
+            self.faults.append(f"{names} lies beside metadata.yaml, which does not name it, and is not read: `lix bag repair` takes it in")
+        latched = {(c.topic, c.msgtype) for c in self._reader.connections if is_latched(c)}
+        # Not every writer counts the messages of each topic in its files.
+        self.topics = [TopicInfo(*key, count or told.get(key, 0), key in latched) for key, count in (told | found).items()]
+        extents = [part.metadata if self.is_ros2 else part for part in self._parts]
+        filled = [extent for extent in extents if extent.message_count] or [self._reader]
+        self.start = min(extent.start_time for extent in filled)
+        self.end = max(extent.end_time for extent in filled) - 1  # rosbags' end is behind the last message
 
     def messages(self, topics: Collection[str], start: int | None, stop: int | None) -> Iterator[tuple[str, str, int, bytes]]:
         for part in self._parts:
@@ -144,6 +149,20 @@ class RosbagsStorage:
 
     def close(self) -> None:
         self._reader.close()
+
+
+def counts_of(connections: Iterable[Any]) -> dict[tuple[str, str], int]:
+    """(topic, type) -> messages, of connections of rosbags."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for c in connections:
+        counts[c.topic, c.msgtype] += c.msgcount
+    return dict(counts)
+
+
+def files_beside(path: Path, parts: Sequence[Any]) -> list[str]:
+    """Names of data files in a bag's folder that are none of its parts."""
+    named = {Path(str(part.path)).name for part in parts}
+    return [file.name for file in salvage.files_of(path) if file.name not in named and path.is_dir()]
 
 
 def is_latched(connection: Any) -> bool:

@@ -203,22 +203,28 @@ def _part(file: Path, folder: Path | None) -> Part:
 
 
 def _connections(files: list[Path], bag: Path | None) -> list[Connection] | None:
-    """Topics of whole files, with counts over all of them; None where rosbags does not think them, or the bag with metadata, whole."""
+    """Topics of whole files, with counts over all of them; None where rosbags does not think them, or the bag with metadata, whole,
+    or these do not fit them."""
     from rosbags.rosbag2 import Reader
 
     found: dict[tuple[str, str], Connection] = {}
     try:
         if bag:
-            with Reader(UriPath(bag)):
-                pass
+            with Reader(UriPath(bag)) as reader:
+                told = (reader.start_time, reader.end_time, reader.message_count) if bag.is_dir() else None
+        extents = []
         for file in files:
             with Reader(UriPath(file)) as reader:
+                extents += [(reader.start_time, reader.end_time, reader.message_count)]
                 for connection in reader.connections:
                     key = connection.topic, connection.msgtype
                     count = connection.msgcount + (found[key].msgcount if key in found else 0)
                     digest = connection.digest or _definition(connection.msgtype, connection.msgdef.data)[1]
                     found[key] = connection._replace(msgcount=count, digest=digest)
     except Exception:  # whatever a damaged file makes rosbags raise
+        return None
+    starts, ends, counts = zip(*extents)
+    if bag and told and told != (min(starts), max(ends), sum(counts)):  # rosbags gives what is empty a start behind, an end before all
         return None
     return list(found.values())
 

@@ -368,7 +368,7 @@ class SqlitePart:
             self._topics: dict[int, tuple[str, str]] = {}
             self.faults.append(f"{path.name}: its table of topics cannot be read ({error})")
             return
-        self._topics = {number: (name, kind) for number, name, kind in rows}
+        self._topics = {number: (name, kind) for number, name, kind in rows if isinstance(name, str) and isinstance(kind, str)}
         # The others are not read: a byte of them will do.
         data = f"CASE WHEN substr(data, 1, 4) = x'{ZSTD_MAGIC.hex()}' THEN data ELSE substr(data, 1, 1) END"
         for key, _, recorded, raw in self._rows(data, 0, 2**63 - 1, self.faults):
@@ -382,29 +382,35 @@ class SqlitePart:
 
     def _connect(self) -> sqlite3.Connection:
         database = sqlite3.connect(f"{self._path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)
+        database.text_factory = lambda text: text.decode(errors="replace")
         # Without, SQLite refuses a file that is shorter than its header says.
         database.execute("PRAGMA writable_schema = ON")
         return database
 
     def _rows(self, data: str, start: int, stop: int, faults: list[str]) -> Iterator[tuple[tuple[str, str], int, int, bytes]]:
         """Rows by their number, as the table itself has them: the index may be damaged too."""
-        query = f"SELECT id, topic_id, timestamp, {data} FROM messages WHERE id >= ? AND +timestamp >= ? AND +timestamp < ? ORDER BY id"
+        within = "(typeof(timestamp) <> 'integer' OR +timestamp >= ? AND +timestamp < ?)"
+        query = f"SELECT id, topic_id, timestamp, {data} FROM messages WHERE id >= ? AND {within} ORDER BY id"
         with closing(self._connect()) as database:
-            following, leap, lost = 0, 1, None
+            following, leap, lost, odd = 0, 1, None, 0
             while leap < 2**40:
                 try:
                     for number, topic, recorded, raw in database.execute(query, (following, start, stop)):
                         if lost is not None:
                             faults.append(f"{self._path.name}: up to {number - lost} messages from number {lost} on are damaged")
                         following, leap, lost = number + 1, 1, None
-                        if topic in self._topics and isinstance(raw, bytes):
+                        if topic in self._topics and isinstance(raw, bytes) and isinstance(recorded, int):
                             yield self._topics[topic], number, recorded, raw
+                        else:
+                            odd += 1
                     break
                 except sqlite3.Error:
                     lost = following if lost is None else lost
                     following, leap = following + leap, 2 * leap
             if lost is not None:
                 faults.append(f"{self._path.name}: the messages from number {lost} on are damaged")
+            if odd:
+                faults.append(f"{odd} messages of {self._path.name} are of no topic, or damaged, and are left out")
 
     def messages(self, topics: Collection[str], start: int, stop: int) -> Iterator[tuple[str, str, int, bytes]]:
         for (topic, kind), _, recorded, raw in self._rows("data", start, stop, []):

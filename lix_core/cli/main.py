@@ -115,6 +115,8 @@ def refuse(reason: str) -> None:
 
 
 def main() -> None:
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.reconfigure(errors="backslashreplace")  # of a name that is no UTF-8 nothing is lost, and nothing ends
     with told():
         add_plugin_commands()
         app(list(map(at_home, sys.argv[1:])))

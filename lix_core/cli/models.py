@@ -18,7 +18,7 @@ def models(model: str = typer.Argument("", help="A model's name or path: prints 
     if model:
         bundle = Bundle.load(find_bundle(model))
         console.print(Markdown(bundle.card or f"# {bundle.manifest.name}\n\n{bundle.manifest.description}\n\n(no card)"))
-        console.print(f"\nfile: {bundle.path}", highlight=False, soft_wrap=True)
+        console.print(f"\nfile: {bundle.path}", highlight=False, soft_wrap=True, markup=False)
         return
     table = Table(*(Column(name, overflow="fold") for name in ("model", "classes", "size [MB]", "mIoU", "licence")))
     paths = list(list_bundles())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import io
+import os
 import sys
 import time
 from pathlib import Path
@@ -100,9 +101,9 @@ def refuse_inputs(source: ImageSource, input: Path, out: Path, suffix: str) -> N
     """Raises SourceError where a result would take the place of an image of the source, or be one the next time."""
     if expanded(input).is_dir() and out.resolve() == expanded(input).resolve():
         raise SourceError(f"--out {out} is the folder of the images, whose results would be segmented the next time; give another --out")
-    images = {path.resolve() for path in source.paths}
+    images = set(map(os.path.realpath, source.paths))  # which takes links that lead to themselves as well
     for stem in source.stems:
-        if (target := out / f"{stem}{suffix}").resolve() in images:
+        if os.path.realpath(target := out / f"{stem}{suffix}") in images:
             raise SourceError(f"a result would overwrite {target}, which is an image to segment; give another --out")
 
 
@@ -131,4 +132,4 @@ def write(path: Path, output: Output, image: np.ndarray, order: str, result: Seg
     else:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, mask=result.mask, confidence=result.confidence.astype(np.float16))
-        save(path, buffer.getvalue())
+        save(path, buffer.getvalue(), synced=False)

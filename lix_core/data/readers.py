@@ -201,7 +201,7 @@ class XCache:
                 content = io.BytesIO()
                 np.save(content, half)
                 try:
-                    save(path, content.getvalue())
+                    save(path, content.getvalue(), synced=False)
                 except SourceError:
                     if self.folder.exists():  # it may be deleted meanwhile, and comes back with the next data set
                         self.folder = None

@@ -57,7 +57,7 @@ class Segmentation:
         """The same, with pixels below `min_confidence` unlabelled (255)."""
         if min_confidence <= 0:
             return self
-        mask = np.where(self.confidence < min_confidence, np.uint8(UNLABELLED), self.mask)
+        mask = np.where(self.confidence >= min_confidence, self.mask, np.uint8(UNLABELLED))  # a NaN is not sure of anything
         return dataclasses.replace(self, mask=mask)
 
     def remapped(self, mapping: LabelMapping) -> "Segmentation":
@@ -257,11 +257,15 @@ class Segmenter:
             )
         if logits.dtype != np.float32:
             raise BundleError(f"logits of bundle {manifest.name!r} must be float32, got {logits.dtype}: let its graph end with a Cast")
+        if not np.isfinite(logits).all():
+            raise BundleError(f"logits of bundle {manifest.name!r} are not finite: its weights are damaged, or did not converge")
         if not self._fast:
             return
         mask, confidence = results["mask"], results["confidence"]
         if mask.shape != (1, *self._fit.canvas) or mask.dtype != np.uint8:
             raise BundleError(f"mask of bundle {manifest.name!r} must be uint8 {(1, *self._fit.canvas)}, got {mask.dtype} {mask.shape}")
+        if len(odd := np.setdiff1d(mask, [*range(len(self.labels)), UNLABELLED])):
+            raise BundleError(f"mask of bundle {manifest.name!r} has the id {odd[0]}, its classes are 0..{len(self.labels) - 1}")
         if confidence.ndim != 3 or confidence.dtype != np.float32:
             raise BundleError(
                 f"confidence of bundle {manifest.name!r} must be float32 (1, h, w), got {confidence.dtype} {confidence.shape}"

@@ -302,7 +302,7 @@ def _convert(wanted: Any, value: Any, path: str) -> Any:
     if wanted is float and not isinstance(value, bool):
         try:  # whole numbers, and 1e-3, which YAML takes for a word
             return float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             pass
     raise TrainingError(f"{path} must be {_described(wanted)}, got {value!r}")
 

@@ -27,6 +27,16 @@ from lix_core.training.report import gains
 from lix_core.training.table import CONTROL, Cell, Row, Table, cells
 
 
+def check_run(entry: str, run: Any) -> None:
+    """Raises ValueError where a run of a result file is none, as after a merge by hand: before hours are spent on another."""
+    kinds = {"counts": list, "names": list, "groups": dict, "seconds": (int, float), "device": str, "git_revision": str}
+    if not isinstance(run, dict) or not all(isinstance(run.get(key), kind) for key, kind in kinds.items()):
+        raise ValueError(f"run {entry} is not whole: it has {', '.join(kinds)}")
+    counts = np.asarray(run["counts"])
+    if counts.shape != 2 * (len(run["names"]),) or counts.dtype.kind != "i" or counts.min(initial=0) < 0:
+        raise ValueError(f"run {entry} counts no pixels: counts is no square of whole numbers, of {len(run['names'])} classes")
+
+
 class Record:
     """The result file of a table: the finished cells, and the rows made of them.
 
@@ -44,10 +54,13 @@ class Record:
     def _read(self) -> dict[str, dict[str, Any]]:
         """The runs in the file."""
         try:
-            return dict(json.loads(self.path.read_text())["runs"])
+            runs = dict(json.loads(self.path.read_text())["runs"])
+            for entry, run in runs.items():
+                check_run(entry, run)
+            return runs
         except FileNotFoundError:
             return {}
-        except (ValueError, KeyError, TypeError, OSError) as error:
+        except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
             raise DataError(f"{self.path} is not a result of `lix reproduce` ({error}); move it away to begin anew") from None
 
     def has(self, cell: Cell) -> bool:

@@ -89,7 +89,8 @@ class RunResult:
             raise TrainingError(f"{folder} holds no finished run: there is no result.json") from None
         except (ValueError, TypeError) as error:
             raise TrainingError(
-                f"{folder / 'result.json'} is not a result of this version ({first_line(error)}); remove the folder"
+                f"{folder / 'result.json'} is not a result of this version ({first_line(error)}): delete that file, and the same "
+                "command scores the run again"
             ) from None
 
 

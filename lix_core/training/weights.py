@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,9 +82,14 @@ def load_network(run: str | Path, which: Which = "best", device: str | torch.dev
         return network_of_bundle(run, device)
     path = Path(run) / "checkpoints" / f"{which}.ckpt"
     saved = load_checkpoint(path)
-    record = Record.from_dict(saved["record"])
-    network = build_network(record.config.model, len(record.labels), record.x_channels, weights="none")
-    network.load_state_dict(saved["network"])
+    try:
+        record = Record.from_dict(saved["record"])
+        network = build_network(record.config.model, len(record.labels), record.x_channels, weights="none")
+        network.load_state_dict(saved["network"])
+    except (TypeError, KeyError, AttributeError, RuntimeError) as error:
+        raise TrainingError(
+            f"checkpoint {path} is of another version of lix or of timm than this one ({first_line(error)}): export it with that one"
+        ) from None
     return network.to(device, memory_format=torch.channels_last).eval(), record
 
 
@@ -146,7 +152,7 @@ def record_of(manifest: Manifest) -> Record:
         return Record(config, manifest.labels, kind, channels, *facts, **behind, always_x=always_x, earlier=sources_of(started))
     except LixError:  # of the configuration
         raise
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else first_line(error)
         raise TrainingError(f"its manifest does not tell of a training run as `lix export` does ({what})") from None
 
@@ -154,6 +160,9 @@ def record_of(manifest: Manifest) -> Record:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(path) as archive:  # whose checksums torch does not look at
+            if (damaged := archive.testzip()) is not None:
+                raise ValueError(f"the checksum of {damaged} in it is wrong")
     except FileNotFoundError:
         others = sorted(p.stem for p in path.parent.glob("*.ckpt"))
         raise TrainingError(f"there is no {path}; checkpoints there: {', '.join(others) or 'none'}") from None
