@@ -479,6 +479,7 @@ def test_a_table_file_with_a_slip_is_named_and_the_others_are_listed(tmp_path, m
         "rows": (json.dumps({**whole, "rows": ["control"]}), r"rows must be keys with values, got \['control'\]"),
         "base": (json.dumps({**whole, "base": "world_lix"}), "base must be keys with values, got 'world_lix'"),
         "row": (json.dumps({**whole, "rows": {"a": "b"}}), "row a of table row: it must be keys with values, got 'b'"),
+        "no seeds": (json.dumps({**whole, "seeds": []}), "table no seeds: seeds is an empty list; leave it out, or name some"),
         "key": (json.dumps({**whole, "rows": {"a": {"sett": []}}}), "row a of table key: unknown key sett .did you mean set"),
         "options": (json.dumps({**whole, "teachers": {"a": {"b": 1}}}), "teacher a of table options: options are texts"),
     }

@@ -258,7 +258,7 @@ def export_masks(
 
     Raises:
         SourceError: the folder is not empty or cannot be written. DataError: an image cannot be read, or there are no frames. LabelError:
-            too many colours. After any of them, and Ctrl-C, the folder is empty.
+            too many colours. Where it was empty, it is so again after any of them and after Ctrl-C.
     """
     if form not in FORMATS:
         raise SourceError(f"there is no mask format {form!r}; there are {', '.join(FORMATS)}")

@@ -132,6 +132,8 @@ class Table:
             if control and control not in names:
                 raise TrainingError(f"row {key} of table {name} is set against {control!r}, which is no row{nearest(control, names)}")
         sequences = {key: tuple(data[key]) for key in ("folds", "seeds") if key in data}
+        if empty := [key for key, values in sequences.items() if not values]:
+            raise TrainingError(f"table {name}: {empty[0]} is an empty list; leave it out, or name some")
         shown = {str(key): tuple(value) for key, value in data.get("shown", {}).items()}
         texts = {key: str(data[key]) for key in ("title", "metric")} | {"notes": str(data.get("notes", ""))}
         return cls(name, base=dict(data["base"]), teachers=teachers, rows=tuple(rows), shown=shown, **sequences, **texts)

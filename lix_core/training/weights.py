@@ -87,8 +87,9 @@ def load_network(run: str | Path, which: Which = "best", device: str | torch.dev
         network = build_network(record.config.model, len(record.labels), record.x_channels, weights="none")
         network.load_state_dict(saved["network"])
     except (TypeError, KeyError, AttributeError, RuntimeError) as error:
+        what = " ".join(str(error).split())
         raise TrainingError(
-            f"checkpoint {path} is of another version of lix or of timm than this one ({first_line(error)}): export it with that one"
+            f"checkpoint {path} is of another version of lix or of timm than this one ({what:.200}): export it with that one"
         ) from None
     return network.to(device, memory_format=torch.channels_last).eval(), record
 
