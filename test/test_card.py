@@ -373,7 +373,7 @@ def test_a_student_is_exported_with_its_teacher_and_notes_under_the_name_of_the_
         (["--out", "x.lix", "--checkpoint", "first"], "--checkpoint is best or last, got 'first'"),
         (["--out", "x.lix", "--notes", "missing.md"], "cannot read notes missing.md: No such file"),
         (["--out", "/proc/x.lix"], "cannot write to output folder /proc"),
-        (["--out", "x.lix"], "there is no nowhere/checkpoints/best.ckpt"),
+        (["--out", "x.lix"], "there is no run folder nowhere, and no model 'nowhere'; known are "),
     ],
 )
 def test_what_cannot_be_exported_is_refused_before_the_work(arguments, message):

@@ -208,13 +208,13 @@ def test_a_damaged_bag_beside_the_repaired_one_is_in_the_data_set_once(tmp_path)
 def test_damaged_files_of_an_extraction_are_named(labelled):
     data = BagDataset(labelled, "all", x="depth")
     (labelled / f"bag/image/{START}.png").write_bytes(b"broken")
-    with pytest.raises(DataError, match=f"image/{START}.png cannot be read .*; extract the bag again"):
+    with pytest.raises(DataError, match=f"image/{START}.png cannot be read .*; delete it, and extract the bag again"):
         data[0]
     cv2.imwrite(str(labelled / f"bag/depth/{START + PERIOD}.png"), np.zeros((64, 160), np.uint8))
-    with pytest.raises(DataError, match=f"depth/{START + PERIOD}.png is no 16-bit image of 160x64; extract the bag again"):
+    with pytest.raises(DataError, match=f"depth/{START + PERIOD}.png is no 16-bit image of 160x64; delete it, and extract the bag again"):
         data[1]
     cv2.imwrite(str(labelled / f"bag/depth/{START + PERIOD}.png"), np.zeros((64, 161), np.uint16))
-    with pytest.raises(DataError, match=f"depth/{START + PERIOD}.png is no 16-bit image of 160x64; extract the bag again"):
+    with pytest.raises(DataError, match=f"depth/{START + PERIOD}.png is no 16-bit image of 160x64; delete it, and extract the bag again"):
         data[1]
 
 

@@ -499,7 +499,7 @@ def test_a_table_file_with_a_slip_is_named_and_the_others_are_listed(tmp_path, m
     with pytest.raises(TrainingError, match="table mine cannot be read: .*No such file"):
         Table.load(str(own))
     listed = CliRunner().invoke(app, ["reproduce"]).output.splitlines()
-    assert len(listed) == 9 and listed[-1].split() == ["whole", "T"]
+    assert len(listed) == 10 and listed[-1].split() == ["whole", "T"]
     refused = CliRunner().invoke(app, ["reproduce", "whole", "--data", "tyny=x"])
     assert "--data tyny: needed is tiny (did you mean tiny" in str(refused.exception)
 

@@ -247,7 +247,7 @@ def test_pseudo_labels_of_the_old_teacher_do_where_nobody_labelled_and_what_is_n
 
 def test_a_model_that_was_taken_and_is_no_more_goes_with_a_word(retrained, old, tmp_path):
     shutil.copytree(retrained[0], tmp_path / "out")
-    found = retrain(task_of(old, tmp_path / "out", gain=2.0), quiet=True)
+    found = retrain(task_of(old, tmp_path / "out", gain=1.0), quiet=True)
     assert not found.better and not (tmp_path / "out" / "model.lix").exists()
     words = "model.lix, taken by an earlier comparison, is removed, candidate.lix is the same"
     assert found.why.endswith(words) and words in (tmp_path / "out" / "report.md").read_text()

@@ -6,6 +6,7 @@ changed since ROS 2 Foxy, Humble's sqlite3 bags carry none, and a broken definit
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -161,7 +162,7 @@ def counts_of(connections: Iterable[Any]) -> dict[tuple[str, str], int]:
 
 def files_beside(path: Path, parts: Sequence[Any]) -> list[str]:
     """Names of data files in a bag's folder that are none of its parts."""
-    named = {Path(str(part.path)).name for part in parts}
+    named = {os.path.basename(os.fspath(part.path)) for part in parts}
     return [file.name for file in salvage.files_of(path) if file.name not in named and path.is_dir()]
 
 
