@@ -37,4 +37,8 @@ def models(model: str = typer.Argument("", help="A model's name or path: prints 
     print_table(table)
     for path in paths:  # in one piece each, however narrow the terminal
         console.print(Text(f"{path.stem}: {path}"), soft_wrap=True)
-    console.print(f"Folders of your own: ${PATH_VARIABLE}, ~/.local/share/lix/models. `lix models NAME` prints a card.", highlight=False, soft_wrap=True)
+    console.print(
+        f"Folders of your own: ${PATH_VARIABLE}, ~/.local/share/lix/models. `lix models NAME` prints a card.",
+        highlight=False,
+        soft_wrap=True,
+    )
